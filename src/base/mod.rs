@@ -1,0 +1,7 @@
+//! Vocabulary shared by every layer: units, versions, checksums, buffers, and the runtime trait that
+//! keeps clocks, randomness and task scheduling out of the layers above. No input or output here.
+
+pub mod buffer;
+pub mod checksum;
+pub mod runtime;
+pub mod units;

@@ -1,0 +1,3 @@
+//! The `gemel-witness` binary.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `gemel` binary.
+
+fn main() {}

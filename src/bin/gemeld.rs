@@ -1,0 +1,3 @@
+//! The `gemeld` binary.
+
+fn main() {}

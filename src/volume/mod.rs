@@ -1,0 +1,3 @@
+//! Volumes: what a logical unit reads and writes.
+
+pub mod device;
