@@ -1,0 +1,97 @@
+//! What volumes ask of a store of versioned blocks. The local store implements it; so can a mirrored
+//! one, which is why volumes name only this.
+//!
+//! Guarantees: an append completes when it, and every append before it, is on stable media; a read
+//! returns the newest settled version of each block, never one that an append has not completed for;
+//! appends settle by version, whatever order they complete in.
+
+use std::future::Future;
+
+use bytes::Bytes;
+
+use crate::base::checksum::Crc32;
+use crate::base::units::{BlockAddress, Version, VolumeId};
+
+/// A store of versioned 4 KiB blocks.
+#[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
+pub trait BlockStore {
+    /// Appends `writes` under `version`. The position in the log is taken when this is called, not
+    /// when the future is first polled; a dropped future does not take the append back.
+    fn append(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> impl Future<Output = Result<(), StoreError>> + 'static;
+    /// Reads `count` blocks from `address` on; holes are zeros. Every block has passed its checksum.
+    async fn read(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError>;
+    /// Runs of mapped and unmapped blocks from `address` on, at most `count` blocks and `limit` runs.
+    async fn allocation(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError>;
+    /// Waits until every append that was called before this is on stable media.
+    async fn flush(&self) -> Result<(), StoreError>;
+}
+
+/// One change of an append.
+#[derive(Clone, Debug)]
+pub enum BlockWrite {
+    /// New contents of one block.
+    Data {
+        /// Where.
+        address: BlockAddress,
+        /// 4096 bytes, block-aligned in memory (else the store copies them).
+        data: Bytes,
+        /// `Crc32::of(data)`, not yet bound to an identity.
+        checksum: Crc32,
+    },
+    /// A range that reads as zeros from now on and takes no space.
+    Hole {
+        /// First block.
+        address: BlockAddress,
+        /// Number of blocks.
+        count: u64,
+    },
+}
+
+/// Consecutive blocks of one state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRun {
+    /// First block.
+    pub address: BlockAddress,
+    /// Number of blocks.
+    pub count: u64,
+    /// Whether they hold data.
+    pub mapped: bool,
+}
+
+/// Why a store could not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// No space for new blocks; nothing of the append was written.
+    #[error("the pool is out of space")]
+    OutOfSpace,
+    /// The block at this address can be read from no disk and rebuilt from no parity.
+    #[error("volume {} block {} is unrecoverable", volume.0, address.0)]
+    Medium {
+        /// Volume of the block.
+        volume: VolumeId,
+        /// Address of the block.
+        address: BlockAddress,
+    },
+    /// Too many disks are gone, or the pool was taken offline.
+    #[error("the pool is offline")]
+    Offline,
+    /// There is no such volume in the store.
+    #[error("volume {} is not in the pool", .0.0)]
+    NoSuchVolume(VolumeId),
+}
