@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The storage service, `gemeld`: everything that touches sockets, clocks, threads and signals.
+
+pub mod config;
