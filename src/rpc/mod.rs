@@ -6,6 +6,7 @@
 
 pub mod json;
 pub mod size;
+pub mod time;
 
 /// The management service, version 1.
 #[allow(missing_docs)] // documented in proto/management.proto
