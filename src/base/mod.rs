@@ -3,5 +3,6 @@
 
 pub mod buffer;
 pub mod checksum;
+pub mod histogram;
 pub mod runtime;
 pub mod units;
