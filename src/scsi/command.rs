@@ -155,6 +155,7 @@ impl From<DeviceError> for Failure {
             // another path for as long as their own time-out allows, and none of them fails the
             // file system at once.
             DeviceError::Offline => Sense::new(SenseKey::NotReady, AdditionalSense::BECOMING_READY),
+            DeviceError::OutOfRange => Sense::illegal(AdditionalSense::LBA_OUT_OF_RANGE),
             DeviceError::Gone => Sense::illegal(AdditionalSense::LOGICAL_UNIT_NOT_SUPPORTED),
         })
     }
