@@ -83,10 +83,10 @@ pub struct IscsiConfig {
     pub portal_group_tag: Bounded<1, 65535>,
     /// Commands that a session may have outstanding.
     pub queue_depth: Bounded<1, 1024>,
-    /// Header digests offered, in order of preference.
-    pub header_digests: Vec<Digest>,
-    /// Data digests offered, in order of preference.
-    pub data_digests: Vec<Digest>,
+    /// Header digests.
+    pub header_digest: Digest,
+    /// Data digests.
+    pub data_digest: Digest,
     /// Refuses initiators for which no CHAP secret is set.
     pub require_chap: bool,
     /// Sessions in all.
@@ -95,8 +95,8 @@ pub struct IscsiConfig {
     pub max_logins_in_progress: Bounded<1, 65536>,
     /// How long a login may take.
     pub login_timeout_s: Bounded<1, 600>,
-    /// Quiet time after which an initiator is pinged; 0 never pings.
-    pub keepalive_interval_s: Bounded<0, 3600>,
+    /// Quiet time after which an initiator is pinged.
+    pub keepalive_interval_s: Bounded<1, 3600>,
     /// How long it may take to answer.
     pub keepalive_timeout_s: Bounded<1, 3600>,
     /// Memory for data that initiators write, all sessions together.
@@ -105,14 +105,16 @@ pub struct IscsiConfig {
     pub congestion_control: Option<String>,
 }
 
-/// A digest of RFC 7143 section 13.1.
+/// How CRC-32C digests (RFC 7143 section 13.1) are agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Digest {
-    /// No digest.
-    None,
-    /// CRC-32C.
-    #[serde(rename = "CRC32C")]
-    Crc32c,
+    /// As the initiator likes best.
+    Allow,
+    /// Wherever the initiator can.
+    Prefer,
+    /// Never.
+    Refuse,
 }
 
 /// `[management]`
@@ -153,14 +155,14 @@ impl Default for IscsiConfig {
             portals: vec![SocketAddr::from(([0u16; 8], 3260))],
             portal_group_tag: Bounded(1),
             queue_depth: Bounded(128),
-            header_digests: vec![Digest::None, Digest::Crc32c],
-            data_digests: vec![Digest::None, Digest::Crc32c],
+            header_digest: Digest::Allow,
+            data_digest: Digest::Allow,
             require_chap: false,
             max_sessions: Bounded(1024),
             max_logins_in_progress: Bounded(64),
             login_timeout_s: Bounded(15),
-            keepalive_interval_s: Bounded(10),
-            keepalive_timeout_s: Bounded(10),
+            keepalive_interval_s: Bounded(15),
+            keepalive_timeout_s: Bounded(15),
             memory: ByteSize(256 << 20),
             congestion_control: None,
         }
@@ -260,9 +262,6 @@ impl Config {
         }
         if self.management.listen.is_empty() {
             return Some("management.listen is empty: the command line could not reach the node".to_owned());
-        }
-        if self.iscsi.header_digests.is_empty() || self.iscsi.data_digests.is_empty() {
-            return Some("iscsi.header_digests and data_digests need at least \"None\"".to_owned());
         }
         let disks = &self.pool.disks;
         if let Some(twice) = first_repeated(disks.iter()) {

@@ -1,6 +1,7 @@
 //! The storage service, `gemeld`: everything that touches sockets, clocks, threads and signals.
 
 pub mod config;
+pub mod data;
 pub mod engine;
 pub mod event_log;
 pub mod listen;
