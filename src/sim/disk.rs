@@ -17,7 +17,7 @@ use super::fault::Effect;
 use super::medium::{PAGE_BYTES, Page, ReadFault, SimulatedMedium, WriteTicket};
 use crate::base::buffer::{AlignedBuf, is_block_aligned};
 use crate::base::runtime::RuntimeHandle;
-use crate::disk::{Disk, DiskError, DiskErrorKind, DiskFuture, DiskProperties, Operation};
+use crate::disk::{Disk, DiskError, DiskErrorKind, DiskFuture, DiskProperties, Operation, assert_transfer};
 
 /// One opening of a [`SimulatedMedium`] by one world.
 pub struct SimulatedDisk {
@@ -50,19 +50,6 @@ impl SimulatedDisk {
     pub fn medium(&self) -> &Rc<SimulatedMedium> {
         &self.handle.medium
     }
-
-    fn check(&self, offset: u64, length: u64) {
-        assert!(
-            offset.is_multiple_of(PAGE_BYTES) && length.is_multiple_of(PAGE_BYTES) && length > 0,
-            "{length} bytes at {offset}: not whole pages",
-        );
-        let end = offset.checked_add(length);
-        assert!(
-            end.is_some_and(|end| end <= self.properties.size_bytes),
-            "{length} bytes at {offset}: behind the end of {}",
-            self.properties.path,
-        );
-    }
 }
 
 impl Disk for SimulatedDisk {
@@ -72,7 +59,7 @@ impl Disk for SimulatedDisk {
 
     fn read(&self, offset: u64, mut buffer: AlignedBuf) -> DiskFuture<AlignedBuf> {
         let length = buffer.len() as u64;
-        self.check(offset, length);
+        assert_transfer(&self.properties, offset, length);
         let handle = self.handle.clone();
         handle.medium.count(|counters| {
             counters.reads += 1;
@@ -100,7 +87,7 @@ impl Disk for SimulatedDisk {
     fn write(&self, offset: u64, data: Vec<Bytes>) -> DiskFuture<()> {
         assert!(data.iter().all(|piece| is_block_aligned(piece)), "pieces must be whole, aligned pages");
         let length = data.iter().map(|piece| piece.len() as u64).sum();
-        self.check(offset, length);
+        assert_transfer(&self.properties, offset, length);
         let handle = self.handle.clone();
         handle.medium.count(|counters| {
             counters.writes += 1;
@@ -152,7 +139,7 @@ impl Disk for SimulatedDisk {
     }
 
     fn discard(&self, offset: u64, length: u64) -> DiskFuture<()> {
-        self.check(offset, length);
+        assert_transfer(&self.properties, offset, length);
         let handle = self.handle.clone();
         handle.medium.count(|counters| counters.discards += 1);
         let context = handle.context(Operation::Discard, offset, length);
