@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::cluster::name::{ClusterName, NodeName};
+
 /// Where the configuration is looked for when no other place is given.
 pub const DEFAULT_PATH: &str = "/etc/gemel/gemeld.toml";
 
@@ -17,9 +19,9 @@ pub const DEFAULT_PATH: &str = "/etc/gemel/gemeld.toml";
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of this node.
-    pub node: Name,
+    pub node: NodeName,
     /// Name of the cluster, a part of every target's iSCSI name.
-    pub cluster: Name,
+    pub cluster: ClusterName,
     /// Directory of the node's own records: volumes, access, reservations, events. Never in the pool.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
@@ -79,8 +81,6 @@ pub enum EngineChoice {
 pub struct IscsiConfig {
     /// Addresses and ports to listen on.
     pub portals: Vec<SocketAddr>,
-    /// Portal group tag of this node: 1 on the first, 2 on the second.
-    pub portal_group_tag: Bounded<1, 65535>,
     /// Commands that a session may have outstanding.
     pub queue_depth: Bounded<1, 1024>,
     /// Header digests.
@@ -153,7 +153,6 @@ impl Default for IscsiConfig {
     fn default() -> Self {
         Self {
             portals: vec![SocketAddr::from(([0u16; 8], 3260))],
-            portal_group_tag: Bounded(1),
             queue_depth: Bounded(128),
             header_digest: Digest::Allow,
             data_digest: Digest::Allow,
@@ -291,34 +290,6 @@ fn first_repeated<'a, T: Ord>(items: impl Iterator<Item = &'a T>) -> Option<&'a 
     items.into_iter().find(|item| !seen.insert(*item))
 }
 
-/// A name that may be a part of an iSCSI name (RFC 7143 section 4.2.7): lowercase letters, digits,
-/// `-` and `.`, at most 63 of them.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Name(String);
-
-impl Name {
-    /// The name itself.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for Name {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
-        let starts = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        if starts && name.len() <= 63 && name.bytes().all(legal) {
-            Ok(Self(name))
-        } else {
-            Err(format!("{name:?} is not a name: 1 to 63 of a-z, 0-9, '-' and '.', a letter or digit first"))
-        }
-    }
-}
-
 /// A number of bytes, written like `512M`, `10G` or `2T` (powers of two), or as a plain number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "SizeText")]
@@ -418,7 +389,7 @@ mod tests {
     fn an_error_names_the_line_and_what_is_wrong() {
         let cases = [
             (format!("{SMALLEST}colour = 1\n"), "line 5", "unknown field `colour`"),
-            (SMALLEST.replace("\"a\"", "\"A b\""), "line 1", "is not a name"),
+            (SMALLEST.replace("\"a\"", "\"A b\""), "line 1", "node"),
             (SMALLEST.replace("cluster", "#"), "", "missing field `cluster`"),
             (format!("{SMALLEST}memory = \"12Q\"\n"), "line 5", "12Q"),
             (format!("{SMALLEST}spin_us = 5000\n"), "line 5", "between 0 and 1000"),

@@ -28,8 +28,6 @@ pub struct VolumeSpec {
     pub size_bytes: u64,
     /// 512 or 4096.
     pub sector_bytes: u32,
-    /// Epoch under which it is served.
-    pub epoch: u32,
     /// Persistent reservations, as they were last saved.
     pub reservations: Option<Vec<u8>>,
 }
@@ -115,6 +113,11 @@ impl EngineHandle {
     /// Sends the request that `make` makes of a way back, and waits for the answer.
     pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, EngineError> {
         self.start(make).await?.await.map_err(|_| EngineError::Ended)?
+    }
+
+    /// Completes when the data thread has ended.
+    pub async fn closed(&self) {
+        self.queue.closed().await;
     }
 
     /// Sends a request, so that its place in the order is taken, and gives the answer to come.

@@ -5,7 +5,6 @@
 //! Every event has a kind, a word that never changes its meaning.
 
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -77,13 +76,13 @@ pub struct EventWriter {
     queue: mpsc::Receiver<Report>,
     recent: Arc<Mutex<VecDeque<Event>>>,
     newest: watch::Sender<u64>,
-    state: Rc<StateDirectory>,
+    state: Arc<StateDirectory>,
     keep: usize,
 }
 
 /// Opens the log in the state directory, keeping `keep` events.
 pub fn open(
-    state: Rc<StateDirectory>,
+    state: Arc<StateDirectory>,
     keep: usize,
 ) -> Result<(EventReporter, EventLog, EventWriter), StateError> {
     let mut recent = VecDeque::new();
@@ -224,7 +223,7 @@ mod tests {
     }
 
     fn run(directory: &std::path::Path, keep: usize, kinds: &[&'static str]) -> Vec<Event> {
-        let state = Rc::new(StateDirectory::open(directory).unwrap());
+        let state = Arc::new(StateDirectory::open(directory).unwrap());
         let (reporter, log, writer) = open(state, keep).unwrap();
         for kind in kinds {
             reporter.warning(kind, "it happened".to_owned(), &[("errno", "5".to_owned())]);
@@ -248,7 +247,7 @@ mod tests {
     #[test]
     fn readers_go_on_where_they_were() {
         let place = tempfile::tempdir().unwrap();
-        let state = Rc::new(StateDirectory::open(place.path()).unwrap());
+        let state = Arc::new(StateDirectory::open(place.path()).unwrap());
         let (reporter, log, writer) = open(state, 100).unwrap();
         (0..5).for_each(|_| reporter.info("tick", String::new(), &[]));
         drop(reporter);

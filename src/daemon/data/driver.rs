@@ -9,7 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -125,6 +125,12 @@ impl Pace {
 
 /// The engine as something to be polled.
 struct Descriptor(Engine);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
 
 impl AsFd for Descriptor {
     fn as_fd(&self) -> BorrowedFd<'_> {

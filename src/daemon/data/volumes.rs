@@ -10,7 +10,7 @@ use super::reservations::ReservationSaver;
 use crate::base::buffer::BufferPool;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::VolumeId;
-use crate::daemon::control_requests::ControlSender;
+use crate::daemon::control_requests::{ControlHandle, ControlRequest};
 use crate::daemon::engine::{EngineError, VolumeReport, VolumeSpec};
 use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort};
@@ -41,7 +41,7 @@ pub struct Volumes<P: Pool> {
     runtime: RuntimeHandle,
     buffers: BufferPool,
     access: Rc<Access>,
-    control: ControlSender,
+    control: ControlHandle,
 }
 
 impl<P: Pool> Volumes<P> {
@@ -52,20 +52,32 @@ impl<P: Pool> Volumes<P> {
         runtime: RuntimeHandle,
         buffers: BufferPool,
         access: Rc<Access>,
-        control: ControlSender,
+        control: ControlHandle,
     ) -> Rc<Self> {
         Rc::new(Self { served: RefCell::default(), pool, runtime, buffers, access, control })
     }
 
-    /// Opens a volume, new or known, and serves it.
-    pub async fn open(self: &Rc<Self>, spec: VolumeSpec) -> Result<(), EngineError> {
-        let next_sequence = self.pool.open_volume(spec.id).await?;
+    /// Opens volumes, new or known, in new epochs, and serves them.
+    pub async fn open(self: &Rc<Self>, specs: Vec<VolumeSpec>) -> Result<(), EngineError> {
+        let mut first_sequences = Vec::new();
+        for spec in &specs {
+            first_sequences.push((spec.id, self.pool.open_volume(spec.id).await?));
+        }
+        let begin = |reply| ControlRequest::BeginEpochs(first_sequences.clone(), reply);
+        let epochs = self.control.ask(begin).await.map_err(EngineError::Failed)?;
+        for ((spec, epoch), (_, first_sequence)) in specs.into_iter().zip(epochs).zip(first_sequences) {
+            self.serve(spec, epoch, first_sequence)?;
+        }
+        Ok(())
+    }
+
+    fn serve(self: &Rc<Self>, spec: VolumeSpec, epoch: u32, next_sequence: u64) -> Result<(), EngineError> {
         let restored = restored(&spec)?;
         let geometry = DeviceGeometry {
             logical_block_bytes: spec.sector_bytes,
             block_count: spec.size_bytes / u64::from(spec.sector_bytes),
         };
-        let parameters = VolumeParameters { id: spec.id, epoch: spec.epoch, next_sequence, geometry };
+        let parameters = VolumeParameters { id: spec.id, epoch, next_sequence, geometry };
         let services = VolumeServices {
             store: self.pool.clone(),
             runtime: self.runtime.clone(),
@@ -81,7 +93,7 @@ impl<P: Pool> Volumes<P> {
         };
         let services = Services {
             runtime: self.runtime.clone(),
-            reservations: Rc::new(ReservationSaver::new(spec.id, self.control.clone())),
+            reservations: Rc::new(ReservationSaver::new(spec.id, epoch, self.control.clone())),
             copies: Rc::new(Resolver { volumes: Rc::downgrade(self) }),
         };
         let unit = Rc::new(LogicalUnit::new(identity, volume, services, &restored));
@@ -109,6 +121,12 @@ impl<P: Pool> Volumes<P> {
     /// Frees the space of a volume that is not served any more.
     pub async fn delete(&self, id: VolumeId) -> Result<(), EngineError> {
         Ok(self.pool.delete_volume(id).await?)
+    }
+
+    /// Frees the space of a volume that was deleted before the last stop.
+    pub async fn purge(&self, id: VolumeId) -> Result<(), EngineError> {
+        self.pool.delete_volume(id).await?;
+        self.control.ask(|reply| ControlRequest::VolumePurged(id, reply)).await.map_err(EngineError::Failed)
     }
 
     /// The volume with this number.
