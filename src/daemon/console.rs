@@ -47,15 +47,31 @@ fn page(status: &Status) -> String {
     );
     for attention in &status.attention {
         let severity = name::<Severity>(attention.severity);
-        let _ = write!(page, "<p><b>{severity}</b>: {}. {}</p>", escape(&attention.message), escape(&attention.action));
+        let _ = write!(
+            page,
+            "<p><b>{severity}</b>: {}. {}</p>",
+            escape(&attention.message),
+            escape(&attention.action)
+        );
     }
     let volumes = status.volumes.iter().map(|volume| {
         let state = name::<VolumeState>(volume.state);
-        vec![volume.name.clone(), state, size(volume.size_bytes), size(volume.used_bytes), volume.target.clone()]
+        vec![
+            volume.name.clone(),
+            state,
+            size(volume.size_bytes),
+            size(volume.used_bytes),
+            volume.target.clone(),
+        ]
     });
     table(&mut page, "Volumes", &["Name", "State", "Size", "Used", "Target"], volumes);
     let pools = status.pools.iter().map(|pool| {
-        vec![pool.node.clone(), name::<PoolState>(pool.state), size(pool.capacity_bytes), size(pool.used_bytes)]
+        vec![
+            pool.node.clone(),
+            name::<PoolState>(pool.state),
+            size(pool.capacity_bytes),
+            size(pool.used_bytes),
+        ]
     });
     table(&mut page, "Pools", &["Node", "State", "Capacity", "Used"], pools);
     let disks = status.pools.iter().flat_map(|pool| &pool.disks).map(|disk| {
@@ -94,7 +110,8 @@ mod tests {
     #[test]
     fn paths_cannot_inject_html() {
         let disk = Disk { path: "/tmp/<script>".into(), ..Disk::default() };
-        let status = Status { pools: vec![Pool { disks: vec![disk], ..Pool::default() }], ..Status::default() };
+        let status =
+            Status { pools: vec![Pool { disks: vec![disk], ..Pool::default() }], ..Status::default() };
         let page = page(&status);
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script>"));
     }

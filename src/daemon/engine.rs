@@ -24,6 +24,8 @@ pub struct VolumeSpec {
     pub target: String,
     /// What makes it different from every volume of every cluster.
     pub uuid: [u8; 16],
+    /// Portal group tags of all nodes, ascending.
+    pub portal_groups: Vec<u16>,
     /// Bytes, a multiple of 4096.
     pub size_bytes: u64,
     /// 512 or 4096.

@@ -43,7 +43,10 @@ impl Management for ManagementService {
         answer(self.control.status().await)
     }
 
-    async fn create_volume(&self, request: Request<messages::CreateVolumeRequest>) -> Answer<messages::Volume> {
+    async fn create_volume(
+        &self,
+        request: Request<messages::CreateVolumeRequest>,
+    ) -> Answer<messages::Volume> {
         answer(self.control.create_volume(request.into_inner()).await)
     }
 
@@ -59,7 +62,10 @@ impl Management for ManagementService {
         answer(self.control.volume(&request.into_inner().name).await)
     }
 
-    async fn resize_volume(&self, request: Request<messages::ResizeVolumeRequest>) -> Answer<messages::Volume> {
+    async fn resize_volume(
+        &self,
+        request: Request<messages::ResizeVolumeRequest>,
+    ) -> Answer<messages::Volume> {
         answer(self.control.resize_volume(request.into_inner()).await)
     }
 
@@ -71,7 +77,10 @@ impl Management for ManagementService {
         answer(deleted.map(|()| messages::DeleteVolumeResponse {}))
     }
 
-    async fn list_disks(&self, _: Request<messages::ListDisksRequest>) -> Answer<messages::ListDisksResponse> {
+    async fn list_disks(
+        &self,
+        _: Request<messages::ListDisksRequest>,
+    ) -> Answer<messages::ListDisksResponse> {
         let pool = self.control.pool().await;
         answer(pool.map(|pool| messages::ListDisksResponse { disks: pool.disks }))
     }
@@ -108,12 +117,18 @@ impl Management for ManagementService {
         answer(entries.map(|entries| messages::ListAccessResponse { entries }))
     }
 
-    async fn set_chap(&self, request: Request<messages::SetChapRequest>) -> Answer<messages::SetChapResponse> {
+    async fn set_chap(
+        &self,
+        request: Request<messages::SetChapRequest>,
+    ) -> Answer<messages::SetChapResponse> {
         let set = self.control.set_chap(request.into_inner()).await;
         answer(set.map(|()| messages::SetChapResponse {}))
     }
 
-    async fn clear_chap(&self, request: Request<messages::ClearChapRequest>) -> Answer<messages::ClearChapResponse> {
+    async fn clear_chap(
+        &self,
+        request: Request<messages::ClearChapRequest>,
+    ) -> Answer<messages::ClearChapResponse> {
         let cleared = self.control.clear_chap(request.into_inner()).await;
         answer(cleared.map(|()| messages::ClearChapResponse {}))
     }

@@ -20,13 +20,13 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use super::config::{self, Config};
 use super::control::Control;
+use super::control_requests::{ControlHandle, ControlRequest};
 use super::data::{self, Setup};
 use super::engine::EngineHandle;
 use super::event_log::{self, EventReporter};
 use super::listen::listen;
 use super::management::{ManagementService, reach, refuse_browsers};
 use super::state_directory::StateDirectory;
-use super::control_requests::{ControlHandle, ControlRequest};
 use super::{console, notify};
 use crate::rpc::management::management_server::ManagementServer;
 
@@ -126,6 +126,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let setup = Setup {
         volumes: control.volume_specs(),
         purge: control.volumes_to_purge(),
+        portal_group_tag: control.portal_group_tag(),
         access: control.access_rules(),
         memory_pool: arguments.volatile_memory_pool,
         events: events.clone(),
@@ -209,5 +210,9 @@ fn announce(config: &Config, events: &EventReporter) {
     tracing::info!("{}", reach(&management));
     let portals = config.iscsi.portals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let message = format!("node {} of cluster {} is ready", config.node.as_str(), config.cluster.as_str());
-    events.info("node-started", message, &[("portals", portals), ("version", env!("CARGO_PKG_VERSION").to_owned())]);
+    events.info(
+        "node-started",
+        message,
+        &[("portals", portals), ("version", env!("CARGO_PKG_VERSION").to_owned())],
+    );
 }

@@ -49,7 +49,8 @@ impl Control {
             if let Some(name) = only.clone().filter(|name| state.volume(name).is_none()) {
                 return Err(Rejection::NoSuchVolume(name).into());
             }
-            let volumes = state.volumes().filter(|record| only.as_ref().is_none_or(|name| record.name == *name));
+            let volumes =
+                state.volumes().filter(|record| only.as_ref().is_none_or(|name| record.name == *name));
             let entries = volumes.flat_map(|record| {
                 record.access.iter().map(|initiator| {
                     let chap = match initiator {
@@ -71,7 +72,8 @@ impl Control {
     /// Sets an initiator's CHAP credentials.
     pub async fn set_chap(&self, request: messages::SetChapRequest) -> Result<(), Refusal> {
         let initiator: InitiatorName = request.initiator.parse()?;
-        let incoming = request.incoming.ok_or_else(|| Refusal::Invalid("no CHAP secret was given".to_owned()))?;
+        let incoming =
+            request.incoming.ok_or_else(|| Refusal::Invalid("no CHAP secret was given".to_owned()))?;
         let credentials = |given: messages::ChapCredential| ChapCredentials {
             user: given.user,
             secret: ChapSecret::new(given.secret),

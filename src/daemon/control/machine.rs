@@ -96,12 +96,15 @@ impl Machine {
 /// What the data thread needs to know of a volume.
 pub fn spec(state: &ControlState, record: &VolumeRecord) -> VolumeSpec {
     let uuid = state.cluster().map_or([0; 16], |cluster| volume_uuid(cluster.uuid, record.id.0));
+    let mut portal_groups: Vec<_> = state.nodes().map(|(_, node)| node.portal_group_tag).collect();
+    portal_groups.sort_unstable();
     let encoded = &record.reservations.encoded;
     VolumeSpec {
         id: record.id,
         name: record.name.to_string(),
         target: state.target_name(&record.name).unwrap_or_default(),
         uuid,
+        portal_groups,
         size_bytes: record.size_bytes,
         sector_bytes: record.sector.bytes(),
         reservations: if encoded.is_empty() { None } else { Some(encoded.clone()) },

@@ -77,6 +77,14 @@ impl Control {
         self.machine.read(|state| state.volumes().map(|record| machine::spec(state, record)).collect())
     }
 
+    /// The portal group of this node.
+    pub fn portal_group_tag(&self) -> u16 {
+        self.machine.read(|state| {
+            let own = state.nodes().find(|(name, _)| **name == self.node);
+            own.map_or(1, |(_, node)| node.portal_group_tag)
+        })
+    }
+
     /// Deleted volumes whose space this node has not given back.
     pub fn volumes_to_purge(&self) -> Vec<VolumeId> {
         self.machine.read(|state| {
@@ -88,7 +96,8 @@ impl Control {
     /// Who may use what.
     pub fn access_rules(&self) -> AccessRules {
         self.machine.read(|state| {
-            let names = |access: &std::collections::BTreeSet<_>| access.iter().map(ToString::to_string).collect();
+            let names =
+                |access: &std::collections::BTreeSet<_>| access.iter().map(ToString::to_string).collect();
             let allowed = state.volumes().map(|record| (record.id, names(&record.access))).collect();
             let pair = |credentials: &crate::cluster::state::access::ChapCredentials| {
                 (credentials.user.clone(), credentials.secret.expose().to_vec())
@@ -143,7 +152,9 @@ impl Control {
             volumes.into_iter().map(command).collect::<Result<Vec<_>, Rejection>>()
         })?;
         let outcomes = self.machine.apply(commands)?.into_iter();
-        Ok(outcomes.map(|outcome| if let Outcome::EpochBegun { epoch } = outcome { epoch } else { 0 }).collect())
+        Ok(outcomes
+            .map(|outcome| if let Outcome::EpochBegun { epoch } = outcome { epoch } else { 0 })
+            .collect())
     }
 
     /// The turn to change something.

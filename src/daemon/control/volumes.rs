@@ -18,7 +18,8 @@ impl Control {
     ) -> Result<messages::Volume, Refusal> {
         let name: VolumeName = request.name.parse()?;
         let sector_bytes = if request.sector_bytes == 0 { 512 } else { request.sector_bytes };
-        let sector = SectorSize::try_from(sector_bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let sector =
+            SectorSize::try_from(sector_bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
         let _turn = self.turn().await;
         let create = Command::CreateVolume {
             name: name.clone(),
@@ -29,7 +30,8 @@ impl Control {
             created_unix_ms: now_ms(),
         };
         self.machine.apply(vec![create])?;
-        let spec = self.machine.read(|state| state.volume(&name).map(|record| super::machine::spec(state, record)));
+        let spec =
+            self.machine.read(|state| state.volume(&name).map(|record| super::machine::spec(state, record)));
         let spec = spec.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
         if let Err(error) = self.engine.ask(|reply| Request::OpenVolume(spec, reply)).await {
             // What cannot be served must not look as if it could.
@@ -74,19 +76,25 @@ impl Control {
         let _turn = self.turn().await;
         let (id, size_bytes) = self.find(&name)?;
         let report = self.report().await?;
-        let sessions = report.volumes.iter().find(|volume| volume.id == id).map_or(0, |volume| volume.sessions);
+        let sessions =
+            report.volumes.iter().find(|volume| volume.id == id).map_or(0, |volume| volume.sessions);
         if sessions > 0 && !request.force {
             return Err(Refusal::Impossible(format!(
                 "volume {name} is in use by {sessions} sessions: log the initiators out, or delete it with --force"
             )));
         }
-        let delete = Command::DeleteVolume { name: name.clone(), force: request.force, deleted_unix_ms: now_ms() };
+        let delete =
+            Command::DeleteVolume { name: name.clone(), force: request.force, deleted_unix_ms: now_ms() };
         self.machine.apply(vec![delete])?;
         self.send_access().await?;
         self.engine.ask(|reply| Request::DeleteVolume(id, reply)).await?;
         let purged = Command::VolumePurged { volume: id, node: self.node.clone() };
         self.machine.apply(vec![purged])?;
-        self.events.info("volume-deleted", format!("volume {name} of {} was deleted", show_size(size_bytes)), &[]);
+        self.events.info(
+            "volume-deleted",
+            format!("volume {name} of {} was deleted", show_size(size_bytes)),
+            &[],
+        );
         Ok(())
     }
 
@@ -103,9 +111,9 @@ impl Control {
     /// All volumes.
     pub async fn volumes(&self) -> Result<Vec<messages::Volume>, Refusal> {
         let report = self.report().await?;
-        Ok(self.machine.read(|state| {
-            state.volumes().map(|record| volume_message(state, record, &report)).collect()
-        }))
+        Ok(self
+            .machine
+            .read(|state| state.volumes().map(|record| volume_message(state, record, &report)).collect()))
     }
 
     /// Takes a disk out of service.
@@ -113,9 +121,13 @@ impl Control {
         let _turn = self.turn().await;
         let report = self.report().await?;
         let mut disks = report.pool.disks.iter();
-        let disk = disks.find(|disk| disk.id == request.disk || disk.path == request.disk).ok_or_else(|| {
-            Refusal::NotFound(format!("the pool has no disk {}: `gemel disk list` shows them", request.disk))
-        })?;
+        let disk =
+            disks.find(|disk| disk.id == request.disk || disk.path == request.disk).ok_or_else(|| {
+                Refusal::NotFound(format!(
+                    "the pool has no disk {}: `gemel disk list` shows them",
+                    request.disk
+                ))
+            })?;
         if report.pool.redundancy == 0 && !request.force {
             return Err(Refusal::Impossible(format!(
                 "without disk {} the pool could not serve: it has no redundancy left; add --force to fail it anyway",
@@ -124,7 +136,11 @@ impl Control {
         }
         let id = disk.id.clone();
         self.engine.ask(|reply| Request::FailDisk(id.clone(), reply)).await?;
-        self.events.warning("disk-failed-by-administrator", format!("disk {id} was taken out of service"), &[]);
+        self.events.warning(
+            "disk-failed-by-administrator",
+            format!("disk {id} was taken out of service"),
+            &[],
+        );
         let report = self.report().await?;
         let disk = report.pool.disks.iter().find(|disk| disk.id == id);
         let disk = disk.ok_or_else(|| Refusal::Broken(format!("disk {id} has disappeared")))?;
@@ -132,12 +148,15 @@ impl Control {
     }
 
     fn find(&self, name: &VolumeName) -> Result<(VolumeId, u64), Refusal> {
-        let found = self.machine.read(|state| state.volume(name).map(|record| (record.id, record.size_bytes)));
+        let found =
+            self.machine.read(|state| state.volume(name).map(|record| (record.id, record.size_bytes)));
         Ok(found.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?)
     }
 }
 
 /// Whether a command changed something, for those that may be repeated.
 pub(super) fn changed(outcomes: &[Outcome]) -> bool {
-    outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Unchanged | Outcome::OpenToEveryone { is_new: false }))
+    outcomes
+        .iter()
+        .any(|outcome| !matches!(outcome, Outcome::Unchanged | Outcome::OpenToEveryone { is_new: false }))
 }

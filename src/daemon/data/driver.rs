@@ -9,7 +9,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -66,7 +66,10 @@ impl Kick {
 
 /// Drives `engine` until the task is dropped.
 pub async fn drive(engine: Engine, kick: Kick, spin: Duration) -> std::io::Result<()> {
-    let descriptor = AsyncFd::register_with_interest(Descriptor(engine.clone()), Interest::READABLE)?;
+    // SAFETY: the descriptor is the engine's, which `Descriptor` holds a handle of: it stays open, and
+    // the same, until the `AsyncFd` is dropped.
+    let descriptor =
+        unsafe { AsyncFd::register_with_interest(Descriptor(engine.clone()), Interest::READABLE)? };
     let mut pace = Pace::new(spin);
     loop {
         engine.submit();
@@ -129,14 +132,6 @@ struct Descriptor(Engine);
 impl AsRawFd for Descriptor {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor belongs to the engine, which closes it when its last handle is
-        // dropped; this is one, and the result's lifetime ends before it.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 }
 

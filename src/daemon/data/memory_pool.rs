@@ -72,7 +72,12 @@ impl BlockStore for MemoryPool {
         ready(self.write(volume, writes))
     }
 
-    async fn read(&self, volume: VolumeId, address: BlockAddress, count: u64) -> Result<Vec<Bytes>, StoreError> {
+    async fn read(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
         let volumes = self.volumes.borrow();
         let blocks = volumes.get(&volume).ok_or(StoreError::NoSuchVolume(volume))?;
         let block = |address| blocks.get(&address).unwrap_or(&self.zeros).clone();
@@ -96,8 +101,12 @@ impl BlockStore for MemoryPool {
             let (mapped, until) = if next > at {
                 (false, next)
             } else {
-                let gap = blocks.range(at..end).zip(at..).find(|((address, _), expected)| *address != expected);
-                (true, gap.map_or_else(|| at + blocks.range(at..end).count() as u64, |(_, expected)| expected))
+                let gap =
+                    blocks.range(at..end).zip(at..).find(|((address, _), expected)| *address != expected);
+                (
+                    true,
+                    gap.map_or_else(|| at + blocks.range(at..end).count() as u64, |(_, expected)| expected),
+                )
             };
             runs.push(BlockRun { address: BlockAddress(at), count: until - at, mapped });
             at = until;

@@ -46,6 +46,8 @@ pub struct Setup {
     pub volumes: Vec<VolumeSpec>,
     /// Deleted volumes whose space is still to be given back.
     pub purge: Vec<VolumeId>,
+    /// The portal group of this node.
+    pub portal_group_tag: u16,
     /// Who may use them.
     pub access: AccessRules,
     /// Where events go.
@@ -147,7 +149,10 @@ impl<P: Pool> DataThread<P> {
         access.replace(rules);
         let volumes = Volumes::new(pool.clone(), runtime.clone(), buffers.clone(), access.clone(), control);
         for volume in purge {
-            volumes.purge(volume).await.map_err(|error| StartError(format!("cannot delete a volume: {error}")))?;
+            volumes
+                .purge(volume)
+                .await
+                .map_err(|error| StartError(format!("cannot delete a volume: {error}")))?;
         }
         volumes.open(specs).await.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
         let server = IscsiServer::new(&config, volumes.clone(), access.clone(), runtime, buffers, events);

@@ -13,7 +13,7 @@ use crate::base::units::VolumeId;
 use crate::daemon::control_requests::{ControlHandle, ControlRequest};
 use crate::daemon::engine::{EngineError, VolumeReport, VolumeSpec};
 use crate::scsi::copy::CopyResolver;
-use crate::scsi::identity::{Identity, InitiatorPort};
+use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
 use crate::scsi::reservation::PersistedReservations;
 use crate::volume::device::DeviceGeometry;
@@ -88,6 +88,7 @@ impl<P: Pool> Volumes<P> {
             volume: spec.name.clone(),
             uuid: spec.uuid,
             target_name: spec.target.clone(),
+            target_ports: spec.portal_groups.iter().map(|&tag| target_port(tag)).collect(),
             revision: REVISION,
             non_rotating: true,
         };
@@ -158,6 +159,11 @@ impl<P: Pool> Volumes<P> {
     }
 }
 
+/// The target port of a portal group; there is one for each node.
+pub fn target_port(portal_group: u16) -> TargetPort {
+    TargetPort { relative_id: portal_group, portal_group }
+}
+
 /// Product revision level: the version of the package, in the four characters that INQUIRY has.
 const REVISION: [u8; 4] = *b"0.1 ";
 
@@ -192,4 +198,3 @@ impl From<PoolError> for EngineError {
         }
     }
 }
-

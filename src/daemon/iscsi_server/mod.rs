@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::base::buffer::BufferPool;
+use crate::base::runtime::RuntimeHandle;
+use crate::base::units::VolumeId;
 use crate::daemon::config::{Config, IscsiConfig};
 use crate::daemon::data::access::Access;
 use crate::daemon::data::pool::Pool;
@@ -12,9 +15,6 @@ use crate::daemon::data::volumes::Volumes;
 use crate::daemon::engine::EngineReport;
 use crate::daemon::event_log::EventReporter;
 use crate::daemon::listen::{ListenError, listen};
-use crate::base::buffer::BufferPool;
-use crate::base::runtime::RuntimeHandle;
-use crate::base::units::VolumeId;
 
 /// The server of one node.
 pub struct IscsiServer<P: Pool> {
