@@ -3,5 +3,8 @@
 
 pub mod buffer;
 pub mod checksum;
+pub mod codec;
+pub mod event;
 pub mod runtime;
+pub mod signal;
 pub mod units;

@@ -8,3 +8,4 @@ pub mod executor;
 pub mod fault;
 pub mod medium;
 pub mod random;
+pub mod store_world;
