@@ -10,3 +10,4 @@ pub mod linearizability;
 pub mod medium;
 pub mod memory_store;
 pub mod random;
+pub mod store_world;
