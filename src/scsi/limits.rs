@@ -45,3 +45,8 @@ const _: () = assert!(TRANSFER_BYTES.is_multiple_of(4096) && CHUNK_BYTES.is_mult
 pub const fn copy_list_bytes() -> u32 {
     COPY_TARGETS as u32 * 32 + COPY_SEGMENTS as u32 * 28
 }
+
+/// Longest EXTENDED COPY parameter list.
+pub(super) const fn copy_parameter_bytes() -> usize {
+    16 + copy_list_bytes() as usize
+}

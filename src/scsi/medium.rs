@@ -50,7 +50,7 @@ pub(super) fn check_protect(cdb: &Cdb) -> Result<(), Failure> {
     Ok(())
 }
 
-impl<D: BlockDevice> LogicalUnit<D> {
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// Checks that `extent` lies inside the device.
     pub(super) fn check_extent(&self, extent: Extent) -> Result<(), Failure> {
         let blocks = self.device().geometry().block_count;
@@ -100,7 +100,7 @@ impl<D: BlockDevice> LogicalUnit<D> {
             count => self.device().read(extent.address, count).await?,
         };
         self.statistics().count_read(total_length(&data_in));
-        Ok(Reply { data_in, whole_length: Some(bytes as u64), ..Reply::default() })
+        Ok(Reply { data_in, whole_length: Some(bytes as u64) })
     }
 
     /// WRITE (6), (10), (12), (16). Every write is through to stable media, so FUA adds nothing.
