@@ -26,7 +26,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         context.wants(2 * half as u64);
         // Another amount than two instances of the blocks means another command.
         if total_length(&data_out) != 2 * half {
-            return Err(Sense::illegal(AdditionalSense::INVALID_FIELD_IN_INFORMATION_UNIT).into());
+            return Err(Sense::invalid_cdb_field(13).into());
         }
         if half == 0 {
             return Ok(Reply::good());
@@ -100,7 +100,8 @@ mod tests {
         assert_eq!(sense_of(&response), (0xe, 0x1d00));
         assert_eq!(response.sense[3..7], 1000u32.to_be_bytes());
         assert_eq!(good(&bench.send(&[0x08, 0, 0, 2, 2, 0])), [6; 1024]);
-        assert_eq!(sense_of(&compare_and_write(&bench, 2, &[0; 1024])), (5, 0x0e03));
+        assert_eq!(sense_of(&compare_and_write(&bench, 2, &[0; 1024])), (5, 0x2400));
+        assert_eq!(sense_of(&compare_and_write(&bench, 0, &[0; 1024])), (5, 0x2400));
         assert_eq!(compare_and_write(&bench, 0, &[]).status, Status::Good);
     }
 

@@ -581,6 +581,17 @@ mod tests {
     }
 
     #[test]
+    fn a_write_with_less_data_than_announced_writes_whole_blocks() {
+        let bench = Bench::new();
+        let response = bench.send_data(&[0x0a, 0, 0, 0, 2, 0], &[1; 512]);
+        assert_eq!((response.status, response.data_out_length), (Status::Good, 1024));
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 2, 0]))[511..514], [1, 0, 0]);
+        let response = bench.send_data(&[0x0a, 0, 0, 0, 1, 0], &[2; 200]);
+        assert_eq!(sense_of(&response), (5, 0x0e03));
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 1, 0])), [1; 512]);
+    }
+
+    #[test]
     fn only_what_the_initiator_accepts_is_read() {
         let bench = Bench::new();
         let task = bench.unit.admit(bench.nexus, 1, TaskAttribute::Simple).unwrap();

@@ -84,6 +84,23 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         Ok(if sent == bytes { data_out } else { slice_pieces(&data_out, 0, bytes) })
     }
 
+    /// The same for a write. An initiator may announce fewer bytes than its CDB asks to write; as many
+    /// whole blocks are written then, and the residual count tells it (RFC 7143 section 11.4.5.1).
+    fn data_to_write(
+        &self,
+        context: &Context<'_>,
+        data_out: Vec<Bytes>,
+        bytes: usize,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let sent = total_length(&data_out);
+        let whole_blocks = sent.is_multiple_of(self.block_bytes() as usize);
+        if sent < bytes && whole_blocks {
+            context.wants(bytes as u64);
+            return Ok(data_out);
+        }
+        self.data_out(context, data_out, bytes)
+    }
+
     /// READ (6), (10), (12), (16).
     pub(super) async fn read(&self, cdb: &Cdb, expected_in: usize) -> Outcome {
         if cdb.opcode() != 0x08 {
@@ -112,7 +129,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.check_extent(extent)?;
         let bytes = self.transfer_bytes(cdb, extent.count)?;
         self.check_writable()?;
-        let data = self.data_out(context, data_out, bytes)?;
+        let data = self.data_to_write(context, data_out, bytes)?;
+        let bytes = total_length(&data);
         if bytes > 0 {
             self.device().write(extent.address, data).await?;
             self.statistics().count_write(bytes);
@@ -136,11 +154,13 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.check_extent(extent)?;
         let bytes = self.transfer_bytes(cdb, extent.count)?;
         self.check_writable()?;
-        let data = self.data_out(context, data_out, bytes)?;
+        let data = self.data_to_write(context, data_out, bytes)?;
+        let bytes = total_length(&data);
         if bytes > 0 {
             self.device().write(extent.address, data.clone()).await?;
             self.statistics().count_write(bytes);
-            self.compare(context, extent, &data).await?;
+            let count = bytes as u64 / u64::from(self.block_bytes());
+            self.compare(context, Extent { count, ..extent }, &data).await?;
         }
         Ok(Reply::good())
     }
