@@ -34,6 +34,14 @@ pub struct TaskId {
     pub(super) generation: u32,
 }
 
+impl TaskId {
+    /// The same as a number, by which a logical unit can name the task.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+}
+
 /// A command whose data is all here.
 #[derive(Debug)]
 pub struct Command {
