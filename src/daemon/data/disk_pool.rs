@@ -75,7 +75,8 @@ impl DiskPool {
 /// Makes a new, empty pool of the disks at `paths`, which must be blank unless forced.
 pub fn format(engine: &Engine, paths: &[PathBuf], force: bool) -> Result<(), String> {
     let open = |path: &PathBuf| crate::disk::open(engine, path, &OpenOptions::default());
-    let disks = paths.iter().map(open).collect::<Result<Vec<_>, _>>().map_err(|error| format!("disk {error}"))?;
+    let disks =
+        paths.iter().map(open).collect::<Result<Vec<_>, _>>().map_err(|error| format!("disk {error}"))?;
     let mut pool = [0; 16];
     getrandom::fill(&mut pool).map_err(|error| format!("the system gives no random bytes: {error}"))?;
     let options = FormatOptions { overwrite_foreign: force, ..FormatOptions::default() };
@@ -115,7 +116,12 @@ impl BlockStore for DiskPool {
         self.store.append(volume, version, writes)
     }
 
-    async fn read(&self, volume: VolumeId, address: BlockAddress, count: u64) -> Result<Vec<Bytes>, StoreError> {
+    async fn read(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
         self.store.read(volume, address, count).await
     }
 

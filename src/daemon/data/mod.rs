@@ -84,10 +84,8 @@ pub fn spawn(
 }
 
 async fn run(setup: Setup, started: oneshot::Sender<Result<(), StartError>>) {
-    let world = World {
-        runtime: TokioRuntime::start().handle(),
-        buffers: BufferPool::new(KEPT_BUFFER_BYTES),
-    };
+    let world =
+        World { runtime: TokioRuntime::start().handle(), buffers: BufferPool::new(KEPT_BUFFER_BYTES) };
     match setup.memory_pool {
         Some(capacity_bytes) => {
             let pool = MemoryPool::new(capacity_bytes);
@@ -174,7 +172,17 @@ impl<P: Pool> DataThread<P> {
         pool: Rc<P>,
         engine: &'static str,
     ) -> Result<(Rc<Self>, mpsc::Receiver<Request>), StartError> {
-        let Setup { config, volumes: specs, purge, portal_group_tag, access: rules, events, control, requests, .. } = setup;
+        let Setup {
+            config,
+            volumes: specs,
+            purge,
+            portal_group_tag,
+            access: rules,
+            events,
+            control,
+            requests,
+            ..
+        } = setup;
         let World { runtime, buffers } = world;
         let access = Rc::new(Access::new(config.iscsi.require_chap));
         access.replace(rules);
@@ -187,7 +195,8 @@ impl<P: Pool> DataThread<P> {
         }
         let opened = volumes.open_known(specs, &events).await;
         opened.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
-        let server = IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
+        let server =
+            IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
         server.listen().map_err(|error| StartError(error.to_string()))?;
         let drain_timeout = config.drain_timeout();
         Ok((Rc::new(Self { pool, volumes, access, server, engine, drain_timeout }), requests))

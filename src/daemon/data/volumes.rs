@@ -75,24 +75,34 @@ impl<P: Pool> Volumes<P> {
                 }
             }
         }
-        self.begin_epochs(usable).await
+        for (spec, epoch, first_sequence) in self.begin_epochs(usable).await? {
+            let name = spec.name.clone();
+            if let Err(error) = self.serve(spec, epoch, first_sequence) {
+                events.error("volume-offline", format!("volume {name} cannot be served: {error}"), &[]);
+            }
+        }
+        Ok(())
     }
 
     /// Opens a volume and serves it.
     pub async fn open(self: &Rc<Self>, spec: VolumeSpec) -> Result<(), EngineError> {
         let first_sequence = self.pool.open_volume(spec.id, spec.is_new).await?;
-        self.begin_epochs(vec![(spec, first_sequence)]).await
-    }
-
-    /// Serves volumes, each in a new epoch.
-    async fn begin_epochs(self: &Rc<Self>, volumes: Vec<(VolumeSpec, u64)>) -> Result<(), EngineError> {
-        let first_sequences: Vec<_> = volumes.iter().map(|(spec, first)| (spec.id, *first)).collect();
-        let begin = |reply| ControlRequest::BeginEpochs(first_sequences, reply);
-        let epochs = self.control.ask(begin).await.map_err(EngineError::Failed)?;
-        for ((spec, first_sequence), epoch) in volumes.into_iter().zip(epochs) {
+        for (spec, epoch, first_sequence) in self.begin_epochs(vec![(spec, first_sequence)]).await? {
             self.serve(spec, epoch, first_sequence)?;
         }
         Ok(())
+    }
+
+    /// Begins a new epoch of each volume and gives it with the volume.
+    async fn begin_epochs(
+        &self,
+        volumes: Vec<(VolumeSpec, u64)>,
+    ) -> Result<Vec<(VolumeSpec, u32, u64)>, EngineError> {
+        let first_sequences: Vec<_> = volumes.iter().map(|(spec, first)| (spec.id, *first)).collect();
+        let begin = |reply| ControlRequest::BeginEpochs(first_sequences, reply);
+        let epochs = self.control.ask(begin).await.map_err(EngineError::Failed)?;
+        let volumes = volumes.into_iter().zip(epochs);
+        Ok(volumes.map(|((spec, first_sequence), epoch)| (spec, epoch, first_sequence)).collect())
     }
 
     fn serve(self: &Rc<Self>, spec: VolumeSpec, epoch: u32, next_sequence: u64) -> Result<(), EngineError> {
@@ -121,7 +131,8 @@ impl<P: Pool> Volumes<P> {
             reservations: Rc::new(ReservationSaver::new(spec.id, epoch, self.control.clone())),
             copies: Rc::new(Resolver { volumes: Rc::downgrade(self) }),
         };
-        let unit = Rc::new(LogicalUnit::new(identity, volume, services, &restored));
+        let unit = LogicalUnit::new(identity, volume, services, &restored)
+            .map_err(|error| unreadable(&spec, &error))?;
         let served = ServedVolume { id: spec.id, name: spec.name, target: spec.target, unit };
         self.served.borrow_mut().insert(spec.id, Rc::new(served));
         Ok(())
@@ -193,12 +204,16 @@ const REVISION: [u8; 4] = *b"0.1 ";
 
 fn restored(spec: &VolumeSpec) -> Result<PersistedReservations, EngineError> {
     let Some(saved) = &spec.reservations else { return Ok(PersistedReservations::default()) };
-    serde_json::from_slice(saved).map_err(|error| {
-        EngineError::Failed(format!(
-            "the saved reservations of volume {} cannot be read ({error}); a newer gemeld may have written them",
-            spec.name
-        ))
-    })
+    serde_json::from_slice(saved).map_err(|error| unreadable(spec, &error))
+}
+
+/// Serving a volume without its reservations would let hosts in that another one has locked out.
+fn unreadable(spec: &VolumeSpec, error: &dyn std::error::Error) -> EngineError {
+    EngineError::Failed(format!(
+        "the saved reservations of volume {} cannot be read ({error}); use the gemeld that wrote them, or delete the \
+         volume",
+        spec.name
+    ))
 }
 
 /// Finds the logical units that a third-party copy names: those that the initiator may log in to.

@@ -7,7 +7,9 @@ use futures::future::LocalBoxFuture;
 
 use crate::daemon::data::pool::Pool;
 use crate::daemon::data::volumes::{ServedVolume, Unit};
-use crate::iscsi::connection::{ManagementId, ScsiCommand, ScsiResult, TaskId, TaskManagement};
+use crate::iscsi::connection::{
+    Command as ReceivedCommand, ManagementId, ScsiResult, TaskId, TaskManagement,
+};
 use crate::iscsi::pdu::{TaskAttribute as WireAttribute, TaskManagementFunction, TaskManagementResult};
 use crate::scsi::cdb::Cdb;
 use crate::scsi::command::{Command, Response};
@@ -30,9 +32,9 @@ pub type Done = (TaskId, Option<ScsiResult>);
 pub fn execute<P: Pool>(
     unit: Rc<Unit<P>>,
     nexus: NexusId,
-    received: ScsiCommand,
+    received: ReceivedCommand,
 ) -> impl Future<Output = Done> {
-    let ScsiCommand { task: id, lun, cdb, attribute, writes, data_out, expected_in, .. } = received;
+    let ReceivedCommand { task: id, lun, cdb, attribute, writes, data_out, expected_in, .. } = received;
     let command = Command { cdb: Cdb::new(cdb.as_slice()), data_out, expected_in: expected_in as usize };
     let admitted = match route(lun) {
         Route::LogicalUnit => unit.admit(nexus, id.number(), attribute_of(attribute)),

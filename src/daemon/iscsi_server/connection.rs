@@ -25,7 +25,7 @@ use super::mailbox::{Mailbox, Message};
 use crate::base::runtime::Instant;
 use crate::daemon::data::pool::Pool;
 use crate::daemon::data::volumes::target_port;
-use crate::iscsi::connection::{CloseReason, Connection, Event, ManagementId, ScsiCommand};
+use crate::iscsi::connection::{CloseReason, Command, Connection, Event, ManagementId};
 use crate::iscsi::login::{SessionKind, SessionRequest};
 use crate::iscsi::pdu::TaskManagementResult;
 use crate::iscsi::pdu::login::LoginStatus;
@@ -97,7 +97,7 @@ impl<P: Pool> ConnectionTask<P> {
         &mut self,
         context: &mut Context<'_>,
         executions: &mut FuturesUnordered<F>,
-        start: impl Fn(Rc<crate::daemon::data::volumes::Unit<P>>, crate::scsi::identity::NexusId, ScsiCommand) -> F,
+        start: impl Fn(Rc<crate::daemon::data::volumes::Unit<P>>, crate::scsi::identity::NexusId, Command) -> F,
     ) -> Poll<()> {
         for _ in 0..TURNS {
             self.now = self.server.now();
@@ -191,7 +191,7 @@ impl<P: Pool> ConnectionTask<P> {
     fn handle_events<F: Future<Output = Done>>(
         &mut self,
         executions: &FuturesUnordered<F>,
-        start: &impl Fn(Rc<crate::daemon::data::volumes::Unit<P>>, crate::scsi::identity::NexusId, ScsiCommand) -> F,
+        start: &impl Fn(Rc<crate::daemon::data::volumes::Unit<P>>, crate::scsi::identity::NexusId, Command) -> F,
     ) -> bool {
         let mut any = false;
         while let Some(event) = self.machine.poll_event() {
