@@ -4,4 +4,5 @@
 //! passes the present and random bytes in. CDBs, status and sense are opaque here (`scsi` makes and
 //! reads them; the daemon joins the two).
 
+pub mod initiator;
 pub mod pdu;
