@@ -23,8 +23,9 @@ impl Server {
         port: u16,
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let output = std::fs::File::create(log)?;
-        let child = Command::new("taskset")
-            .args(["-c", &TARGET_CPU.to_string(), program])
+        // Killed also when the benchmark itself is.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "taskset", "-c", &TARGET_CPU.to_string(), program])
             .args(arguments)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
