@@ -3,11 +3,27 @@
 //! Guarantees: a buffer belongs to the operation until it completes; a completed flush covers every
 //! write that completed before the flush was asked for; errors are reported once and never retried.
 //! Left to others: redundancy, checksums, and what an error means for the disk's future (`array`).
+//!
+//! `open` and `file` find, lock and describe a disk; `engine` carries its operations, over io_uring
+//! (`uring`) or threads (`threads`). The simulated disk is `crate::sim::disk`.
+
+mod device;
+pub mod engine;
+pub mod file;
+mod lock;
+pub mod open;
+mod request;
+pub mod threads;
+pub mod uring;
+
+pub use engine::{Engine, EnginePreference};
+pub use open::{OpenError, OpenOptions, open};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 
 use crate::base::buffer::AlignedBuf;
+use crate::base::units::BLOCK_SIZE;
 
 /// Outcome of a disk operation, to be awaited on the thread that asked for it.
 pub type DiskFuture<T> = LocalBoxFuture<'static, Result<T, DiskError>>;
@@ -97,4 +113,20 @@ impl std::fmt::Display for Operation {
             Self::Discard => "discard",
         })
     }
+}
+
+/// Checks what every caller of a [`Disk`] has promised about an operation.
+pub(crate) fn assert_transfer(properties: &DiskProperties, offset: u64, length: u64) {
+    let block = BLOCK_SIZE as u64;
+    assert!(
+        offset.is_multiple_of(block) && length.is_multiple_of(block) && length > 0,
+        "{length} bytes at {offset} of {}: not whole blocks",
+        properties.path,
+    );
+    assert!(
+        offset.checked_add(length).is_some_and(|end| end <= properties.size_bytes),
+        "{length} bytes at {offset} of {}: behind the end at {}",
+        properties.path,
+        properties.size_bytes,
+    );
 }

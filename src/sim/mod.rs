@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The simulated world: a seeded scheduler with virtual time, and disks that misbehave on purpose.
+//!
+//! Guarantees: one seed gives one run, decision for decision ([`executor::Executor::trace_hash`]
+//! proves it); nothing here reads a clock, a socket, a file or the process's entropy.
+
+pub mod disk;
+pub mod executor;
+pub mod fault;
+pub mod medium;
+pub mod random;
