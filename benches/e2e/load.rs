@@ -28,7 +28,7 @@ pub struct Measurement {
     pub operations: u64,
     pub elapsed: Duration,
     pub latency_ns: Histogram<u64>,
-    pub usage: Option<Usage>,
+    pub usage: Usage,
 }
 
 impl Measurement {
@@ -60,7 +60,7 @@ pub fn run(portal: &Portal, case: &Case, duration: Duration) -> Result<Measureme
         session.connection.log_out();
         while !matches!(session.next_event()?, Event::LoggedOut(_)) {}
     }
-    Ok(Measurement { operations, elapsed, latency_ns, usage: Some(usage) })
+    Ok(Measurement { operations, elapsed, latency_ns, usage })
 }
 
 /// Writes all of the volume once, so that reads find data.

@@ -12,6 +12,7 @@
 mod case;
 mod load;
 mod process;
+mod raw;
 mod report;
 #[path = "../../tests/support/initiator/mod.rs"]
 mod session;
@@ -67,13 +68,16 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn start_targets(folder: &Path, arguments: &[String]) -> Result<Vec<Box<dyn Target>>, Box<dyn Error>> {
-    let names = ["gemeld", "tgtd-cache", "tgtd-direct", "tgtd-sync", "raw"];
+    let names = ["tgtd-cache", "tgtd-direct", "tgtd-sync", "raw"];
     let wanted = |name: &str| selects(arguments, names.into_iter(), name);
     let mut targets: Vec<Box<dyn Target>> = Vec::new();
     for mode in tgtd::MODES {
         if wanted(mode.name) {
             targets.push(Box::new(tgtd::start(folder, mode)?));
         }
+    }
+    if wanted("raw") {
+        targets.push(Box::new(raw::start(folder)?));
     }
     Ok(targets)
 }
