@@ -15,6 +15,8 @@ mod challenge;
 mod connection;
 mod login;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
