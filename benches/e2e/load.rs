@@ -64,7 +64,6 @@ pub fn run(portal: &Portal, case: &Case, duration: Duration) -> Result<Measureme
 }
 
 /// Writes all of the volume once, so that reads find data.
-#[allow(dead_code)] // gemeld fills its volume
 pub fn fill(portal: &Portal) -> Result<(), Box<dyn Error>> {
     let case =
         Case { name: "fill", writes: true, random: false, block_bytes: 1 << 20, queue_depth: 8, sessions: 1 };

@@ -10,7 +10,10 @@
 //! targets with such a name. `SECONDS` (2) and `ROUNDS` (3) set the length.
 
 mod case;
+mod gemeld;
 mod load;
+#[path = "../../tests/support/node/mod.rs"]
+mod node;
 mod process;
 mod raw;
 mod report;
@@ -68,9 +71,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn start_targets(folder: &Path, arguments: &[String]) -> Result<Vec<Box<dyn Target>>, Box<dyn Error>> {
-    let names = ["tgtd-cache", "tgtd-direct", "tgtd-sync", "raw"];
+    let names = ["gemeld", gemeld::PROTOCOL_ONLY, "tgtd-cache", "tgtd-direct", "tgtd-sync", "raw"];
     let wanted = |name: &str| selects(arguments, names.into_iter(), name);
     let mut targets: Vec<Box<dyn Target>> = Vec::new();
+    for name in ["gemeld", gemeld::PROTOCOL_ONLY] {
+        if wanted(name) {
+            targets.push(Box::new(gemeld::start(folder, name)?));
+        }
+    }
     for mode in tgtd::MODES {
         if wanted(mode.name) {
             targets.push(Box::new(tgtd::start(folder, mode)?));
@@ -82,10 +90,13 @@ fn start_targets(folder: &Path, arguments: &[String]) -> Result<Vec<Box<dyn Targ
     Ok(targets)
 }
 
-/// Whether `name` is meant: some argument is a part of it, or no argument is a part of any of `names`.
-fn selects<'a>(arguments: &[String], mut names: impl Iterator<Item = &'a str>, name: &str) -> bool {
-    let meant = |name: &str| arguments.iter().any(|argument| name.contains(argument.as_str()));
-    meant(name) || !names.any(meant)
+/// Whether `name` is meant: some argument is its name or, when it is nobody's, a part of it; or no argument means any.
+fn selects<'a>(arguments: &[String], names: impl Iterator<Item = &'a str> + Clone, name: &str) -> bool {
+    let exact = |argument: &str| names.clone().any(|name| name == argument);
+    let means =
+        |argument: &str, name: &str| name == argument || (!exact(argument) && name.contains(argument));
+    let meant = |name: &str| arguments.iter().any(|argument| means(argument, name));
+    meant(name) || !names.clone().any(meant)
 }
 
 fn setting(name: &str, default: u64) -> u64 {
