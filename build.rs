@@ -1,8 +1,35 @@
 //! Compiles `proto/` with a pure-Rust compiler, so that building needs no protoc.
 
+/// Enum fields, which `gemel --json` shows by name: the field's path and its enum.
+const ENUM_FIELDS: [(&str, &str); 8] = [
+    ("Status.health", "Health"),
+    ("Attention.severity", "Severity"),
+    ("Node.state", "NodeState"),
+    ("Witness.state", "WitnessState"),
+    ("Volume.state", "VolumeState"),
+    ("Disk.state", "DiskState"),
+    ("Pool.state", "PoolState"),
+    ("Event.severity", "Severity"),
+];
+
+/// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
+const PRINTED: [&str; 9] =
+    ["Status", "Attention", "Node", "Witness", "Volume", "Disk", "Pool", "AccessEntry", "Event"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(["proto/management.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    let package = ".gemel.management.v1";
+    let mut builder = tonic_prost_build::configure()
+        // Secrets must not reach a log through `{:?}`.
+        .skip_debug([format!("{package}.ChapCredential")]);
+    for message in PRINTED {
+        builder = builder.message_attribute(format!("{package}.{message}"), "#[derive(serde::Serialize)]");
+    }
+    for (field, name) in ENUM_FIELDS {
+        let attribute = format!("#[serde(serialize_with = \"crate::rpc::json::name_of::<_, {name}>\")]");
+        builder = builder.field_attribute(format!("{package}.{field}"), attribute);
+    }
+    builder.compile_fds(descriptors)?;
     Ok(())
 }

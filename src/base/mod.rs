@@ -3,5 +3,9 @@
 
 pub mod buffer;
 pub mod checksum;
+pub mod codec;
+pub mod event;
+pub mod histogram;
 pub mod runtime;
+pub mod signal;
 pub mod units;

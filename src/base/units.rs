@@ -1,10 +1,13 @@
 //! Units and identities: what a number counts is part of its type.
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes in a block, the unit of the map, of checksums and of thin provisioning.
 pub const BLOCK_SIZE: usize = 4096;
 
 /// Number of a volume inside a cluster. Never reused after the volume's deletion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct VolumeId(pub u32);
 
 /// Address of a 4 KiB block inside a volume: byte offset divided by [`BLOCK_SIZE`].

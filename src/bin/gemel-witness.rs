@@ -1,3 +1,5 @@
 //! The `gemel-witness` binary.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    gemel::witness::run()
+}

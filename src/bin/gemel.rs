@@ -1,3 +1,5 @@
-//! The `gemel` binary.
+//! The `gemel` binary: the command line.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    gemel::cli::run()
+}

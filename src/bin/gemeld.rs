@@ -1,3 +1,5 @@
-//! The `gemeld` binary.
+//! The `gemeld` binary: the storage service.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    gemel::daemon::run()
+}

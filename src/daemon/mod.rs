@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The storage service, `gemeld`: everything that touches sockets, clocks, threads and signals.
+//!
+//! Two threads, each with an event loop of its own. The *data thread* ([`data`]) owns disks, store,
+//! volumes and iSCSI sessions. The *control thread* ([`start`]) owns the node's records and answers
+//! management, console and metrics; the two speak through [`engine`] and [`control_requests`] only.
+
+pub mod config;
+pub mod console;
+pub mod control;
+pub mod control_requests;
+pub mod data;
+pub mod engine;
+pub mod event_log;
+pub mod iscsi_server;
+pub mod listen;
+pub mod management;
+pub mod metrics;
+pub mod notify;
+pub mod start;
+pub mod state_directory;
+
+pub use start::run;

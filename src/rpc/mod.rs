@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The messages that nodes, command line and console exchange over gRPC.
+//!
+//! [`management`] is generated from `proto/management.proto`. What the command line prints with
+//! `--json` is a serialisation of these same messages, so their field names are a promise
+//! (fields are only ever added).
+
+pub mod json;
+pub mod size;
+pub mod time;
+
+/// The management service, version 1.
+#[allow(missing_docs)] // documented in proto/management.proto
+#[allow(clippy::all, clippy::unwrap_used)] // generated
+pub mod management {
+    tonic::include_proto!("gemel.management.v1");
+
+    impl std::fmt::Debug for ChapCredential {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "ChapCredential({}, secret withheld)", self.user)
+        }
+    }
+}
+
+/// Default port of the management service.
+pub const MANAGEMENT_PORT: u16 = 3261;

@@ -6,5 +6,8 @@
 pub mod disk;
 pub mod executor;
 pub mod fault;
+pub mod linearizability;
 pub mod medium;
+pub mod memory_store;
 pub mod random;
+pub mod store_world;

@@ -1,3 +1,29 @@
 //! The store: a log of full stripes with a map from (volume, address, version) to place.
+//!
+//! Invariants: an append is acknowledged when its batch and all batches before it are on stable
+//! media; recovery gives back every acknowledged append, or refuses to open the pool; every block
+//! that is read has passed a checksum bound to (volume, address, version); a segment is reused only
+//! when a durable checkpoint refers to nothing in it.
+//!
+//! Left to others: versions and locks (`volume`), redundancy and disks (`array`).
 
+pub mod batch;
 pub mod interface;
+pub mod map;
+pub mod root;
+pub mod segments;
+
+mod checkpoint;
+mod cleaner;
+mod image;
+mod log;
+mod pool;
+mod read;
+mod recovery;
+mod shared;
+mod snapshot_codec;
+mod writer;
+
+pub use pool::{PoolError, PoolUsage, Store};
+pub use recovery::{RecoveryError, RecoveryReport};
+pub use shared::{Statistics, StoreOptions};

@@ -87,6 +87,9 @@ pub enum DeviceError {
     /// The pool is offline; the host may try again.
     #[error("the pool is offline")]
     Offline,
+    /// The range reaches beyond the end: the device shrank after the caller had looked.
+    #[error("beyond the end of the volume")]
+    OutOfRange,
     /// The device was deleted or its server is stopping.
     #[error("the volume is gone")]
     Gone,

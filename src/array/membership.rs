@@ -1,0 +1,225 @@
+//! Who belongs to the array now, and the commit of superblock generations.
+//!
+//! A disk that failed is first *failing*: no more I/O goes to it, and nothing that it missed may be
+//! acknowledged. When a generation that excludes it is durable on all other members it is *excluded*.
+//! When more disks fail than parity covers, before or after, the array goes offline and marks none of
+//! them: a controller that comes back brings its disks back as they were.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use crate::base::event::{Event, EventSink, Severity};
+use crate::base::signal::Signal;
+use crate::disk::{Disk, DiskError};
+
+use super::disks::ArrayError;
+use super::geometry::{MemberSet, Slot};
+use super::superblock::{PoolRecord, Superblock, copy_offset};
+
+/// The state of membership; shared by the array's operations.
+pub(super) struct Membership {
+    disks: Vec<Option<Rc<dyn Disk>>>,
+    state: RefCell<State>,
+    // One commit at a time: a generation is written to every disk before the next is formed.
+    committing: futures::lock::Mutex<()>,
+    offline: Cell<bool>,
+    /// Notified at every change of state.
+    changed: Signal,
+    events: EventSink,
+}
+
+struct State {
+    record: PoolRecord,
+    /// Highest generation ever tried; a failed attempt's number is not used again.
+    attempted: u64,
+    failing: MemberSet,
+    reasons: Vec<Option<String>>,
+}
+
+impl Membership {
+    /// `disks` by slot; members of `record` without a disk count as failing from the start, so that
+    /// the first commit excludes them.
+    pub(super) fn new(record: PoolRecord, disks: Vec<Option<Rc<dyn Disk>>>, events: EventSink) -> Self {
+        let slots = record.disks.len();
+        let mut failing = MemberSet::EMPTY;
+        let mut reasons = vec![None; slots];
+        for slot in record.geometry.all_slots().iter() {
+            if record.disks[slot.index()].member && disks[slot.index()].is_none() {
+                failing = failing.with(slot);
+                reasons[slot.index()] = Some("it was missing when the pool was opened".to_owned());
+            }
+        }
+        let attempted = record.generation;
+        let state = RefCell::new(State { record, attempted, failing, reasons });
+        let (committing, offline, changed) = Default::default();
+        Self { disks, state, committing, offline, changed, events }
+    }
+
+    /// Members that can be read and written now.
+    pub(super) fn live(&self) -> MemberSet {
+        let state = self.state.borrow();
+        state.members().difference(state.failing)
+    }
+
+    /// Members whose exclusion is not durable yet.
+    pub(super) fn failing(&self) -> MemberSet {
+        self.state.borrow().failing
+    }
+
+    pub(super) fn is_offline(&self) -> bool {
+        self.offline.get()
+    }
+
+    pub(super) fn changed(&self) -> &Signal {
+        &self.changed
+    }
+
+    pub(super) fn root(&self) -> Vec<u8> {
+        self.state.borrow().record.root.clone()
+    }
+
+    pub(super) fn record(&self) -> PoolRecord {
+        self.state.borrow().record.clone()
+    }
+
+    /// Why the disk in `slot` left, if it did in this run.
+    pub(super) fn reason(&self, slot: Slot) -> Option<String> {
+        self.state.borrow().reasons[slot.index()].clone()
+    }
+
+    /// The disk in `slot` while it may be used.
+    pub(super) fn disk(&self, slot: Slot) -> Option<Rc<dyn Disk>> {
+        if !self.live().contains(slot) {
+            return None;
+        }
+        self.disks[slot.index()].clone()
+    }
+
+    /// The disk in `slot`, whether it may be used or not.
+    pub(super) fn any_disk(&self, slot: Slot) -> Option<&Rc<dyn Disk>> {
+        self.disks[slot.index()].as_ref()
+    }
+
+    /// Stops using the disk in `slot`. Beyond what parity covers, the array goes offline instead.
+    pub(super) fn disk_failed(&self, slot: Slot, reason: &str) {
+        let lost = {
+            let mut state = self.state.borrow_mut();
+            if !state.members().contains(slot) || state.failing.contains(slot) {
+                return;
+            }
+            state.failing = state.failing.with(slot);
+            state.reasons[slot.index()] = Some(reason.to_owned());
+            state.record.geometry.disk_count - state.members().difference(state.failing).width()
+        };
+        let path = self.any_disk(slot).map_or("?", |disk| disk.properties().path.as_str());
+        let tolerated = self.disks.len() > 1 && lost <= 1;
+        if tolerated {
+            (self.events)(Event {
+                severity: Severity::Warning,
+                kind: "disk-failed",
+                message: format!(
+                    "disk {} ({path}) failed: {reason}. All data is intact and served; another disk's failure \
+                     would stop this pool. Replace the disk.",
+                    slot.0
+                ),
+            });
+        } else {
+            self.go_offline(&format!("disk {} ({path}) failed too: {reason}", slot.0));
+        }
+        self.changed.notify();
+    }
+
+    /// Stops all I/O until the pool is opened again. No disk is marked as failed by this.
+    pub(super) fn go_offline(&self, reason: &str) {
+        if !self.offline.replace(true) {
+            (self.events)(Event {
+                severity: Severity::Critical,
+                kind: "pool-offline",
+                message: format!(
+                    "the pool went offline: {reason}. Nothing acknowledged is lost. Bring the disks back, then \
+                     restart this node."
+                ),
+            });
+            self.changed.notify();
+        }
+    }
+
+    /// Returns when no member is failing: every exclusion is durable. What a failing disk missed may
+    /// be acknowledged only after this.
+    pub(super) async fn settled(&self) -> Result<(), ArrayError> {
+        while !self.failing().difference(MemberSet::EMPTY).eq(&MemberSet::EMPTY) {
+            self.commit(None).await?;
+        }
+        if self.is_offline() { Err(ArrayError::Offline) } else { Ok(()) }
+    }
+
+    /// Makes a new generation durable on every live member, with the store's new `root` if there is
+    /// one and without the members that are failing by then.
+    pub(super) async fn commit(&self, root: Option<Vec<u8>>) -> Result<(), ArrayError> {
+        let _one_at_a_time = self.committing.lock().await;
+        loop {
+            if self.is_offline() {
+                return Err(ArrayError::Offline);
+            }
+            let (record, excluded) = self.next_record(root.as_deref());
+            let targets = record.members();
+            let written = join_all(targets.iter().map(|slot| self.write_superblock(slot, &record))).await;
+            let mut complete = true;
+            for (slot, result) in targets.iter().zip(written) {
+                if let Err(error) = result {
+                    self.disk_failed(slot, &error.to_string());
+                    complete = false;
+                }
+            }
+            if complete && !self.is_offline() {
+                let mut state = self.state.borrow_mut();
+                state.record = record;
+                state.failing = state.failing.difference(excluded);
+                drop(state);
+                self.changed.notify();
+                return Ok(());
+            }
+        }
+    }
+
+    /// The record after the present one, and whom it newly excludes.
+    fn next_record(&self, root: Option<&[u8]>) -> (PoolRecord, MemberSet) {
+        let mut state = self.state.borrow_mut();
+        state.attempted += 1;
+        let excluded = state.failing;
+        let mut record = state.record.clone();
+        record.generation = state.attempted;
+        for slot in excluded.iter() {
+            record.disks[slot.index()].member = false;
+        }
+        if let Some(root) = root {
+            record.root = root.to_vec();
+        }
+        (record, excluded)
+    }
+
+    async fn write_superblock(&self, slot: Slot, record: &PoolRecord) -> Result<(), DiskError> {
+        let Some(disk) = &self.disks[slot.index()] else { return Ok(()) };
+        let bytes: Bytes = Superblock { slot, record: record.clone() }.encode().freeze();
+        disk.write(copy_offset(record.generation), vec![bytes]).await?;
+        disk.flush().await
+    }
+}
+
+impl State {
+    fn members(&self) -> MemberSet {
+        self.record.members()
+    }
+}
+
+impl PoolRecord {
+    /// The slots whose disks belong.
+    #[must_use]
+    pub fn members(&self) -> MemberSet {
+        let slots = self.geometry.all_slots().iter();
+        slots.filter(|slot| self.disks[slot.index()].member).fold(MemberSet::EMPTY, MemberSet::with)
+    }
+}

@@ -1,0 +1,242 @@
+//! The superblock: which pool and slot a disk belongs to, who else belongs, and the store's root.
+//!
+//! Two copies a disk, at byte 0 and byte 512 KiB, written alternately by generation, so that a torn
+//! write leaves the older one. The highest valid generation among the disks rules: membership and the
+//! store's root switch together, in one generation. Layout in docs/on-disk-format.md.
+
+use crate::base::buffer::AlignedBuf;
+use crate::base::checksum::Crc32;
+use crate::base::codec::{CutShort, Reader, Writer};
+
+use super::geometry::{Geometry, MAX_DISKS, Slot};
+
+/// Bytes of one copy.
+pub const SUPERBLOCK_BYTES: usize = 8192;
+
+/// Version of the superblock and of everything under it. A disk with another one is refused.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Most bytes that the store's root may take.
+pub const MAX_ROOT_BYTES: usize = 6144;
+
+/// Byte offset of the copy that generation `generation` is written to.
+#[must_use]
+pub fn copy_offset(generation: u64) -> u64 {
+    COPY_OFFSETS[(generation % 2) as usize]
+}
+
+/// Where the two copies lie on each disk.
+pub const COPY_OFFSETS: [u64; 2] = [0, 512 << 10];
+
+/// A universally unique identifier of a pool or of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Uuid(pub [u8; 16]);
+
+impl std::fmt::Display for Uuid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            let dash = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Uuid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// What all disks of a pool agree on, at one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolRecord {
+    /// Identity of the pool.
+    pub pool: Uuid,
+    /// Counts every change; the highest rules.
+    pub generation: u64,
+    /// Sizes, fixed at formatting.
+    pub geometry: Geometry,
+    /// By slot: identity of the disk and whether it belongs.
+    pub disks: Vec<DiskRecord>,
+    /// What the store keeps here, opaque to the array.
+    pub root: Vec<u8>,
+}
+
+/// One slot of a [`PoolRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskRecord {
+    /// Identity of the disk.
+    pub uuid: Uuid,
+    /// False from the generation on that excluded it: it lacks data and must not be read.
+    pub member: bool,
+}
+
+/// A valid superblock as found on a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Which slot this disk is.
+    pub slot: Slot,
+    /// What it says of the pool.
+    pub record: PoolRecord,
+}
+
+/// Why bytes are not a superblock that we can use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SuperblockError {
+    /// Nothing there: all zeros.
+    #[error("the disk is blank")]
+    Blank,
+    /// Something else's data.
+    #[error("the disk holds something that is not gemel's")]
+    Foreign,
+    /// Written by a newer release.
+    #[error("the disk has format version {found}, this release reads version {FORMAT_VERSION}")]
+    NewerVersion {
+        /// Version found.
+        found: u32,
+    },
+    /// Ours, but damaged.
+    #[error("the superblock is damaged")]
+    Damaged,
+}
+
+impl Superblock {
+    /// The bytes of one copy.
+    #[must_use]
+    pub fn encode(&self) -> AlignedBuf {
+        let record = &self.record;
+        assert!(record.root.len() <= MAX_ROOT_BYTES, "root of {} bytes", record.root.len());
+        assert_eq!(record.disks.len(), record.geometry.disk_count);
+        let mut bytes = Vec::with_capacity(SUPERBLOCK_BYTES);
+        bytes.put(MAGIC);
+        bytes.put_u32(FORMAT_VERSION);
+        bytes.put_u32(0); // checksum, below
+        bytes.put(&record.pool.0);
+        bytes.put_u64(record.generation);
+        bytes.put_u32(record.geometry.rows);
+        bytes.put_u32(record.geometry.segment_count);
+        bytes.put_u8(self.slot.0);
+        bytes.put_u8(record.disks.len() as u8);
+        for disk in &record.disks {
+            bytes.put(&disk.uuid.0);
+            bytes.put_u8(u8::from(disk.member));
+        }
+        bytes.put_u32(record.root.len() as u32);
+        bytes.put(&record.root);
+        bytes.resize(SUPERBLOCK_BYTES, 0);
+        let checksum = Crc32::of(&bytes);
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.0.to_le_bytes());
+        AlignedBuf::copy_of(&bytes)
+    }
+
+    /// Reads one copy of [`SUPERBLOCK_BYTES`] bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, SuperblockError> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Err(SuperblockError::Blank);
+        }
+        if bytes.len() != SUPERBLOCK_BYTES || !bytes.starts_with(MAGIC) {
+            return Err(SuperblockError::Foreign);
+        }
+        let mut unsigned = bytes.to_vec();
+        unsigned[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+        let mut reader = Reader::new(&bytes[MAGIC.len()..]);
+        let version = reader.u32().map_err(damaged)?;
+        let checksum = reader.u32().map_err(damaged)?;
+        if Crc32::of(&unsigned).0 != checksum {
+            return Err(SuperblockError::Damaged);
+        }
+        if version != FORMAT_VERSION {
+            return Err(SuperblockError::NewerVersion { found: version });
+        }
+        Self::decode_body(&mut reader).map_err(damaged)?.ok_or(SuperblockError::Damaged)
+    }
+
+    /// The fields behind the checksum; `None` when they contradict each other.
+    fn decode_body(reader: &mut Reader<'_>) -> Result<Option<Self>, CutShort> {
+        let pool = Uuid(reader.array()?);
+        let generation = reader.u64()?;
+        let (rows, segment_count) = (reader.u32()?, reader.u32()?);
+        let slot = Slot(reader.u8()?);
+        let disk_count = usize::from(reader.u8()?);
+        if disk_count == 0
+            || disk_count > MAX_DISKS
+            || slot.index() >= disk_count
+            || rows == 0
+            || rows >= 1 << 21
+        {
+            return Ok(None);
+        }
+        let mut disks = Vec::with_capacity(disk_count);
+        for _ in 0..disk_count {
+            disks.push(DiskRecord { uuid: Uuid(reader.array()?), member: reader.u8()? == 1 });
+        }
+        let root_length = reader.u32()? as usize;
+        if root_length > MAX_ROOT_BYTES {
+            return Ok(None);
+        }
+        let root = reader.bytes(root_length)?.to_vec();
+        let geometry = Geometry { disk_count, rows, segment_count };
+        Ok(Some(Self { slot, record: PoolRecord { pool, generation, geometry, disks, root } }))
+    }
+
+    /// Bytes that a disk of this pool must at least have.
+    #[must_use]
+    pub fn needed_bytes(&self) -> u64 {
+        let geometry = &self.record.geometry;
+        Geometry::RESERVED_BYTES
+            + u64::from(geometry.segment_count)
+                * u64::from(geometry.rows)
+                * crate::base::units::BLOCK_SIZE as u64
+    }
+}
+
+fn damaged(_: CutShort) -> SuperblockError {
+    SuperblockError::Damaged
+}
+
+const MAGIC: &[u8; 8] = b"gemelSB\n";
+const CHECKSUM_AT: usize = 12;
+const _: () = assert!(
+    MAGIC.len() + 4 + 4 + 16 + 8 + 4 + 4 + 2 + MAX_DISKS * 17 + 4 + MAX_ROOT_BYTES <= SUPERBLOCK_BYTES
+);
+const _: () = assert!(COPY_OFFSETS[1] + SUPERBLOCK_BYTES as u64 <= Geometry::RESERVED_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Superblock {
+        let disks = (0..4u8).map(|n| DiskRecord { uuid: Uuid([n; 16]), member: n != 2 }).collect();
+        let geometry = Geometry { disk_count: 4, rows: 256, segment_count: 63 };
+        let record = PoolRecord { pool: Uuid([9; 16]), generation: 17, geometry, disks, root: vec![1, 2, 3] };
+        Superblock { slot: Slot(3), record }
+    }
+
+    #[test]
+    fn encoding_and_decoding_are_inverse() {
+        assert_eq!(Superblock::decode(&sample().encode()), Ok(sample()));
+    }
+
+    #[test]
+    fn any_flipped_byte_is_noticed() {
+        let encoded = sample().encode();
+        for index in 0..SUPERBLOCK_BYTES {
+            let mut bytes = encoded.to_vec();
+            bytes[index] ^= 0x40;
+            assert!(Superblock::decode(&bytes).is_err(), "byte {index}");
+        }
+    }
+
+    #[test]
+    fn other_disks_are_told_apart() {
+        assert_eq!(Superblock::decode(&[0; SUPERBLOCK_BYTES]), Err(SuperblockError::Blank));
+        assert_eq!(Superblock::decode(&[7; SUPERBLOCK_BYTES]), Err(SuperblockError::Foreign));
+        let mut newer = sample().encode().to_vec();
+        newer[8] = 2;
+        newer[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+        let checksum = Crc32::of(&newer).0.to_le_bytes();
+        newer[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum);
+        assert_eq!(Superblock::decode(&newer), Err(SuperblockError::NewerVersion { found: 2 }));
+    }
+}

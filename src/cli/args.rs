@@ -1,0 +1,285 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Administers a gemel storage array.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 success; `gemel status`: 0 healthy, 1 redundancy reduced, \
+2 service lost; 64 wrong usage, 65 refused by the node, 69 node not reachable, 74 a problem on this machine."
+)]
+#[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+pub struct Arguments {
+    /// Management endpoints, HOST or HOST:PORT; the first that answers is used.
+    #[arg(
+        long,
+        global = true,
+        value_name = "ENDPOINT,…",
+        value_delimiter = ',',
+        env = "GEMEL_CLUSTER",
+        default_value = "127.0.0.1:3261"
+    )]
+    pub cluster: Vec<String>,
+    /// Print JSON: one object, or one a line for lists and streams.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do with what.
+    #[command(subcommand)]
+    pub noun: Noun,
+}
+
+/// What a command is about.
+#[derive(Debug, Subcommand)]
+pub enum Noun {
+    /// One page: is it healthy, what is it doing, what must I do.
+    Status,
+    /// Volumes.
+    #[command(subcommand)]
+    Volume(VolumeVerb),
+    /// Disks of the pool.
+    #[command(subcommand)]
+    Disk(DiskVerb),
+    /// The pool of disks.
+    #[command(subcommand)]
+    Pool(PoolVerb),
+    /// Which initiators may reach which volumes.
+    #[command(subcommand)]
+    Access(AccessVerb),
+    /// What has happened.
+    #[command(subcommand)]
+    Event(EventVerb),
+    /// A whole array on this machine, to try it out.
+    Demo(DemoArguments),
+}
+
+/// `gemel volume`
+#[derive(Debug, Subcommand)]
+pub enum VolumeVerb {
+    /// Create a thin volume.
+    Create {
+        /// Its name, a part of its target's iSCSI name.
+        name: String,
+        /// Its size, such as 512M, 10G or 2T.
+        #[arg(long, value_parser = size)]
+        size: u64,
+        /// Bytes in a sector: 512 (with 4096 physical) or 4096.
+        #[arg(long, default_value = "512", value_parser = sector)]
+        sector: u32,
+    },
+    /// List all volumes.
+    List,
+    /// Show one volume.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Change the size of a volume in use.
+    Resize {
+        /// Its name.
+        name: String,
+        /// The new size.
+        #[arg(long, value_parser = size)]
+        size: u64,
+        /// Allow a smaller size, which destroys everything beyond it.
+        #[arg(long)]
+        shrink: bool,
+    },
+    /// Delete a volume and everything on it.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Although initiators are logged in or hold a reservation.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `gemel disk`
+#[derive(Debug, Subcommand)]
+pub enum DiskVerb {
+    /// List the disks of the pool.
+    List,
+    /// Take a disk out of service, as if it had failed.
+    Fail {
+        /// Its identity or path, as in the list.
+        disk: String,
+        /// Even where that leaves the pool without redundancy or service.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `gemel pool`
+#[derive(Debug, Subcommand)]
+pub enum PoolVerb {
+    /// Show state, space and disks.
+    Show,
+}
+
+/// `gemel access`
+#[derive(Debug, Subcommand)]
+pub enum AccessVerb {
+    /// Let an initiator reach a volume.
+    Allow {
+        /// The volume.
+        volume: String,
+        /// The initiator's iSCSI name, or '*' for every initiator.
+        #[arg(value_name = "IQN")]
+        initiator: String,
+    },
+    /// Take that back; sessions that relied on it end.
+    Deny {
+        /// The volume.
+        volume: String,
+        /// The initiator's iSCSI name, or '*'.
+        #[arg(value_name = "IQN")]
+        initiator: String,
+    },
+    /// List who may reach what.
+    List {
+        /// Only this volume.
+        volume: Option<String>,
+    },
+    /// CHAP secrets of initiators.
+    #[command(subcommand)]
+    Chap(ChapVerb),
+}
+
+/// `gemel access chap`
+#[derive(Debug, Subcommand)]
+pub enum ChapVerb {
+    /// Set an initiator's secret, read from a file or from standard input.
+    Set {
+        /// The initiator's iSCSI name.
+        #[arg(value_name = "IQN")]
+        initiator: String,
+        /// The user name that the initiator gives; its iSCSI name when not given.
+        #[arg(long)]
+        user: Option<String>,
+        /// File with the secret in its first line, 12 to 255 bytes; standard input when not given.
+        #[arg(long, value_name = "FILE")]
+        secret_file: Option<PathBuf>,
+        /// User name that the target answers the initiator's own challenge with (mutual CHAP).
+        #[arg(long, requires = "mutual_secret_file")]
+        mutual_user: Option<String>,
+        /// File with the secret for that; it must differ from the other.
+        #[arg(long, value_name = "FILE", requires = "mutual_user")]
+        mutual_secret_file: Option<PathBuf>,
+    },
+    /// Remove an initiator's secrets.
+    Clear {
+        /// The initiator's iSCSI name.
+        #[arg(value_name = "IQN")]
+        initiator: String,
+    },
+}
+
+/// `gemel event`
+#[derive(Debug, Subcommand)]
+pub enum EventVerb {
+    /// List the newest events, oldest first.
+    List {
+        /// How many.
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Print events as they happen, until interrupted.
+    Follow {
+        /// How many of the newest to begin with.
+        #[arg(long, default_value_t = 10)]
+        limit: u32,
+    },
+}
+
+/// `gemel demo`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct DemoArguments {
+    /// Restart a node that was killed.
+    #[command(subcommand)]
+    pub verb: Option<DemoVerb>,
+    /// Folder of the demo; one that holds an earlier demo is continued. A temporary one, removed at the
+    /// end, when not given.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Size of the volume `demo`.
+    #[arg(long, default_value = "1G", value_parser = size)]
+    pub size: u64,
+    /// File disks of a node.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=24))]
+    pub disks: u32,
+    /// Size of each, sparse.
+    #[arg(long, default_value = "4G", value_parser = size)]
+    pub disk_size: u64,
+    /// Storage nodes. Only 1 for now: no mirror yet.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1))]
+    pub nodes: u32,
+    /// iSCSI port; management and console take the next two. 0 takes free ones.
+    #[arg(long, default_value_t = 3260)]
+    pub port: u16,
+    /// Keep the temporary folder.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `gemel demo restart`
+#[derive(Debug, Subcommand)]
+pub enum DemoVerb {
+    /// Start a node of a running demo again after it was killed.
+    Restart {
+        /// The node: a.
+        node: String,
+        /// Folder of the demo.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    crate::rpc::size::parse(text).map_err(|error| error.to_string())
+}
+
+fn sector(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" | "4K" | "4k" => Ok(4096),
+        _ => Err("a sector has 512 or 4096 bytes".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_not_understood() {
+        for words in [
+            ["gemel", "snapshot", "list"],
+            ["gemel", "cluster", "init"],
+            ["gemel", "force", "primary"],
+            ["gemel", "volume", "move"],
+        ] {
+            assert!(Arguments::try_parse_from(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_the_verb() {
+        for words in ["gemel --json volume create v --size 10G", "gemel volume create v --size=10g --json"] {
+            let parsed = Arguments::try_parse_from(words.split(' ')).unwrap();
+            assert!(parsed.json);
+            let Noun::Volume(VolumeVerb::Create { size, sector, .. }) = parsed.noun else { panic!() };
+            assert_eq!((size, sector), (10 << 30, 512));
+        }
+    }
+}

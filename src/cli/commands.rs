@@ -1,0 +1,210 @@
+//! What each command asks of the node and what it prints.
+
+use std::io::{BufRead, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use super::args::{AccessVerb, Arguments, ChapVerb, DiskVerb, EventVerb, Noun, PoolVerb, VolumeVerb};
+use super::error::CliError;
+use super::{client, demo, show};
+use crate::rpc::management::management_client::ManagementClient;
+use crate::rpc::management::{
+    AllowAccessRequest, ChapCredential, ClearChapRequest, CreateVolumeRequest, DeleteVolumeRequest,
+    DenyAccessRequest, FailDiskRequest, GetPoolRequest, GetStatusRequest, GetVolumeRequest, Health,
+    ListAccessRequest, ListDisksRequest, ListVolumesRequest, ResizeVolumeRequest, SetChapRequest,
+    StreamEventsRequest,
+};
+
+/// A connected command.
+struct Session {
+    client: ManagementClient<Channel>,
+    output: Output,
+}
+
+/// Runs a command; the result is the exit code of one that succeeded.
+pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
+    let output = Output { json: arguments.json };
+    if let Noun::Demo(demo) = arguments.noun {
+        return demo::run(demo).await.map(|()| 0);
+    }
+    let mut session = Session { client: client::connect(&arguments.cluster).await?, output };
+    match arguments.noun {
+        Noun::Status => return session.status().await,
+        Noun::Volume(verb) => session.volume(verb).await?,
+        Noun::Disk(verb) => session.disk(verb).await?,
+        Noun::Pool(PoolVerb::Show) => {
+            let pool = session.client.get_pool(GetPoolRequest {}).await?.into_inner();
+            output.one(&pool, show::pool)?;
+        }
+        Noun::Access(verb) => session.access(verb).await?,
+        Noun::Event(verb) => session.event(verb).await?,
+        Noun::Demo(_) => {}
+    }
+    Ok(0)
+}
+
+impl Session {
+    async fn status(&mut self) -> Result<u8, CliError> {
+        let status = self.client.get_status(GetStatusRequest {}).await?.into_inner();
+        self.output.one(&status, show::status)?;
+        Ok(match status.health() {
+            Health::Ok => 0,
+            Health::Degraded => 1,
+            Health::Down | Health::Unspecified => 2,
+        })
+    }
+
+    async fn volume(&mut self, verb: VolumeVerb) -> Result<(), CliError> {
+        let volume = match verb {
+            VolumeVerb::Create { name, size, sector } => {
+                let request = CreateVolumeRequest { name, size_bytes: size, sector_bytes: sector };
+                self.client.create_volume(request).await?
+            }
+            VolumeVerb::Show { name } => self.client.get_volume(GetVolumeRequest { name }).await?,
+            VolumeVerb::Resize { name, size, shrink } => {
+                let request = ResizeVolumeRequest { name, size_bytes: size, shrink };
+                self.client.resize_volume(request).await?
+            }
+            VolumeVerb::List => {
+                let response = self.client.list_volumes(ListVolumesRequest {}).await?.into_inner();
+                return self.output.list(&response.volumes, show::volumes);
+            }
+            VolumeVerb::Delete { name, force } => {
+                self.client.delete_volume(DeleteVolumeRequest { name: name.clone(), force }).await?;
+                return self.output.done("deleted", &name);
+            }
+        };
+        self.output.one(&volume.into_inner(), show::volume)
+    }
+
+    async fn disk(&mut self, verb: DiskVerb) -> Result<(), CliError> {
+        match verb {
+            DiskVerb::List => {
+                let response = self.client.list_disks(ListDisksRequest {}).await?.into_inner();
+                self.output.list(&response.disks, show::disks)
+            }
+            DiskVerb::Fail { disk, force } => {
+                let disk = self.client.fail_disk(FailDiskRequest { disk, force }).await?.into_inner();
+                self.output.one(&disk, |disk| show::disks(std::slice::from_ref(disk)))
+            }
+        }
+    }
+
+    async fn access(&mut self, verb: AccessVerb) -> Result<(), CliError> {
+        match verb {
+            AccessVerb::Allow { volume, initiator } => {
+                let shown = format!("{initiator} on {volume}");
+                self.client.allow_access(AllowAccessRequest { volume, initiator }).await?;
+                self.output.done("allowed", &shown)
+            }
+            AccessVerb::Deny { volume, initiator } => {
+                let shown = format!("{initiator} on {volume}");
+                self.client.deny_access(DenyAccessRequest { volume, initiator }).await?;
+                self.output.done("denied", &shown)
+            }
+            AccessVerb::List { volume } => {
+                let request = ListAccessRequest { volume: volume.unwrap_or_default() };
+                let response = self.client.list_access(request).await?.into_inner();
+                self.output.list(&response.entries, show::access)
+            }
+            AccessVerb::Chap(ChapVerb::Clear { initiator }) => {
+                self.client.clear_chap(ClearChapRequest { initiator: initiator.clone() }).await?;
+                self.output.done("cleared", &initiator)
+            }
+            AccessVerb::Chap(ChapVerb::Set {
+                initiator,
+                user,
+                secret_file,
+                mutual_user,
+                mutual_secret_file,
+            }) => {
+                let incoming = ChapCredential {
+                    user: user.unwrap_or_else(|| initiator.clone()),
+                    secret: read_secret(secret_file.as_deref())?,
+                };
+                let outgoing = match (mutual_user, mutual_secret_file) {
+                    (Some(user), Some(file)) => {
+                        Some(ChapCredential { user, secret: read_secret(Some(&file))? })
+                    }
+                    _ => None,
+                };
+                let request =
+                    SetChapRequest { initiator: initiator.clone(), incoming: Some(incoming), outgoing };
+                self.client.set_chap(request).await?;
+                self.output.done("set", &initiator)
+            }
+        }
+    }
+
+    async fn event(&mut self, verb: EventVerb) -> Result<(), CliError> {
+        let request = match verb {
+            EventVerb::List { limit } => StreamEventsRequest { limit, follow: false },
+            EventVerb::Follow { limit } => StreamEventsRequest { limit, follow: true },
+        };
+        let mut events = self.client.stream_events(request).await?.into_inner();
+        while let Some(event) = events.message().await? {
+            self.output.one(&event, show::event)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first line of `file`, or of standard input.
+fn read_secret(file: Option<&Path>) -> Result<String, CliError> {
+    let mut line = String::new();
+    let (source, result) = match file {
+        Some(path) => {
+            let opened = std::fs::File::open(path);
+            let read = opened.and_then(|file| std::io::BufReader::new(file).read_line(&mut line));
+            (path.display().to_string(), read)
+        }
+        None => ("standard input".to_owned(), std::io::stdin().lock().read_line(&mut line)),
+    };
+    result.map_err(|error| CliError::Local(format!("cannot read the secret from {source}: {error}")))?;
+    let secret = line.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() {
+        return Err(CliError::Usage(format!(
+            "the first line of {source} is empty: it must hold the CHAP secret"
+        )));
+    }
+    Ok(secret.to_owned())
+}
+
+/// Prints results as tables or as JSON, from the same messages.
+#[derive(Clone, Copy)]
+struct Output {
+    json: bool,
+}
+
+impl Output {
+    fn one<T: Serialize>(self, item: &T, table: impl Fn(&T) -> String) -> Result<(), CliError> {
+        if self.json { print(&format!("{}\n", to_json(item)?)) } else { print(&table(item)) }
+    }
+
+    fn list<T: Serialize>(self, items: &[T], table: impl Fn(&[T]) -> String) -> Result<(), CliError> {
+        if !self.json {
+            return print(&table(items));
+        }
+        items.iter().try_for_each(|item| print(&format!("{}\n", to_json(item)?)))
+    }
+
+    /// Says that a command without a result has worked.
+    fn done(self, what: &str, whom: &str) -> Result<(), CliError> {
+        if self.json {
+            print(&format!("{}\n", to_json(&serde_json::json!({ "result": what, "name": whom }))?))
+        } else {
+            print(&format!("{what} {whom}\n"))
+        }
+    }
+}
+
+fn to_json<T: Serialize>(item: &T) -> Result<String, CliError> {
+    serde_json::to_string(item).map_err(|error| CliError::Local(format!("cannot print the answer: {error}")))
+}
+
+fn print(text: &str) -> Result<(), CliError> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(CliError::Output)
+}

@@ -1,0 +1,209 @@
+//! Tables and pages for people, from the messages that `--json` prints.
+
+use std::fmt::Write;
+
+use crate::rpc::json::name;
+use crate::rpc::management::{
+    AccessEntry, Disk, DiskState, Event, Health, Node, NodeState, Pool, PoolState, Severity, Status, Volume,
+    VolumeState, WitnessState,
+};
+use crate::rpc::size::show as size;
+
+/// One page: is it healthy, what must I do, what is there.
+pub fn status(status: &Status) -> String {
+    let health = match status.health() {
+        Health::Ok => "ok",
+        Health::Degraded => "degraded: data is served, redundancy is reduced",
+        Health::Down | Health::Unspecified => "down: data is not served",
+    };
+    let mut page = format!("Cluster {}: {health}\n", status.cluster);
+    for attention in &status.attention {
+        let severity = name::<Severity>(attention.severity);
+        let _ = writeln!(page, "  {severity}: {}\n    -> {}", attention.message, attention.action);
+    }
+    page.push_str("\nNodes\n");
+    page.push_str(&nodes(&status.nodes));
+    if let Some(witness) = &status.witness {
+        let _ = writeln!(page, "\nWitness: {}", name::<WitnessState>(witness.state));
+    }
+    page.push_str("\nPools\n");
+    page.push_str(&pools(&status.pools));
+    page.push_str("\nVolumes\n");
+    page.push_str(&volumes(&status.volumes));
+    page
+}
+
+fn nodes(nodes: &[Node]) -> String {
+    let rows = nodes.iter().map(|node| {
+        vec![
+            node.name.clone(),
+            name::<NodeState>(node.state),
+            node.version.clone(),
+            show_duration(node.uptime_seconds),
+            node.sessions.to_string(),
+            node.engine.clone(),
+            node.portals.join(" "),
+        ]
+    });
+    table(&["NAME", "STATE", "VERSION", "UP", "SESSIONS", "DISK I/O", "PORTALS"], rows)
+}
+
+fn pools(pools: &[Pool]) -> String {
+    let rows = pools.iter().map(|pool| {
+        let working = pool.disks.iter().filter(|disk| disk.state() == DiskState::Ok).count();
+        vec![
+            pool.node.clone(),
+            name::<PoolState>(pool.state),
+            size(pool.capacity_bytes),
+            format!("{} ({}%)", size(pool.used_bytes), percent(pool.used_bytes, pool.capacity_bytes)),
+            size(pool.provisioned_bytes),
+            format!("{working} of {}", pool.disks.len()),
+        ]
+    });
+    table(&["NODE", "STATE", "CAPACITY", "USED", "PROVISIONED", "DISKS"], rows)
+}
+
+/// A pool and its disks.
+pub fn pool(pool: &Pool) -> String {
+    format!("{}\nDisks\n{}", pools(std::slice::from_ref(pool)), disks(&pool.disks))
+}
+
+/// A table of volumes.
+pub fn volumes(volumes: &[Volume]) -> String {
+    let rows = volumes.iter().map(|volume| {
+        vec![
+            volume.name.clone(),
+            name::<VolumeState>(volume.state),
+            size(volume.size_bytes),
+            size(volume.used_bytes),
+            volume.sector_bytes.to_string(),
+            volume.primary.clone(),
+            volume.sessions.to_string(),
+            volume.target.clone(),
+        ]
+    });
+    table(&["NAME", "STATE", "SIZE", "USED", "SECTOR", "PRIMARY", "SESSIONS", "TARGET"], rows)
+}
+
+/// One volume with everything about it.
+pub fn volume(volume: &Volume) -> String {
+    let facts = [
+        ("name", volume.name.clone()),
+        ("state", name::<VolumeState>(volume.state)),
+        ("size", format!("{} ({} bytes)", size(volume.size_bytes), volume.size_bytes)),
+        ("used", format!("{} ({} bytes)", size(volume.used_bytes), volume.used_bytes)),
+        ("sector", volume.sector_bytes.to_string()),
+        ("target", format!("{} LUN 0", volume.target)),
+        ("primary", volume.primary.clone()),
+        ("epoch", volume.epoch.to_string()),
+        ("id", volume.id.to_string()),
+        ("sessions", volume.sessions.to_string()),
+        ("created", crate::rpc::time::show(volume.created_ms)),
+    ];
+    facts.iter().fold(String::new(), |text, (name, value)| format!("{text}{name:<10}{value}\n"))
+}
+
+/// A table of disks.
+pub fn disks(disks: &[Disk]) -> String {
+    let rows = disks.iter().map(|disk| {
+        vec![
+            disk.id.clone(),
+            disk.node.clone(),
+            name::<DiskState>(disk.state),
+            size(disk.size_bytes),
+            format!("{}/{}/{}", disk.read_errors, disk.write_errors, disk.checksum_errors),
+            disk.path.clone(),
+            disk.reason.clone(),
+        ]
+    });
+    table(&["ID", "NODE", "STATE", "SIZE", "ERRORS (READ/WRITE/CHECKSUM)", "PATH", "REASON"], rows)
+}
+
+/// A table of access entries.
+pub fn access(entries: &[AccessEntry]) -> String {
+    let rows = entries.iter().map(|entry| {
+        let chap = match (entry.chap, entry.mutual_chap) {
+            (_, true) => "mutual",
+            (true, false) => "one-way",
+            (false, false) => "no",
+        };
+        vec![entry.volume.clone(), entry.initiator.clone(), chap.to_owned()]
+    });
+    table(&["VOLUME", "INITIATOR", "CHAP"], rows)
+}
+
+/// One line for an event.
+pub fn event(event: &Event) -> String {
+    let severity = name::<Severity>(event.severity);
+    let evidence =
+        if event.evidence.is_empty() { String::new() } else { format!(" ({})", event.evidence.join(", ")) };
+    format!("{} {severity:<7} {}: {}{evidence}\n", event.time, event.kind, event.message)
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    u64::try_from(u128::from(part) * 100 / u128::from(whole.max(1))).unwrap_or(u64::MAX)
+}
+
+fn show_duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m"),
+        (0, _, _) => format!("{hours}h{minutes:02}m"),
+        _ => format!("{days}d{hours:02}h"),
+    }
+}
+
+/// Columns as wide as their widest cell; the last one is not padded.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut lines = vec![head.iter().map(|&cell| cell.to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows);
+    if lines.len() == 1 {
+        return "  (none)\n".to_owned();
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..head.len()).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let padded = line.iter().zip(&widths).fold(String::from(" "), |mut text, (cell, width)| {
+            let _ = write!(text, " {cell:<width$}");
+            text
+        });
+        text.push_str(padded.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![vec!["long name".to_owned(), "1".to_owned()], vec!["x".to_owned(), "22".to_owned()]];
+        let text = table(&["NAME", "N"], rows.into_iter());
+        assert_eq!(text, "  NAME      N\n  long name 1\n  x         22\n");
+        assert_eq!(table(&["NAME"], std::iter::empty()), "  (none)\n");
+    }
+
+    #[test]
+    fn an_event_is_one_line() {
+        let shown = event(&Event {
+            time: "2026-01-01T00:00:00Z".into(),
+            severity: Severity::Warning.into(),
+            kind: "disk-failed".into(),
+            message: "disk 2 failed".into(),
+            evidence: vec!["errno=5".into()],
+            ..Event::default()
+        });
+        assert_eq!(shown, "2026-01-01T00:00:00Z warning disk-failed: disk 2 failed (errno=5)\n");
+    }
+
+    #[test]
+    fn durations_keep_two_units() {
+        assert_eq!(show_duration(59), "59s");
+        assert_eq!(show_duration(3_700), "1h01m");
+        assert_eq!(show_duration(90_000), "1d01h");
+    }
+}

@@ -1,0 +1,172 @@
+//! What can be asked of the control state, and what it answers.
+//!
+//! Commands are entries of a log, so their encoding is a format: variants and fields are only added.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::access::{AllowedInitiator, ChapCredentials};
+use super::volume::{Redundancy, SectorSize, Transition};
+use super::{ClusterUuid, Settings};
+use crate::base::units::VolumeId;
+use crate::cluster::name::{ClusterName, InitiatorName, NodeName, VolumeName};
+
+/// One change of the control state. Times come from whoever proposes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Creates the cluster: the first command of all.
+    CreateCluster {
+        /// Its name.
+        name: ClusterName,
+        /// Its identity, random.
+        uuid: ClusterUuid,
+        /// When, in milliseconds since 1970.
+        created_unix_ms: u64,
+    },
+    /// Adds a node that holds data. Adding it again changes nothing.
+    AddNode {
+        /// Its name.
+        name: NodeName,
+    },
+    /// Removes a node that no volume uses.
+    RemoveNode {
+        /// Its name.
+        name: NodeName,
+    },
+    /// Creates an empty volume.
+    CreateVolume {
+        /// Its name, not used by another volume.
+        name: VolumeName,
+        /// Its size: 1 MiB to 64 TiB, a multiple of 4 KiB.
+        size_bytes: u64,
+        /// Its logical block.
+        sector: SectorSize,
+        /// Whether it lives on one node or on both.
+        redundancy: Redundancy,
+        /// The node that serves it first.
+        primary: NodeName,
+        /// When, in milliseconds since 1970.
+        created_unix_ms: u64,
+    },
+    /// Changes a volume's size. The same size again changes nothing.
+    ResizeVolume {
+        /// Which.
+        name: VolumeName,
+        /// New size.
+        size_bytes: u64,
+        /// Whether it may become smaller, which loses data.
+        may_shrink: bool,
+    },
+    /// Deletes a volume.
+    DeleteVolume {
+        /// Which.
+        name: VolumeName,
+        /// Even if hosts have registrations on it.
+        force: bool,
+        /// When, in milliseconds since 1970.
+        deleted_unix_ms: u64,
+    },
+    /// A node has given back the space of a deleted volume.
+    VolumePurged {
+        /// Which.
+        volume: VolumeId,
+        /// The node.
+        node: NodeName,
+    },
+    /// Begins a new epoch of a volume, if it still is in `expected_epoch`.
+    BeginEpoch {
+        /// Which.
+        volume: VolumeId,
+        /// Epoch that the proposer knows.
+        expected_epoch: u32,
+        /// What happens.
+        transition: Transition,
+        /// Who serves it in the new epoch.
+        primary: NodeName,
+        /// Who holds all of it then.
+        in_sync: BTreeSet<NodeName>,
+        /// First sequence number of the new epoch.
+        first_sequence: u64,
+    },
+    /// Lets an initiator, or everyone, see and use a volume. Idempotent.
+    AllowInitiator {
+        /// Which volume.
+        volume: VolumeName,
+        /// Whom.
+        initiator: AllowedInitiator,
+    },
+    /// Takes that back. Idempotent.
+    DenyInitiator {
+        /// Which volume.
+        volume: VolumeName,
+        /// Whom.
+        initiator: AllowedInitiator,
+    },
+    /// Sets the CHAP credentials of an initiator, in place of earlier ones.
+    SetChap {
+        /// Whose.
+        initiator: InitiatorName,
+        /// By which it authenticates to us.
+        incoming: ChapCredentials,
+        /// By which we authenticate to it, if it asks.
+        mutual: Option<ChapCredentials>,
+    },
+    /// Forgets the CHAP credentials of an initiator. Idempotent.
+    ClearChap {
+        /// Whose.
+        initiator: InitiatorName,
+    },
+    /// Replaces the persistent reservations of a volume, as its primary in `epoch`.
+    SaveReservations {
+        /// Which volume.
+        volume: VolumeId,
+        /// Epoch of the primary that proposes it.
+        epoch: u32,
+        /// Registrations in it: while there are any, deleting the volume needs force.
+        registration_count: u32,
+        /// Encoded by the logical unit, with its own version.
+        #[serde(with = "super::hexadecimal")]
+        encoded: Vec<u8>,
+    },
+    /// Replaces the settings.
+    ChangeSettings {
+        /// All of them.
+        settings: Settings,
+    },
+}
+
+/// What an accepted command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It changed the state.
+    Changed,
+    /// The state already was as asked.
+    Unchanged,
+    /// A volume was created.
+    VolumeCreated {
+        /// Its number.
+        id: VolumeId,
+    },
+    /// A volume was deleted: every node now purges it.
+    VolumeDeleted {
+        /// Its number.
+        id: VolumeId,
+    },
+    /// An epoch began.
+    EpochBegun {
+        /// Its number.
+        epoch: u32,
+    },
+    /// Reservations were saved.
+    ReservationsSaved {
+        /// How often this volume's have been saved.
+        revision: u64,
+    },
+    /// The volume is open to every initiator, which is to be said aloud.
+    OpenToEveryone {
+        /// Whether it was not before.
+        is_new: bool,
+    },
+}

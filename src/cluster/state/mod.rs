@@ -1,0 +1,362 @@
+//! The control state: a deterministic machine that turns a log of [`Command`]s into what the cluster
+//! agrees on.
+//!
+//! Guarantees: equal logs make equal states, byte for byte when encoded; a rejected command changes
+//! nothing but [`ControlState::applied_index`]; every change is idempotent, or guarded by a name, or
+//! a compare-and-swap on a volume's epoch. What is decoded has passed the same checks as what is
+//! typed in.
+//!
+//! Left to others: the log and its durability (the daemon, later consensus), leases, and doing what
+//! the state says (the daemon).
+
+pub mod access;
+mod command;
+mod hexadecimal;
+mod rejection;
+#[cfg(test)]
+mod tests;
+pub mod volume;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use self::access::InitiatorChap;
+use self::volume::{NewVolume, Proposal, Tombstone, VolumeRecord};
+use super::name::{ClusterName, InitiatorName, NodeName, VolumeName, target_name};
+use crate::base::units::VolumeId;
+
+pub use self::command::{Command, Outcome};
+pub use self::rejection::Rejection;
+
+/// Everything that the cluster agrees on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlState {
+    format: u32,
+    applied_index: u64,
+    cluster: Option<Cluster>,
+    nodes: BTreeMap<NodeName, Node>,
+    /// The greatest number ever given to a volume.
+    last_volume_id: u32,
+    volumes: BTreeMap<VolumeId, VolumeRecord>,
+    tombstones: BTreeMap<VolumeId, Tombstone>,
+    chap: BTreeMap<InitiatorName, InitiatorChap>,
+    settings: Settings,
+}
+
+impl ControlState {
+    /// The state before the first command.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            format: FORMAT,
+            applied_index: 0,
+            cluster: None,
+            nodes: BTreeMap::new(),
+            last_volume_id: 0,
+            volumes: BTreeMap::new(),
+            tombstones: BTreeMap::new(),
+            chap: BTreeMap::new(),
+            settings: Settings::default(),
+        }
+    }
+
+    /// Applies the log's entry `index`, the next after [`Self::applied_index`] or a later one.
+    ///
+    /// # Errors
+    /// [`Rejection`] when the state does not allow the command; the entry counts as applied then too.
+    pub fn apply(&mut self, index: u64, command: Command) -> Result<Outcome, Rejection> {
+        if index <= self.applied_index {
+            return Err(Rejection::AlreadyApplied { index, applied_index: self.applied_index });
+        }
+        self.applied_index = index;
+        if self.cluster.is_none() && !matches!(command, Command::CreateCluster { .. }) {
+            return Err(Rejection::NoCluster);
+        }
+        self.apply_command(command)
+    }
+
+    /// Index of the last entry applied.
+    #[must_use]
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index
+    }
+
+    /// The cluster, once it has been created.
+    #[must_use]
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    /// The nodes that hold data.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Node)> {
+        self.nodes.iter()
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The iSCSI target name of a volume; none before the cluster exists.
+    #[must_use]
+    pub fn target_name(&self, volume: &VolumeName) -> Option<String> {
+        self.cluster.as_ref().map(|cluster| target_name(&cluster.name, volume))
+    }
+
+    /// The state as bytes, equal for equal states. They hold CHAP secrets.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("maps with text keys and plain values always encode")
+    }
+
+    /// The state that [`Self::encode`] made these bytes of.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when a newer version made them, or something else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let Header { format } = serde_json::from_slice(bytes).map_err(DecodeError::malformed)?;
+        if format > FORMAT {
+            return Err(DecodeError::Newer { format });
+        }
+        let state: Self = serde_json::from_slice(bytes).map_err(DecodeError::malformed)?;
+        match state.flaw() {
+            None => Ok(state),
+            Some(flaw) => Err(DecodeError::Inconsistent { flaw }),
+        }
+    }
+
+    /// Which invariant the state breaks; none when it is sound, as it is after every command.
+    fn flaw(&self) -> Option<&'static str> {
+        let is_empty = self.nodes.is_empty() && self.volumes.is_empty() && self.tombstones.is_empty();
+        let names: BTreeSet<_> = self.volumes.values().map(|record| &record.name).collect();
+        let greatest = self.volumes.keys().chain(self.tombstones.keys()).max();
+        let dead = |id| self.tombstones.contains_key(id);
+        if self.cluster.is_none() && !is_empty {
+            Some("there are nodes or volumes but no cluster")
+        } else if names.len() < self.volumes.len() {
+            Some("two volumes have the same name")
+        } else if greatest.is_some_and(|id| id.0 > self.last_volume_id) {
+            Some("a volume has a number that was never given")
+        } else if self.volumes.iter().any(|(id, record)| *id != record.id || dead(id)) {
+            Some("a volume has the number of another one")
+        } else {
+            self.volumes.values().find_map(|record| record.flaw(&self.nodes))
+        }
+    }
+
+    fn apply_command(&mut self, command: Command) -> Result<Outcome, Rejection> {
+        match command {
+            Command::CreateCluster { name, uuid, created_unix_ms } => {
+                self.create_cluster(Cluster { name, uuid, created_unix_ms })
+            }
+            Command::AddNode { name } => self.add_node(name),
+            Command::RemoveNode { name } => self.remove_node(&name),
+            Command::CreateVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms } => self
+                .create_volume(NewVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms }),
+            Command::ResizeVolume { name, size_bytes, may_shrink } => {
+                self.resize_volume(&name, size_bytes, may_shrink)
+            }
+            Command::DeleteVolume { name, force, deleted_unix_ms } => {
+                self.delete_volume(&name, force, deleted_unix_ms)
+            }
+            Command::VolumePurged { volume, node } => Ok(self.volume_purged(volume, &node)),
+            Command::BeginEpoch { volume, expected_epoch, transition, primary, in_sync, first_sequence } => {
+                self.begin_epoch(Proposal {
+                    volume,
+                    expected_epoch,
+                    transition,
+                    primary,
+                    in_sync,
+                    first_sequence,
+                })
+            }
+            Command::AllowInitiator { volume, initiator } => self.allow_initiator(&volume, initiator),
+            Command::DenyInitiator { volume, initiator } => self.deny_initiator(&volume, &initiator),
+            Command::SetChap { initiator, incoming, mutual } => self.set_chap(initiator, incoming, mutual),
+            Command::ClearChap { initiator } => Ok(self.clear_chap(&initiator)),
+            Command::SaveReservations { volume, epoch, registration_count, encoded } => {
+                self.save_reservations(volume, epoch, registration_count, encoded)
+            }
+            Command::ChangeSettings { settings } => self.change_settings(settings),
+        }
+    }
+
+    fn create_cluster(&mut self, cluster: Cluster) -> Result<Outcome, Rejection> {
+        match &self.cluster {
+            Some(present) if *present == cluster => Ok(Outcome::Unchanged),
+            Some(present) => Err(Rejection::ClusterExists { name: present.name.to_string() }),
+            None => {
+                self.cluster = Some(cluster);
+                Ok(Outcome::Changed)
+            }
+        }
+    }
+
+    fn add_node(&mut self, name: NodeName) -> Result<Outcome, Rejection> {
+        if self.nodes.contains_key(&name) {
+            return Ok(Outcome::Unchanged);
+        }
+        let used: BTreeSet<u16> = self.nodes.values().map(|node| node.portal_group_tag).collect();
+        // The lowest tag that is free: a node that replaces another one gets its tag.
+        let free = (1..=MOST_NODES as u16).find(|tag| !used.contains(tag));
+        let Some(portal_group_tag) = free else {
+            return Err(Rejection::LimitReached { what: "nodes", limit: MOST_NODES });
+        };
+        self.nodes.insert(name, Node { portal_group_tag });
+        Ok(Outcome::Changed)
+    }
+
+    fn remove_node(&mut self, name: &NodeName) -> Result<Outcome, Rejection> {
+        if !self.nodes.contains_key(name) {
+            return Ok(Outcome::Unchanged);
+        }
+        let user =
+            self.volumes.values().find(|record| record.primary == *name || record.in_sync.contains(name));
+        if let Some(record) = user {
+            return Err(Rejection::NodeInUse { node: name.clone(), volume: record.name.clone() });
+        }
+        self.nodes.remove(name);
+        // What it held is gone with it.
+        let deleted: Vec<VolumeId> = self.tombstones.keys().copied().collect();
+        for volume in deleted {
+            self.volume_purged(volume, name);
+        }
+        Ok(Outcome::Changed)
+    }
+
+    fn change_settings(&mut self, settings: Settings) -> Result<Outcome, Rejection> {
+        settings.check()?;
+        if self.settings == settings {
+            return Ok(Outcome::Unchanged);
+        }
+        self.settings = settings;
+        Ok(Outcome::Changed)
+    }
+}
+
+impl Default for ControlState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Identity of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Its name, part of every target name.
+    pub name: ClusterName,
+    /// Its identity, part of every logical unit's identity.
+    pub uuid: ClusterUuid,
+    /// When it was created, in milliseconds since 1970.
+    pub created_unix_ms: u64,
+}
+
+/// A node that holds data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Portal group of its iSCSI portals.
+    pub portal_group_tag: u16,
+}
+
+/// Sixteen random bytes, written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClusterUuid(pub [u8; 16]);
+
+impl fmt::Display for ClusterUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for ClusterUuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClusterUuid({self})")
+    }
+}
+
+impl From<ClusterUuid> for String {
+    fn from(uuid: ClusterUuid) -> Self {
+        uuid.to_string()
+    }
+}
+
+impl TryFrom<String> for ClusterUuid {
+    type Error = BadUuid;
+    fn try_from(text: String) -> Result<Self, BadUuid> {
+        let is_plain = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let number = u128::from_str_radix(&text, 16).ok().filter(|_| is_plain).ok_or(BadUuid)?;
+        Ok(Self(number.to_be_bytes()))
+    }
+}
+
+/// A text that is not 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a cluster's UUID is 32 hexadecimal digits")]
+pub struct BadUuid;
+
+/// What an administrator may choose for the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Share of a pool in use from which hosts and administrators are warned, in percent.
+    pub space_warning_percent: u8,
+}
+
+impl Settings {
+    fn check(&self) -> Result<(), Rejection> {
+        if (1..=99).contains(&self.space_warning_percent) {
+            return Ok(());
+        }
+        Err(Rejection::BadSetting { name: "space_warning_percent", least: 1, most: 99 })
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { space_warning_percent: 80 }
+    }
+}
+
+/// Why bytes are not a control state.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// A newer version of this program wrote them.
+    #[error("the control state has format {format}, newer than this program knows: use the newer program")]
+    Newer {
+        /// Its format.
+        format: u32,
+    },
+    /// They have the right form and break an invariant.
+    #[error("the control state contradicts itself: {flaw}")]
+    Inconsistent {
+        /// Which.
+        flaw: &'static str,
+    },
+    /// They are damaged, or something else.
+    #[error("the control state cannot be read")]
+    Malformed {
+        /// Where and why.
+        source: serde_json::Error,
+    },
+}
+
+impl DecodeError {
+    fn malformed(source: serde_json::Error) -> Self {
+        Self::Malformed { source }
+    }
+}
+
+/// The part of an encoded state that every format has.
+#[derive(Deserialize)]
+struct Header {
+    format: u32,
+}
+
+/// Format that this program writes; it reads this one and older ones.
+const FORMAT: u32 = 1;
+/// The pair. The witness holds no data and is not counted.
+const MOST_NODES: usize = 2;

@@ -1,0 +1,390 @@
+//! Volumes in the control state: their properties, epochs and replicas, and how these may change.
+//!
+//! Invariants: a volume's number is never given twice; its primary is in sync; epochs and the first
+//! sequence numbers of epochs only grow; only a node that is in sync becomes primary (I3), and a
+//! take-over leaves it alone in the set (I10).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::access::AllowedInitiator;
+use super::{ControlState, Node, Outcome, Rejection};
+use crate::base::units::{BLOCK_SIZE, VolumeId};
+use crate::cluster::name::{NodeName, VolumeName};
+
+/// Smallest volume: 1 MiB.
+pub const SMALLEST_VOLUME_BYTES: u64 = 1 << 20;
+/// Largest volume: 64 TiB, the largest that every hypervisor we serve can use.
+pub const LARGEST_VOLUME_BYTES: u64 = 64 << 40;
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Its logical block.
+    pub sector: SectorSize,
+    /// Whether it lives on one node or on both.
+    pub redundancy: Redundancy,
+    /// When it was created, in milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// The present epoch; zero until it is served for the first time.
+    pub epoch: u32,
+    /// Who serves it in the present epoch.
+    pub primary: NodeName,
+    /// Who holds all that was acknowledged.
+    pub in_sync: BTreeSet<NodeName>,
+    /// First sequence number of each epoch, of the latest 1024.
+    pub epoch_starts: BTreeMap<u32, u64>,
+    /// Who may use it; nobody at first.
+    pub access: BTreeSet<AllowedInitiator>,
+    /// Persistent reservations that outlive a restart.
+    pub reservations: SavedReservations,
+}
+
+/// Bytes of a logical block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub enum SectorSize {
+    /// 512 bytes, on physical blocks of 4096.
+    Emulated512,
+    /// 4096 bytes.
+    Native4096,
+}
+
+impl SectorSize {
+    /// Bytes of a logical block.
+    #[must_use]
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::Emulated512 => 512,
+            Self::Native4096 => 4096,
+        }
+    }
+}
+
+impl TryFrom<u32> for SectorSize {
+    type Error = BadSectorSize;
+    fn try_from(bytes: u32) -> Result<Self, BadSectorSize> {
+        match bytes {
+            512 => Ok(Self::Emulated512),
+            4096 => Ok(Self::Native4096),
+            _ => Err(BadSectorSize { bytes }),
+        }
+    }
+}
+
+impl From<SectorSize> for u32 {
+    fn from(sector: SectorSize) -> Self {
+        sector.bytes()
+    }
+}
+
+/// A sector size that does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a sector has 512 or 4096 bytes, not {bytes}")]
+pub struct BadSectorSize {
+    /// Bytes asked for.
+    pub bytes: u32,
+}
+
+/// Where a volume lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Redundancy {
+    /// On its primary alone.
+    Local,
+    /// On both nodes, synchronously.
+    Mirrored,
+}
+
+/// Why an epoch begins; each kind allows other changes of primary and in-sync set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transition {
+    /// The primary starts to serve, again or for the first time: same primary, same set (I8).
+    Restart,
+    /// The primary goes on without a replica: same primary, a smaller set.
+    Shrink,
+    /// A replica has caught up: same primary, a larger set.
+    Expand,
+    /// An in-sync node replaces the primary without its help, alone.
+    TakeOver,
+    /// The primary hands over to an in-sync node: the set stays.
+    Move,
+}
+
+/// Persistent reservations, opaque here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedReservations {
+    /// How often they have been saved.
+    pub revision: u64,
+    /// Registrations in them.
+    pub registration_count: u32,
+    /// As the logical unit encoded them; empty before the first time.
+    #[serde(with = "super::hexadecimal")]
+    pub encoded: Vec<u8>,
+}
+
+/// A deleted volume that some node has not purged yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The name it had, for messages.
+    pub name: VolumeName,
+    /// When it was deleted, in milliseconds since 1970.
+    pub deleted_unix_ms: u64,
+    /// Nodes that may still hold blocks of it.
+    pub awaiting: BTreeSet<NodeName>,
+}
+
+/// What the creation of a volume asks for.
+pub(super) struct NewVolume {
+    pub name: VolumeName,
+    pub size_bytes: u64,
+    pub sector: SectorSize,
+    pub redundancy: Redundancy,
+    pub primary: NodeName,
+    pub created_unix_ms: u64,
+}
+
+/// A proposed epoch.
+pub(super) struct Proposal {
+    pub volume: VolumeId,
+    pub expected_epoch: u32,
+    pub transition: Transition,
+    pub primary: NodeName,
+    pub in_sync: BTreeSet<NodeName>,
+    pub first_sequence: u64,
+}
+
+impl ControlState {
+    /// The volume of that name.
+    #[must_use]
+    pub fn volume(&self, name: &VolumeName) -> Option<&VolumeRecord> {
+        self.volumes.values().find(|record| record.name == *name)
+    }
+
+    /// The volume of that number.
+    #[must_use]
+    pub fn volume_by_id(&self, id: VolumeId) -> Option<&VolumeRecord> {
+        self.volumes.get(&id)
+    }
+
+    /// All volumes, by number.
+    pub fn volumes(&self) -> impl Iterator<Item = &VolumeRecord> {
+        self.volumes.values()
+    }
+
+    /// Deleted volumes that some node has not purged yet.
+    pub fn tombstones(&self) -> impl Iterator<Item = (VolumeId, &Tombstone)> {
+        self.tombstones.iter().map(|(id, tombstone)| (*id, tombstone))
+    }
+
+    pub(super) fn create_volume(&mut self, new: NewVolume) -> Result<Outcome, Rejection> {
+        let NewVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms } = new;
+        check_size(size_bytes)?;
+        if !self.nodes.contains_key(&primary) {
+            return Err(Rejection::NoSuchNode(primary));
+        }
+        if self.volume(&name).is_some() {
+            return Err(Rejection::VolumeExists(name));
+        }
+        if self.volumes.len() >= MOST_VOLUMES {
+            return Err(Rejection::LimitReached { what: "volumes", limit: MOST_VOLUMES });
+        }
+        let in_sync = match redundancy {
+            Redundancy::Local => BTreeSet::from([primary.clone()]),
+            Redundancy::Mirrored if self.nodes.len() == 2 => self.nodes.keys().cloned().collect(),
+            Redundancy::Mirrored => return Err(Rejection::NeedsTwoNodes { node_count: self.nodes.len() }),
+        };
+        let id = VolumeId(self.last_volume_id.checked_add(1).ok_or(Rejection::LimitReached {
+            what: "volumes created and deleted",
+            limit: u32::MAX as usize,
+        })?);
+        self.last_volume_id = id.0;
+        let record = VolumeRecord {
+            id,
+            name,
+            size_bytes,
+            sector,
+            redundancy,
+            created_unix_ms,
+            epoch: 0,
+            primary,
+            in_sync,
+            epoch_starts: BTreeMap::new(),
+            access: BTreeSet::new(),
+            reservations: SavedReservations::default(),
+        };
+        self.volumes.insert(id, record);
+        Ok(Outcome::VolumeCreated { id })
+    }
+
+    pub(super) fn resize_volume(
+        &mut self,
+        name: &VolumeName,
+        size_bytes: u64,
+        may_shrink: bool,
+    ) -> Result<Outcome, Rejection> {
+        let record = self.volume_mut(name)?;
+        check_size(size_bytes)?;
+        if size_bytes == record.size_bytes {
+            return Ok(Outcome::Unchanged);
+        }
+        if size_bytes < record.size_bytes && !may_shrink {
+            return Err(Rejection::WouldShrink {
+                volume: name.clone(),
+                from_bytes: record.size_bytes,
+                to_bytes: size_bytes,
+            });
+        }
+        record.size_bytes = size_bytes;
+        Ok(Outcome::Changed)
+    }
+
+    pub(super) fn delete_volume(
+        &mut self,
+        name: &VolumeName,
+        force: bool,
+        deleted_unix_ms: u64,
+    ) -> Result<Outcome, Rejection> {
+        let record = self.volume(name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
+        let (id, registration_count) = (record.id, record.reservations.registration_count);
+        if registration_count > 0 && !force {
+            return Err(Rejection::VolumeReserved { volume: name.clone(), registration_count });
+        }
+        self.volumes.remove(&id);
+        let awaiting = self.nodes.keys().cloned().collect();
+        self.tombstones.insert(id, Tombstone { name: name.clone(), deleted_unix_ms, awaiting });
+        Ok(Outcome::VolumeDeleted { id })
+    }
+
+    pub(super) fn volume_purged(&mut self, id: VolumeId, node: &NodeName) -> Outcome {
+        let Some(tombstone) = self.tombstones.get_mut(&id) else { return Outcome::Unchanged };
+        let removed = tombstone.awaiting.remove(node);
+        if tombstone.awaiting.is_empty() {
+            self.tombstones.remove(&id);
+        }
+        if removed { Outcome::Changed } else { Outcome::Unchanged }
+    }
+
+    pub(super) fn begin_epoch(&mut self, proposal: Proposal) -> Result<Outcome, Rejection> {
+        let Proposal { volume: id, expected_epoch, transition, primary, in_sync, first_sequence } = proposal;
+        if let Some(unknown) = in_sync.iter().find(|node| !self.nodes.contains_key(*node)) {
+            return Err(Rejection::NoSuchNode(unknown.clone()));
+        }
+        let record = self.volumes.get_mut(&id).ok_or(Rejection::NoSuchVolumeId(id))?;
+        let volume = record.name.clone();
+        record.check_epoch(expected_epoch)?;
+        if !record.in_sync.contains(&primary) {
+            return Err(Rejection::NotInSync { volume, node: primary });
+        }
+        if !record.allows(transition, &primary, &in_sync) {
+            return Err(Rejection::BadTransition { volume });
+        }
+        let previous = record.epoch_starts.values().next_back().copied().unwrap_or(0);
+        if first_sequence < previous {
+            return Err(Rejection::SequenceWentBack { volume, first_sequence, previous });
+        }
+        let epoch = record.epoch.checked_add(1);
+        let epoch = epoch.ok_or(Rejection::LimitReached { what: "epochs", limit: u32::MAX as usize })?;
+        record.epoch = epoch;
+        record.primary = primary;
+        record.in_sync = in_sync;
+        record.epoch_starts.insert(epoch, first_sequence);
+        if record.epoch_starts.len() > MOST_EPOCH_STARTS {
+            record.epoch_starts.pop_first();
+        }
+        Ok(Outcome::EpochBegun { epoch })
+    }
+
+    pub(super) fn save_reservations(
+        &mut self,
+        id: VolumeId,
+        epoch: u32,
+        registration_count: u32,
+        encoded: Vec<u8>,
+    ) -> Result<Outcome, Rejection> {
+        let record = self.volumes.get_mut(&id).ok_or(Rejection::NoSuchVolumeId(id))?;
+        record.check_epoch(epoch)?;
+        if encoded.len() > MOST_RESERVATION_BYTES {
+            let (size_bytes, limit_bytes) = (encoded.len(), MOST_RESERVATION_BYTES);
+            return Err(Rejection::ReservationsTooLarge { size_bytes, limit_bytes });
+        }
+        let revision = record.reservations.revision + 1;
+        record.reservations = SavedReservations { revision, registration_count, encoded };
+        Ok(Outcome::ReservationsSaved { revision })
+    }
+
+    pub(super) fn volume_mut(&mut self, name: &VolumeName) -> Result<&mut VolumeRecord, Rejection> {
+        let found = self.volumes.values_mut().find(|record| record.name == *name);
+        found.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))
+    }
+}
+
+impl VolumeRecord {
+    /// What is wrong with the record, given the nodes that exist; none when it is sound.
+    pub(super) fn flaw(&self, nodes: &BTreeMap<NodeName, Node>) -> Option<&'static str> {
+        let last_epoch = self.epoch_starts.keys().next_back().copied().unwrap_or(0);
+        if check_size(self.size_bytes).is_err() {
+            Some("a volume has an impossible size")
+        } else if !self.in_sync.contains(&self.primary) {
+            Some("a volume's primary is not in sync")
+        } else if !self.in_sync.iter().all(|node| nodes.contains_key(node)) {
+            Some("a volume is on a node that does not exist")
+        } else if self.redundancy == Redundancy::Local && self.in_sync.len() != 1 {
+            Some("a local volume is on several nodes")
+        } else if last_epoch != self.epoch || !self.epoch_starts.values().is_sorted() {
+            Some("a volume's epochs are not in order")
+        } else {
+            None
+        }
+    }
+
+    fn check_epoch(&self, expected: u32) -> Result<(), Rejection> {
+        if expected == self.epoch {
+            return Ok(());
+        }
+        Err(Rejection::StaleEpoch { volume: self.name.clone(), expected, current: self.epoch })
+    }
+
+    /// Whether `transition` may lead to this primary, who is in sync now, and this set.
+    fn allows(&self, transition: Transition, primary: &NodeName, in_sync: &BTreeSet<NodeName>) -> bool {
+        let is_same_primary = *primary == self.primary;
+        let is_served = in_sync.contains(primary);
+        is_served
+            && match transition {
+                Transition::Restart => is_same_primary && *in_sync == self.in_sync,
+                Transition::Shrink => {
+                    is_same_primary && in_sync.is_subset(&self.in_sync) && *in_sync != self.in_sync
+                }
+                Transition::Expand => {
+                    let is_larger = in_sync.is_superset(&self.in_sync) && *in_sync != self.in_sync;
+                    is_same_primary && is_larger && self.redundancy == Redundancy::Mirrored
+                }
+                Transition::TakeOver => !is_same_primary && in_sync.len() == 1,
+                Transition::Move => !is_same_primary && *in_sync == self.in_sync,
+            }
+    }
+}
+
+fn check_size(size_bytes: u64) -> Result<(), Rejection> {
+    let is_in_range = (SMALLEST_VOLUME_BYTES..=LARGEST_VOLUME_BYTES).contains(&size_bytes);
+    if is_in_range && size_bytes.is_multiple_of(BLOCK_SIZE as u64) {
+        Ok(())
+    } else {
+        Err(Rejection::BadSize { size_bytes })
+    }
+}
+
+/// More than the LUNs that any hypervisor's host takes (1024).
+const MOST_VOLUMES: usize = 4096;
+/// A replica that was away for more epochs than this is compared as a whole.
+const MOST_EPOCH_STARTS: usize = 1024;
+/// A thousand registrations of the largest transport identifiers fit.
+const MOST_RESERVATION_BYTES: usize = 1 << 20;

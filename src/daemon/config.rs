@@ -1,0 +1,420 @@
+//! The configuration of `gemeld`: `/etc/gemel/gemeld.toml`.
+//!
+//! Every value is checked while it is read, so an error names the line, and a [`Config`] that exists
+//! is one that the daemon can start from. `deploy/gemeld.toml` documents each key; a test parses it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cluster::name::{ClusterName, NodeName};
+
+/// Where the configuration is looked for when no other place is given.
+pub const DEFAULT_PATH: &str = "/etc/gemel/gemeld.toml";
+
+/// The whole configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of this node.
+    pub node: NodeName,
+    /// Name of the cluster, a part of every target's iSCSI name.
+    pub cluster: ClusterName,
+    /// Directory of the node's own records: volumes, access, reservations, events. Never in the pool.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Disks and memory of the pool.
+    pub pool: PoolConfig,
+    /// The iSCSI target.
+    #[serde(default)]
+    pub iscsi: IscsiConfig,
+    /// The management service.
+    #[serde(default)]
+    pub management: ManagementConfig,
+    /// Console and metrics.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// The event log.
+    #[serde(default)]
+    pub events: EventsConfig,
+    /// Stopping.
+    #[serde(default)]
+    pub shutdown: ShutdownConfig,
+}
+
+/// `[pool]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    /// Block devices or files.
+    pub disks: Vec<PathBuf>,
+    /// How disk I/O is done.
+    #[serde(default)]
+    pub engine: EngineChoice,
+    /// Memory that the store may use for its map and caches.
+    #[serde(default = "default_pool_memory")]
+    pub memory: ByteSize,
+    /// How long the data thread keeps looking for completions before it sleeps while I/O is in
+    /// flight, in microseconds; 0 never spins.
+    #[serde(default = "default_spin_us")]
+    pub spin_us: Bounded<0, 1000>,
+}
+
+/// How disk I/O is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineChoice {
+    /// io_uring where the kernel permits it, else threads.
+    #[default]
+    Auto,
+    /// io_uring, or refuse to start.
+    IoUring,
+    /// A small pool of threads.
+    Threads,
+}
+
+/// `[iscsi]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IscsiConfig {
+    /// Addresses and ports to listen on.
+    pub portals: Vec<SocketAddr>,
+    /// Commands that a session may have outstanding.
+    pub queue_depth: Bounded<1, 1024>,
+    /// Header digests.
+    pub header_digest: Digest,
+    /// Data digests.
+    pub data_digest: Digest,
+    /// Refuses initiators for which no CHAP secret is set.
+    pub require_chap: bool,
+    /// Sessions in all.
+    pub max_sessions: Bounded<1, 65536>,
+    /// Connections that have not finished their login yet.
+    pub max_logins_in_progress: Bounded<1, 65536>,
+    /// How long a login may take.
+    pub login_timeout_s: Bounded<1, 600>,
+    /// Quiet time after which an initiator is pinged.
+    pub keepalive_interval_s: Bounded<1, 3600>,
+    /// How long it may take to answer.
+    pub keepalive_timeout_s: Bounded<1, 3600>,
+    /// Memory for data that initiators write, all sessions together.
+    pub memory: ByteSize,
+    /// TCP congestion control of the connections; the system's default when absent.
+    pub congestion_control: Option<String>,
+}
+
+/// How CRC-32C digests (RFC 7143 section 13.1) are agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Digest {
+    /// As the initiator likes best.
+    Allow,
+    /// Wherever the initiator can.
+    Prefer,
+    /// Never.
+    Refuse,
+}
+
+/// `[management]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ManagementConfig {
+    /// Addresses and ports of the gRPC service; loopback only, as it asks for no certificate yet.
+    pub listen: Vec<LoopbackAddr>,
+}
+
+/// `[console]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleConfig {
+    /// Addresses and ports of the status page and of `/metrics`; none switches them off.
+    pub listen: Vec<SocketAddr>,
+}
+
+/// `[events]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsConfig {
+    /// How many of the newest events are kept.
+    pub keep: Bounded<100, 1_000_000>,
+}
+
+/// `[shutdown]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownConfig {
+    /// How long initiators get to log out and commands to end before connections are closed.
+    pub drain_timeout_ms: Bounded<0, 60_000>,
+}
+
+impl Default for IscsiConfig {
+    fn default() -> Self {
+        Self {
+            portals: vec![SocketAddr::from(([0u16; 8], 3260))],
+            queue_depth: Bounded(128),
+            header_digest: Digest::Allow,
+            data_digest: Digest::Allow,
+            require_chap: false,
+            max_sessions: Bounded(1024),
+            max_logins_in_progress: Bounded(64),
+            login_timeout_s: Bounded(15),
+            keepalive_interval_s: Bounded(15),
+            keepalive_timeout_s: Bounded(15),
+            memory: ByteSize(256 << 20),
+            congestion_control: None,
+        }
+    }
+}
+
+impl Default for ManagementConfig {
+    fn default() -> Self {
+        let port = crate::rpc::MANAGEMENT_PORT;
+        Self { listen: vec![LoopbackAddr(SocketAddr::from(([127, 0, 0, 1], port)))] }
+    }
+}
+
+impl Default for ConsoleConfig {
+    fn default() -> Self {
+        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 3262))] }
+    }
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self { keep: Bounded(10_000) }
+    }
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self { drain_timeout_ms: Bounded(700) }
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/gemel")
+}
+
+fn default_pool_memory() -> ByteSize {
+    ByteSize(1 << 30)
+}
+
+fn default_spin_us() -> Bounded<0, 1000> {
+    Bounded(50)
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read the configuration {path}: {source}; name another place with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The file is not a configuration; the source names line and key.
+    #[error("in the configuration {path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and cause.
+        source: Box<toml::de::Error>,
+    },
+    /// Each value is possible, but not all of them together.
+    #[error("in the configuration {path}: {reason}")]
+    Conflict {
+        /// The file.
+        path: PathBuf,
+        /// What contradicts what.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks the text of the file at `path`.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+        match config.conflict() {
+            Some(reason) => Err(ConfigError::Conflict { path: path.to_owned(), reason }),
+            None => Ok(config),
+        }
+    }
+
+    fn conflict(&self) -> Option<String> {
+        if self.pool.disks.is_empty() {
+            return Some("pool.disks is empty: name the disks of the pool".to_owned());
+        }
+        if self.iscsi.portals.is_empty() {
+            return Some("iscsi.portals is empty: name at least one ADDRESS:PORT".to_owned());
+        }
+        if self.management.listen.is_empty() {
+            return Some("management.listen is empty: the command line could not reach the node".to_owned());
+        }
+        let disks = &self.pool.disks;
+        if let Some(twice) = first_repeated(disks.iter()) {
+            return Some(format!("pool.disks names {} twice", twice.display()));
+        }
+        let portals = self.iscsi.portals.iter();
+        let others = self.management.listen.iter().map(|address| &address.0).chain(&self.console.listen);
+        first_repeated(portals.chain(others).filter(|address| address.port() != 0))
+            .map(|address| format!("{address} is to be listened on twice"))
+    }
+
+    /// How long a login may take.
+    #[must_use]
+    pub fn login_timeout(&self) -> Duration {
+        Duration::from_secs(self.iscsi.login_timeout_s.get())
+    }
+
+    /// How long a stop waits for initiators and commands.
+    #[must_use]
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.shutdown.drain_timeout_ms.get())
+    }
+}
+
+fn first_repeated<'a, T: Ord>(items: impl Iterator<Item = &'a T>) -> Option<&'a T> {
+    let mut seen = std::collections::BTreeSet::new();
+    items.into_iter().find(|item| !seen.insert(*item))
+}
+
+/// A number of bytes, written like `512M`, `10G` or `2T` (powers of two), or as a plain number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub struct ByteSize(pub u64);
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a size like \"512M\" or a number of bytes")]
+enum SizeText {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<SizeText> for ByteSize {
+    type Error = String;
+
+    fn try_from(text: SizeText) -> Result<Self, String> {
+        match text {
+            SizeText::Number(bytes) => Ok(Self(bytes)),
+            SizeText::Text(text) => {
+                crate::rpc::size::parse(&text).map(Self).map_err(|error| error.to_string())
+            }
+        }
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
+
+impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl<const MIN: u64, const MAX: u64> TryFrom<i64> for Bounded<MIN, MAX> {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        match u64::try_from(number) {
+            Ok(number) if (MIN..=MAX).contains(&number) => Ok(Self(number)),
+            _ => Err(format!("{number} is not between {MIN} and {MAX}")),
+        }
+    }
+}
+
+/// An address and port on this machine only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SocketAddr")]
+pub struct LoopbackAddr(pub SocketAddr);
+
+impl TryFrom<SocketAddr> for LoopbackAddr {
+    type Error = String;
+
+    fn try_from(address: SocketAddr) -> Result<Self, String> {
+        if address.ip().is_loopback() {
+            Ok(Self(address))
+        } else {
+            Err(format!(
+                "{address} can be reached from other machines, but this service does not ask for certificates \
+                 yet; use a loopback address such as 127.0.0.1:{}",
+                address.port()
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = "node = \"a\"\ncluster = \"demo\"\n[pool]\ndisks = [\"/dev/x\", \"/dev/y\"]\n";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("gemeld.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_documented_example_is_a_configuration_and_shows_the_defaults() {
+        let shown = parse(include_str!("../../deploy/gemeld.toml")).unwrap();
+        let smallest = parse(SMALLEST).unwrap();
+        assert_eq!(shown.state_dir, smallest.state_dir);
+        assert_eq!(shown.pool.memory, smallest.pool.memory);
+        assert_eq!(shown.pool.spin_us, smallest.pool.spin_us);
+        assert_eq!(shown.pool.engine, smallest.pool.engine);
+        let text = |config: &Config| {
+            format!("{:?}{:?}{:?}{:?}", config.iscsi, config.management, config.console, config.events)
+        };
+        assert_eq!(text(&shown), text(&smallest));
+        assert_eq!(shown.shutdown.drain_timeout_ms, smallest.shutdown.drain_timeout_ms);
+    }
+
+    #[test]
+    fn an_error_names_the_line_and_what_is_wrong() {
+        let cases = [
+            (format!("{SMALLEST}colour = 1\n"), "line 5", "unknown field `colour`"),
+            (SMALLEST.replace("\"a\"", "\"A b\""), "line 1", "node"),
+            (SMALLEST.replace("cluster", "#"), "", "missing field `cluster`"),
+            (format!("{SMALLEST}memory = \"12Q\"\n"), "line 5", "12Q"),
+            (format!("{SMALLEST}spin_us = 5000\n"), "line 5", "between 0 and 1000"),
+            (format!("{SMALLEST}engine = \"fast\"\n"), "line 5", "`auto`, `io_uring`, `threads`"),
+            (format!("{SMALLEST}[iscsi]\nportals = [\"here\"]\n"), "line 6", "socket address"),
+            (format!("{SMALLEST}[management]\nlisten = [\"0.0.0.0:1\"]\n"), "line 6", "loopback"),
+            (SMALLEST.replace("= \"a\"", "= "), "line 1", "line 1"),
+        ];
+        for (text, line, what) in cases {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(line) && error.contains(what), "{text}\n-> {error}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let cases = [
+            (SMALLEST.replace("/dev/y", "/dev/x"), "twice"),
+            (SMALLEST.replace("\"/dev/x\", \"/dev/y\"", ""), "empty"),
+            (format!("{SMALLEST}[console]\nlisten = [\"127.0.0.1:3261\"]\n"), "listened on twice"),
+            (format!("{SMALLEST}[iscsi]\nportals = []\n"), "iscsi.portals"),
+        ];
+        for (text, what) in cases {
+            let error = parse(&text).unwrap_err();
+            assert!(error.contains(what), "{text}\n-> {error}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The control side of a node: applies commands to the control state, makes them durable, and has
+//! the data thread do what they say.
+//!
+//! Guarantees: a command is durable before its effect is acknowledged; a command that is refused
+//! changes nothing; management commands take effect one after the other.
+
+mod access;
+mod machine;
+mod status;
+mod volumes;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::config::Config;
+use super::control_requests::ControlRequest;
+use super::engine::{AccessRules, ChapRule, EngineError, EngineHandle, EngineReport, Request, VolumeSpec};
+use super::event_log::EventReporter;
+use super::state_directory::StateDirectory;
+use crate::base::units::VolumeId;
+use crate::cluster::name::{NameError, NodeName};
+use crate::cluster::state::volume::Transition;
+use crate::cluster::state::{Command, Outcome, Rejection};
+use machine::Machine;
+
+/// The control side, shared by the services that ask it.
+pub struct Control {
+    node: NodeName,
+    machine: Machine,
+    engine: EngineHandle,
+    events: EventReporter,
+    started: Instant,
+    // A lock because commands come from several calls at once: each is applied and takes effect as
+    // one. The data thread's own requests do not take it, so they can be served while a change waits
+    // for the data thread.
+    changing: Mutex<()>,
+}
+
+/// Why something was not done. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// A name, size or secret that can't be.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// There is such a thing already.
+    #[error("{0}")]
+    Exists(String),
+    /// Not as things are.
+    #[error("{0}")]
+    Impossible(String),
+    /// The node can't do what it should be able to.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl Control {
+    /// Loads the control state, or creates it in a new state directory. The names in the
+    /// configuration have to be those that it was created with.
+    pub fn open(
+        config: &Config,
+        records: Arc<StateDirectory>,
+        engine: EngineHandle,
+        events: EventReporter,
+    ) -> Result<Self, Refusal> {
+        let machine = Machine::open(records, &config.cluster, &config.node, now_ms())?;
+        let (node, changing) = (config.node.clone(), Mutex::new(()));
+        Ok(Self { node, machine, engine, events, started: Instant::now(), changing })
+    }
+
+    /// The volumes that this node serves.
+    pub fn volume_specs(&self) -> Vec<VolumeSpec> {
+        self.machine.read(|state| state.volumes().map(|record| machine::spec(state, record)).collect())
+    }
+
+    /// The portal group of this node.
+    pub fn portal_group_tag(&self) -> u16 {
+        self.machine.read(|state| {
+            let own = state.nodes().find(|(name, _)| **name == self.node);
+            own.map_or(1, |(_, node)| node.portal_group_tag)
+        })
+    }
+
+    /// Deleted volumes whose space this node has not given back.
+    pub fn volumes_to_purge(&self) -> Vec<VolumeId> {
+        self.machine.read(|state| {
+            let awaits = state.tombstones().filter(|(_, tombstone)| tombstone.awaiting.contains(&self.node));
+            awaits.map(|(id, _)| id).collect()
+        })
+    }
+
+    /// Who may use what.
+    pub fn access_rules(&self) -> AccessRules {
+        self.machine.read(|state| {
+            let names =
+                |access: &std::collections::BTreeSet<_>| access.iter().map(ToString::to_string).collect();
+            let allowed = state.volumes().map(|record| (record.id, names(&record.access))).collect();
+            let pair = |credentials: &crate::cluster::state::access::ChapCredentials| {
+                (credentials.user.clone(), credentials.secret.expose().to_vec())
+            };
+            let chap = state.chap_initiators().map(|(initiator, chap)| ChapRule {
+                initiator: initiator.to_string(),
+                incoming: pair(&chap.incoming),
+                outgoing: chap.mutual.as_ref().map(pair),
+            });
+            AccessRules { allowed, chap: chap.collect() }
+        })
+    }
+
+    /// How things are on the data thread.
+    pub async fn report(&self) -> Result<Box<EngineReport>, Refusal> {
+        Ok(self.engine.ask(Request::Report).await?)
+    }
+
+    /// Decides what the data thread asks for.
+    pub fn decide(&self, request: ControlRequest) {
+        // Whoever does not wait for the answer any more has been closed.
+        match request {
+            ControlRequest::BeginEpochs(volumes, reply) => {
+                let _ = reply.send(self.begin_epochs(volumes).map_err(|refusal| refusal.to_string()));
+            }
+            ControlRequest::SaveReservations { volume, epoch, registration_count, encoded, reply } => {
+                let command = Command::SaveReservations { volume, epoch, registration_count, encoded };
+                let saved = self.machine.apply(vec![command]);
+                let _ = reply.send(saved.map(drop).map_err(|refusal| refusal.to_string()));
+            }
+            ControlRequest::VolumePurged(volume, reply) => {
+                let command = Command::VolumePurged { volume, node: self.node.clone() };
+                let _ = reply.send(self.machine.apply(vec![command]).map(drop).map_err(|r| r.to_string()));
+            }
+        }
+    }
+
+    /// A restarted primary never resumes its old epoch (I8).
+    fn begin_epochs(&self, volumes: Vec<(VolumeId, u64)>) -> Result<Vec<u32>, Refusal> {
+        let commands = self.machine.read(|state| {
+            let command = |(id, first_sequence)| {
+                let record = state.volume_by_id(id).ok_or(Rejection::NoSuchVolumeId(id))?;
+                Ok(Command::BeginEpoch {
+                    volume: id,
+                    expected_epoch: record.epoch,
+                    transition: Transition::Restart,
+                    primary: record.primary.clone(),
+                    in_sync: record.in_sync.clone(),
+                    first_sequence,
+                })
+            };
+            volumes.into_iter().map(command).collect::<Result<Vec<_>, Rejection>>()
+        })?;
+        let outcomes = self.machine.apply(commands)?.into_iter();
+        Ok(outcomes
+            .map(|outcome| if let Outcome::EpochBegun { epoch } = outcome { epoch } else { 0 })
+            .collect())
+    }
+
+    /// The turn to change something.
+    async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        let text = rejection.to_string();
+        match rejection {
+            Rejection::VolumeExists(_) => Self::Exists(text),
+            Rejection::NoSuchVolume(_) | Rejection::NoSuchVolumeId(_) => Self::NotFound(text),
+            Rejection::BadSize { .. }
+            | Rejection::SecretLength { .. }
+            | Rejection::SecretReused { .. }
+            | Rejection::BadUserName => Self::Invalid(text),
+            _ => Self::Impossible(text),
+        }
+    }
+}
+
+impl From<NameError> for Refusal {
+    fn from(error: NameError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<EngineError> for Refusal {
+    fn from(error: EngineError) -> Self {
+        let text = error.to_string();
+        match error {
+            EngineError::NoSuchDisk(_) | EngineError::NoSuchVolume(_) => Self::NotFound(text),
+            EngineError::Ended => Self::Broken(text),
+            EngineError::Failed(_) => Self::Impossible(text),
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,243 @@
+//! The data thread: disks, store, volumes and iSCSI sessions, on one thread and one event loop.
+//!
+//! Nothing of an I/O ever leaves this thread. Invariant: what changes which volumes there are, who may
+//! use them or which disks serve happens one change after the other, in the order of the requests;
+//! only reports overtake.
+
+pub mod access;
+pub mod driver;
+pub mod memory_pool;
+pub mod pool;
+pub mod reservations;
+pub mod runtime;
+pub mod volumes;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
+
+use super::config::{Config, EngineChoice};
+use super::control_requests::ControlHandle;
+use super::engine::{AccessRules, EngineError, EngineReport, Reply, Request, VolumeSpec};
+use super::event_log::EventReporter;
+use super::iscsi_server::IscsiServer;
+use crate::base::buffer::BufferPool;
+use crate::base::units::VolumeId;
+use crate::disk::{Engine, EnginePreference};
+use access::Access;
+use driver::Kick;
+use memory_pool::MemoryPool;
+use pool::Pool;
+use runtime::TokioRuntime;
+use volumes::Volumes;
+
+/// Released buffers that are kept for reuse.
+const KEPT_BUFFER_BYTES: usize = 64 << 20;
+
+/// What the data thread starts with.
+pub struct Setup {
+    /// The configuration.
+    pub config: Config,
+    /// A pool in memory of so many bytes, in the place of the configured disks.
+    pub memory_pool: Option<u64>,
+    /// Volumes to serve.
+    pub volumes: Vec<VolumeSpec>,
+    /// Deleted volumes whose space is still to be given back.
+    pub purge: Vec<VolumeId>,
+    /// The portal group of this node.
+    pub portal_group_tag: u16,
+    /// Who may use them.
+    pub access: AccessRules,
+    /// Where events go.
+    pub events: EventReporter,
+    /// Where reservations are made durable.
+    pub control: ControlHandle,
+    /// Requests from the control thread.
+    pub requests: mpsc::Receiver<Request>,
+}
+
+/// Why the data thread could not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(pub String);
+
+/// Starts the data thread. It tells `started` when initiators can log in, or why they never will.
+pub fn spawn(
+    setup: Setup,
+    started: oneshot::Sender<Result<(), StartError>>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name("data".to_owned()).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = started.send(Err(StartError(format!("cannot set up the data thread: {error}"))));
+                return;
+            }
+        };
+        LocalSet::new().block_on(&runtime, run(setup, started));
+    })
+}
+
+async fn run(setup: Setup, started: oneshot::Sender<Result<(), StartError>>) {
+    let kick = Kick::new();
+    let result = match setup.memory_pool {
+        Some(capacity_bytes) => {
+            let pool = Rc::new(MemoryPool::new(capacity_bytes));
+            DataThread::start(setup, pool, "memory").await
+        }
+        None => {
+            let _ = &kick;
+            Err(StartError("there is no store yet".to_owned()))
+        }
+    };
+    match result {
+        Ok((thread, requests)) => {
+            // Nobody waits for this any more when the control thread has given up.
+            let _ = started.send(Ok(()));
+            thread.serve(requests).await;
+        }
+        Err(error) => {
+            let _ = started.send(Err(error));
+        }
+    }
+}
+
+/// Starts the disk engine and its driver.
+fn start_engine(config: &Config, kick: &Kick) -> Result<Engine, StartError> {
+    let preference = match config.pool.engine {
+        EngineChoice::Auto => EnginePreference::Automatic,
+        EngineChoice::IoUring => EnginePreference::Uring,
+        EngineChoice::Threads => EnginePreference::Threads,
+    };
+    let engine = Engine::start(preference).map_err(|error| {
+        StartError(format!("{error}; pool.engine in the configuration chooses how disks are accessed"))
+    })?;
+    let spin = Duration::from_micros(config.pool.spin_us.get());
+    let driven = driver::drive(engine.clone(), kick.clone(), spin);
+    tokio::task::spawn_local(async move {
+        if let Err(error) = driven.await {
+            // Without completions nothing can go on, and what is acknowledged is safe.
+            tracing::error!(%error, "the disk engine cannot be polled");
+            std::process::abort();
+        }
+    });
+    Ok(engine)
+}
+
+/// The data thread in service.
+struct DataThread<P: Pool> {
+    pool: Rc<P>,
+    volumes: Rc<Volumes<P>>,
+    access: Rc<Access>,
+    server: Rc<IscsiServer<P>>,
+    engine: &'static str,
+    drain_timeout: Duration,
+}
+
+impl<P: Pool> DataThread<P> {
+    async fn start(
+        setup: Setup,
+        pool: Rc<P>,
+        engine: &'static str,
+    ) -> Result<(Rc<Self>, mpsc::Receiver<Request>), StartError> {
+        let Setup { config, volumes: specs, purge, portal_group_tag, access: rules, control, requests, .. } = setup;
+        let runtime = TokioRuntime::start().handle();
+        let buffers = BufferPool::new(KEPT_BUFFER_BYTES);
+        let access = Rc::new(Access::new(config.iscsi.require_chap));
+        access.replace(rules);
+        let volumes = Volumes::new(pool.clone(), runtime.clone(), buffers.clone(), access.clone(), control);
+        for volume in purge {
+            volumes
+                .purge(volume)
+                .await
+                .map_err(|error| StartError(format!("cannot delete a volume: {error}")))?;
+        }
+        volumes.open(specs).await.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
+        let server = IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
+        server.listen().map_err(|error| StartError(error.to_string()))?;
+        let drain_timeout = config.drain_timeout();
+        Ok((Rc::new(Self { pool, volumes, access, server, engine, drain_timeout }), requests))
+    }
+
+    /// Answers requests until it is told to stop, or nobody can ask any more.
+    async fn serve(self: Rc<Self>, mut requests: mpsc::Receiver<Request>) {
+        let (changes, queue) = mpsc::channel(super::engine::QUEUE);
+        let changing = tokio::task::spawn_local(self.clone().change(queue));
+        let mut stopped = None;
+        while let Some(request) = requests.recv().await {
+            match request {
+                Request::Report(reply) => answer(reply, Ok(Box::new(self.report()))),
+                Request::Stop(reply) => {
+                    stopped = Some(reply);
+                    break;
+                }
+                // The queue ends only with this function.
+                change => drop(changes.send(change).await),
+            }
+        }
+        drop(changes);
+        let changed = changing.await.map_err(|_| EngineError::Ended);
+        let closed = self.stop().await;
+        if let Some(reply) = stopped {
+            answer(reply, changed.and(closed));
+        }
+    }
+
+    /// Makes changes one after the other.
+    async fn change(self: Rc<Self>, mut queue: mpsc::Receiver<Request>) {
+        while let Some(request) = queue.recv().await {
+            match request {
+                Request::OpenVolume(spec, reply) => answer(reply, self.volumes.open(vec![spec]).await),
+                Request::ResizeVolume(id, size, reply) => answer(reply, self.volumes.resize(id, size).await),
+                Request::DeleteVolume(id, reply) => {
+                    self.server.end_sessions_of(id).await;
+                    self.volumes.close(id).await;
+                    answer(reply, self.volumes.delete(id).await);
+                }
+                Request::SetAccess(rules, reply) => {
+                    self.access.replace(rules);
+                    self.server.end_sessions_without_access().await;
+                    answer(reply, Ok(()));
+                }
+                Request::FailDisk(disk, reply) => {
+                    answer(reply, self.pool.fail_disk(&disk).await.map_err(EngineError::from));
+                }
+                Request::Report(reply) => answer(reply, Ok(Box::new(self.report()))),
+                Request::Stop(reply) => answer(reply, Err(EngineError::Ended)),
+            }
+        }
+    }
+
+    /// Logs initiators out, waits for what is in progress, and closes the pool.
+    async fn stop(&self) -> Result<(), EngineError> {
+        self.server.stop(self.drain_timeout).await;
+        for volume in self.volumes.all() {
+            self.volumes.close(volume.id).await;
+        }
+        Ok(self.pool.close().await?)
+    }
+
+    fn report(&self) -> EngineReport {
+        let mut report = EngineReport {
+            engine: self.engine,
+            volumes: self.volumes.report(),
+            pool: self.pool.report(),
+            ..EngineReport::default()
+        };
+        self.server.report(&mut report);
+        report
+    }
+}
+
+/// Nobody waits any more for the answer of a call that was given up.
+fn answer<T>(reply: Reply<T>, result: Result<T, EngineError>) {
+    let _ = reply.send(result);
+}
+
+/// Creates a new pool on the configured disks.
+pub fn format(config: &std::path::Path, force: bool) -> Result<(), Box<dyn std::error::Error>> {
+    let _ = (Config::load(config)?, force);
+    Err("there is no store yet".into())
+}

@@ -1,0 +1,33 @@
+//! What the data thread needs of a pool besides blocks: volumes, disks, space, and a clean end.
+
+use crate::base::units::VolumeId;
+use crate::daemon::engine::PoolReport;
+use crate::store::interface::BlockStore;
+
+/// A store of blocks as the daemon runs it.
+#[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
+pub trait Pool: BlockStore + 'static {
+    /// How it is.
+    fn report(&self) -> PoolReport;
+    /// Bytes of a volume's mapped blocks, before parity.
+    fn used_bytes(&self, volume: VolumeId) -> u64;
+    /// Makes a volume known, if it is new, and gives the first sequence number for its writes.
+    async fn open_volume(&self, volume: VolumeId) -> Result<u64, PoolError>;
+    /// Frees everything of a volume that nothing uses any more.
+    async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError>;
+    /// Takes a disk, named by identity or path, out of service.
+    async fn fail_disk(&self, disk: &str) -> Result<(), PoolError>;
+    /// Ends service so that the next start has nothing to recover.
+    async fn close(&self) -> Result<(), PoolError>;
+}
+
+/// Why a pool could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// No disk has this identity or path.
+    #[error("the pool has no disk {0}; `gemel disk list` shows them")]
+    NoSuchDisk(String),
+    /// The pool is offline or failed.
+    #[error("{0}")]
+    Failed(String),
+}

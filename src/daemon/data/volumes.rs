@@ -1,0 +1,200 @@
+//! The volumes that the data thread serves: each a logical unit over a thin volume on the pool.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+
+use super::access::Access;
+use super::pool::{Pool, PoolError};
+use super::reservations::ReservationSaver;
+use crate::base::buffer::BufferPool;
+use crate::base::runtime::RuntimeHandle;
+use crate::base::units::VolumeId;
+use crate::daemon::control_requests::{ControlHandle, ControlRequest};
+use crate::daemon::engine::{EngineError, VolumeReport, VolumeSpec};
+use crate::scsi::copy::CopyResolver;
+use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
+use crate::scsi::logical_unit::{LogicalUnit, Services};
+use crate::scsi::reservation::PersistedReservations;
+use crate::volume::device::DeviceGeometry;
+use crate::volume::{Shrinking, Volume, VolumeParameters, VolumeServices};
+
+/// A logical unit as the daemon serves it.
+pub type Unit<P> = LogicalUnit<Volume<P>>;
+
+/// A volume in service.
+pub struct ServedVolume<P: Pool> {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// iSCSI name of its target.
+    pub target: String,
+    /// Its logical unit, LUN 0 of the target.
+    pub unit: Rc<Unit<P>>,
+}
+
+/// All volumes in service, by number.
+pub struct Volumes<P: Pool> {
+    served: RefCell<BTreeMap<VolumeId, Rc<ServedVolume<P>>>>,
+    pool: Rc<P>,
+    runtime: RuntimeHandle,
+    buffers: BufferPool,
+    access: Rc<Access>,
+    control: ControlHandle,
+}
+
+impl<P: Pool> Volumes<P> {
+    /// No volumes yet, on `pool`.
+    #[must_use]
+    pub fn new(
+        pool: Rc<P>,
+        runtime: RuntimeHandle,
+        buffers: BufferPool,
+        access: Rc<Access>,
+        control: ControlHandle,
+    ) -> Rc<Self> {
+        Rc::new(Self { served: RefCell::default(), pool, runtime, buffers, access, control })
+    }
+
+    /// Opens volumes, new or known, in new epochs, and serves them.
+    pub async fn open(self: &Rc<Self>, specs: Vec<VolumeSpec>) -> Result<(), EngineError> {
+        let mut first_sequences = Vec::new();
+        for spec in &specs {
+            first_sequences.push((spec.id, self.pool.open_volume(spec.id).await?));
+        }
+        let begin = |reply| ControlRequest::BeginEpochs(first_sequences.clone(), reply);
+        let epochs = self.control.ask(begin).await.map_err(EngineError::Failed)?;
+        for ((spec, epoch), (_, first_sequence)) in specs.into_iter().zip(epochs).zip(first_sequences) {
+            self.serve(spec, epoch, first_sequence)?;
+        }
+        Ok(())
+    }
+
+    fn serve(self: &Rc<Self>, spec: VolumeSpec, epoch: u32, next_sequence: u64) -> Result<(), EngineError> {
+        let restored = restored(&spec)?;
+        let geometry = DeviceGeometry {
+            logical_block_bytes: spec.sector_bytes,
+            block_count: spec.size_bytes / u64::from(spec.sector_bytes),
+        };
+        let parameters = VolumeParameters { id: spec.id, epoch, next_sequence, geometry };
+        let services = VolumeServices {
+            store: self.pool.clone(),
+            runtime: self.runtime.clone(),
+            pool: self.buffers.clone(),
+        };
+        let volume = Volume::open(parameters, services);
+        let identity = Identity {
+            volume: spec.name.clone(),
+            uuid: spec.uuid,
+            target_name: spec.target.clone(),
+            target_ports: spec.portal_groups.iter().map(|&tag| target_port(tag)).collect(),
+            revision: REVISION,
+            non_rotating: true,
+        };
+        let services = Services {
+            runtime: self.runtime.clone(),
+            reservations: Rc::new(ReservationSaver::new(spec.id, epoch, self.control.clone())),
+            copies: Rc::new(Resolver { volumes: Rc::downgrade(self) }),
+        };
+        let unit = Rc::new(LogicalUnit::new(identity, volume, services, &restored));
+        let served = ServedVolume { id: spec.id, name: spec.name, target: spec.target, unit };
+        self.served.borrow_mut().insert(spec.id, Rc::new(served));
+        Ok(())
+    }
+
+    /// Changes the size of a volume in use and tells its initiators.
+    pub async fn resize(&self, id: VolumeId, size_bytes: u64) -> Result<(), EngineError> {
+        let served = self.get(id).ok_or(EngineError::NoSuchVolume(id))?;
+        let result = served.unit.device().resize(size_bytes, Shrinking::DiscardBeyond).await;
+        served.unit.capacity_changed();
+        result.map_err(|error| EngineError::Failed(error.to_string()))
+    }
+
+    /// Stops serving a volume; what is in progress ends first. Its sessions are the caller's business.
+    pub async fn close(&self, id: VolumeId) {
+        let served = self.served.borrow_mut().remove(&id);
+        if let Some(served) = served {
+            served.unit.device().close().await;
+        }
+    }
+
+    /// Frees the space of a volume that is not served any more.
+    pub async fn delete(&self, id: VolumeId) -> Result<(), EngineError> {
+        Ok(self.pool.delete_volume(id).await?)
+    }
+
+    /// Frees the space of a volume that was deleted before the last stop.
+    pub async fn purge(&self, id: VolumeId) -> Result<(), EngineError> {
+        self.pool.delete_volume(id).await?;
+        self.control.ask(|reply| ControlRequest::VolumePurged(id, reply)).await.map_err(EngineError::Failed)
+    }
+
+    /// The volume with this number.
+    pub fn get(&self, id: VolumeId) -> Option<Rc<ServedVolume<P>>> {
+        self.served.borrow().get(&id).cloned()
+    }
+
+    /// The volume of a target.
+    pub fn of_target(&self, target: &str) -> Option<Rc<ServedVolume<P>>> {
+        self.served.borrow().values().find(|served| served.target == target).cloned()
+    }
+
+    /// All volumes.
+    pub fn all(&self) -> Vec<Rc<ServedVolume<P>>> {
+        self.served.borrow().values().cloned().collect()
+    }
+
+    /// How each volume is, but for its sessions.
+    pub fn report(&self) -> Vec<VolumeReport> {
+        let report = |served: &Rc<ServedVolume<P>>| VolumeReport {
+            id: served.id,
+            name: served.name.clone(),
+            sessions: 0,
+            commands: served.unit.device().in_flight_count() as u64,
+            used_bytes: self.pool.used_bytes(served.id),
+            statistics: served.unit.device().statistics(),
+        };
+        self.served.borrow().values().map(report).collect()
+    }
+}
+
+/// The target port of a portal group; there is one for each node.
+pub fn target_port(portal_group: u16) -> TargetPort {
+    TargetPort { relative_id: portal_group, portal_group }
+}
+
+/// Product revision level: the version of the package, in the four characters that INQUIRY has.
+const REVISION: [u8; 4] = *b"0.1 ";
+
+fn restored(spec: &VolumeSpec) -> Result<PersistedReservations, EngineError> {
+    let Some(saved) = &spec.reservations else { return Ok(PersistedReservations::default()) };
+    serde_json::from_slice(saved).map_err(|error| {
+        EngineError::Failed(format!(
+            "the saved reservations of volume {} cannot be read ({error}); a newer gemeld may have written them",
+            spec.name
+        ))
+    })
+}
+
+/// Finds the logical units that a third-party copy names: those that the initiator may log in to.
+struct Resolver<P: Pool> {
+    volumes: Weak<Volumes<P>>,
+}
+
+impl<P: Pool> CopyResolver<Volume<P>> for Resolver<P> {
+    fn resolve(&self, initiator: &InitiatorPort, naa: &[u8; 16]) -> Option<Rc<Unit<P>>> {
+        let volumes = self.volumes.upgrade()?;
+        let found = volumes.all().into_iter().find(|served| served.unit.identity().naa() == *naa)?;
+        volumes.access.may_use(&initiator.name, found.id).then(|| found.unit.clone())
+    }
+}
+
+impl From<PoolError> for EngineError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::NoSuchDisk(disk) => Self::NoSuchDisk(disk),
+            PoolError::Failed(reason) => Self::Failed(reason),
+        }
+    }
+}

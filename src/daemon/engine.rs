@@ -1,0 +1,225 @@
+//! What the control thread asks of the data thread, and the answers.
+//!
+//! The data thread owns disks, store, volumes and sessions; nothing of it is shared. Requests go
+//! through one bounded queue and carry the way back with them. They are never on the path of an I/O.
+
+use std::net::SocketAddr;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::base::units::VolumeId;
+use crate::volume::statistics::VolumeStatistics;
+
+/// Requests that may wait for the data thread.
+pub const QUEUE: usize = 64;
+
+/// A volume that the data thread serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSpec {
+    /// Its number.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// iSCSI name of its target.
+    pub target: String,
+    /// What makes it different from every volume of every cluster.
+    pub uuid: [u8; 16],
+    /// Portal group tags of all nodes, ascending.
+    pub portal_groups: Vec<u16>,
+    /// Bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub sector_bytes: u32,
+    /// Persistent reservations, as they were last saved.
+    pub reservations: Option<Vec<u8>>,
+}
+
+/// Who may log in to what. The data thread gets it whole after each change.
+#[derive(Clone, Debug, Default)]
+pub struct AccessRules {
+    /// Volumes and the initiators that may reach them; `*` stands for all.
+    pub allowed: Vec<(VolumeId, Vec<String>)>,
+    /// CHAP credentials by initiator name.
+    pub chap: Vec<ChapRule>,
+}
+
+/// CHAP credentials of an initiator.
+#[derive(Clone)]
+pub struct ChapRule {
+    /// The initiator's iSCSI name.
+    pub initiator: String,
+    /// User and secret that the initiator proves itself with.
+    pub incoming: (String, Vec<u8>),
+    /// User and secret that the target proves itself with.
+    pub outgoing: Option<(String, Vec<u8>)>,
+}
+
+impl std::fmt::Debug for ChapRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChapRule({}, secrets withheld)", self.initiator)
+    }
+}
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
+
+/// What can be asked of the data thread.
+pub enum Request {
+    /// Serve a volume, new or known.
+    OpenVolume(VolumeSpec, Reply<()>),
+    /// Change a volume's size, smaller ones included.
+    ResizeVolume(VolumeId, u64, Reply<()>),
+    /// End the volume's sessions, stop serving it and free its space.
+    DeleteVolume(VolumeId, Reply<()>),
+    /// From now on these rules hold; sessions that they do not allow end.
+    SetAccess(AccessRules, Reply<()>),
+    /// Take a disk, named by identity or path, out of service.
+    FailDisk(String, Reply<()>),
+    /// Say how things are.
+    Report(Reply<Box<EngineReport>>),
+    /// Stop: log initiators out, drain, leave the pool cleanly closed.
+    Stop(Reply<()>),
+}
+
+/// Why the data thread could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The data thread has ended.
+    #[error("the data thread has ended; see the log of gemeld for the reason")]
+    Ended,
+    /// There is no such disk.
+    #[error("the pool has no disk {0}; `gemel disk list` shows them")]
+    NoSuchDisk(String),
+    /// The volume is not open.
+    #[error("volume {} is not being served", .0.0)]
+    NoSuchVolume(VolumeId),
+    /// Volume or pool failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The control thread's end of the queue.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    queue: mpsc::Sender<Request>,
+}
+
+impl EngineHandle {
+    /// A handle and the data thread's end.
+    #[must_use]
+    pub fn channel() -> (Self, mpsc::Receiver<Request>) {
+        let (queue, requests) = mpsc::channel(QUEUE);
+        (Self { queue }, requests)
+    }
+
+    /// Sends the request that `make` makes of a way back, and waits for the answer.
+    pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, EngineError> {
+        self.start(make).await?.await.map_err(|_| EngineError::Ended)?
+    }
+
+    /// Completes when the data thread has ended.
+    pub async fn closed(&self) {
+        self.queue.closed().await;
+    }
+
+    /// Sends a request, so that its place in the order is taken, and gives the answer to come.
+    pub async fn start<T>(
+        &self,
+        make: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<oneshot::Receiver<Result<T, EngineError>>, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(make(reply)).await.map_err(|_| EngineError::Ended)?;
+        Ok(answer)
+    }
+}
+
+/// How things are on the data thread.
+#[derive(Clone, Debug, Default)]
+pub struct EngineReport {
+    /// How disk I/O is done.
+    pub engine: &'static str,
+    /// Where initiators can connect.
+    pub portals: Vec<SocketAddr>,
+    /// Normal sessions.
+    pub sessions: u64,
+    /// Connections that have not finished their login.
+    pub logins_in_progress: u64,
+    /// Logins that succeeded, since the start.
+    pub logins: u64,
+    /// Logins that were refused or broke off, since the start.
+    pub failed_logins: u64,
+    /// Bytes received from and sent to initiators, since the start.
+    pub network_bytes: (u64, u64),
+    /// Memory held for data on its way from initiators.
+    pub write_memory_bytes: u64,
+    /// Volumes by number.
+    pub volumes: Vec<VolumeReport>,
+    /// The pool.
+    pub pool: PoolReport,
+}
+
+/// How a volume is.
+#[derive(Clone, Debug)]
+pub struct VolumeReport {
+    /// Which.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: String,
+    /// Sessions logged in to it.
+    pub sessions: u64,
+    /// Commands in progress.
+    pub commands: u64,
+    /// Bytes of mapped blocks, before parity.
+    pub used_bytes: u64,
+    /// What it has done since the start.
+    pub statistics: VolumeStatistics,
+}
+
+/// How the pool is.
+#[derive(Clone, Debug, Default)]
+pub struct PoolReport {
+    /// Whether it serves at all.
+    pub offline: bool,
+    /// What volumes can hold in all.
+    pub capacity_bytes: u64,
+    /// Of it, what is taken.
+    pub used_bytes: u64,
+    /// Disks that may be lost before data is.
+    pub redundancy: u32,
+    /// Bytes moved by cleaning since the start.
+    pub cleaned_bytes: u64,
+    /// Blocks rebuilt from parity since the start.
+    pub repaired_blocks: u64,
+    /// Members and former members.
+    pub disks: Vec<DiskReport>,
+}
+
+/// How a disk is.
+#[derive(Clone, Debug)]
+pub struct DiskReport {
+    /// Its identity.
+    pub id: String,
+    /// Where it was opened; empty when it is missing.
+    pub path: String,
+    /// Its state.
+    pub state: DiskState,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Why it is not in service.
+    pub reason: String,
+    /// Reads, writes and checksums that failed since the start.
+    pub errors: [u64; 3],
+}
+
+/// States of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskState {
+    /// In service.
+    Ok,
+    /// Out of service, its exclusion not recorded on the others yet.
+    Failing,
+    /// Out of service.
+    Failed,
+    /// Not found at start.
+    Missing,
+}

@@ -1,0 +1,218 @@
+//! The life of `gemeld`: start in order, serve, stop in order.
+//!
+//! Start: configuration, state directory, control state, disks, pool, volumes, iSCSI, management and
+//! console, ready. Each step that fails ends the process with a message that says what to do, and
+//! leaves everything as it was. Stop: initiators are asked to log out, what is in progress ends within
+//! a bound, the pool is closed cleanly. A process that is killed instead loses nothing acknowledged.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::LocalSet;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use super::config::{self, Config};
+use super::control::Control;
+use super::control_requests::{ControlHandle, ControlRequest};
+use super::data::{self, Setup};
+use super::engine::EngineHandle;
+use super::event_log::{self, EventReporter};
+use super::listen::listen;
+use super::management::{ManagementService, reach, refuse_browsers};
+use super::state_directory::StateDirectory;
+use super::{console, notify};
+use crate::rpc::management::management_server::ManagementServer;
+
+/// Exit code of a daemon that could not start.
+const FAILED: u8 = 1;
+/// Exit code of wrong usage (EX_USAGE).
+const USAGE: u8 = 64;
+/// Time for the last events to be saved and open calls to be answered at the end.
+const LAST_MOMENT: Duration = Duration::from_millis(200);
+
+/// The gemel storage service.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Where the configuration is.
+    #[arg(long, global = true, value_name = "PATH", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    command: Option<Task>,
+    /// Serve volumes from memory instead of the disks, to test initiators or to measure the protocol:
+    /// nothing survives the process.
+    #[arg(long, hide = true, value_name = "SIZE", value_parser = size)]
+    volatile_memory_pool: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Create a new, empty pool on the configured disks. Disks that hold anything are refused.
+    Format {
+        /// Also disks that hold something; it is lost.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    crate::rpc::size::parse(text).map_err(|error| error.to_string())
+}
+
+/// Why the daemon ended early. The text says what to do.
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs `gemeld` and gives its exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            let code = if message.use_stderr() { USAGE } else { 0 };
+            // Nothing can be done about an output that does not take the help text.
+            let _ = message.print();
+            return ExitCode::from(code);
+        }
+    };
+    start_log();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot set up an event loop: {error}")),
+    };
+    let result = match &arguments.command {
+        Some(Task::Format { force }) => data::format(&arguments.config, *force),
+        None => LocalSet::new().block_on(&runtime, serve(&arguments)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+fn failed(message: &str) -> ExitCode {
+    eprintln!("gemeld: {message}");
+    ExitCode::from(FAILED)
+}
+
+/// Logs to standard error, where the service manager takes it; `GEMEL_LOG` sets the level.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GEMEL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+async fn serve(arguments: &Arguments) -> Result<(), Failure> {
+    // From the first moment on a signal is a request to stop in order.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let config = Config::load(&arguments.config)?;
+    let state = Arc::new(StateDirectory::open(&config.state_dir)?);
+    let keep = usize::try_from(config.events.keep.get())?;
+    let (events, log, writer) = event_log::open(state.clone(), keep)?;
+    let saving = tokio::task::spawn_local(writer.run());
+
+    let (engine, requests) = EngineHandle::channel();
+    let (control_handle, decisions) = ControlHandle::channel();
+    let control = Arc::new(Control::open(&config, state, engine.clone(), events.clone())?);
+    tokio::task::spawn_local(decide(control.clone(), decisions));
+    let setup = Setup {
+        volumes: control.volume_specs(),
+        purge: control.volumes_to_purge(),
+        portal_group_tag: control.portal_group_tag(),
+        access: control.access_rules(),
+        memory_pool: arguments.volatile_memory_pool,
+        events: events.clone(),
+        control: control_handle,
+        requests,
+        config: config.clone(),
+    };
+    let (started, starting) = oneshot::channel();
+    let data_thread = data::spawn(setup, started)?;
+    starting.await.map_err(|_| "the data thread ended while it started")??;
+
+    let stopping = start_services(&config, &control, ManagementService::new(control.clone(), log))?;
+    announce(&config, &events);
+    notify::notify(notify::READY);
+
+    let ended = engine.closed();
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = ended => return Err("the data thread has ended; the log says why".into()),
+    }
+    notify::notify(notify::STOPPING);
+    let stopped = engine.ask(super::engine::Request::Stop).await;
+    events.info("node-stopped", format!("node {} stops", config.node.as_str()), &[]);
+    drop((events, control));
+    stopping.send_replace(true);
+    // The writer ends when the last reporter is gone; a call still in progress may hold one.
+    let _ = tokio::time::timeout(LAST_MOMENT, saving).await;
+    stopped?;
+    data_thread.join().map_err(|_| "the data thread panicked; the log says where")?;
+    Ok(())
+}
+
+/// Decides what the data thread asks for.
+async fn decide(control: Arc<Control>, mut requests: mpsc::Receiver<ControlRequest>) {
+    while let Some(request) = requests.recv().await {
+        control.decide(request);
+    }
+}
+
+/// Starts management and console; they end when true is sent.
+fn start_services(
+    config: &Config,
+    control: &Arc<Control>,
+    service: ManagementService,
+) -> Result<watch::Sender<bool>, Failure> {
+    let (stopping, stop) = watch::channel(false);
+    let stopped = |mut stop: watch::Receiver<bool>| async move {
+        // An error means that the sender is gone, which is the same.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    let service = ManagementServer::with_interceptor(service, refuse_browsers);
+    // The interceptor's type cannot be cloned as one service, so each address gets a router of its own.
+    let service = Arc::new(service);
+    for address in &config.management.listen {
+        let listener = listen(address.0, "management", "management.listen")?;
+        let incoming = TcpListenerStream::new(TcpListener::from_std(listener)?);
+        let router = tonic::transport::Server::builder().add_service((*service).clone());
+        let serving = router.serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the management service has ended");
+            }
+        });
+    }
+    for &address in &config.console.listen {
+        let listener = TcpListener::from_std(listen(address, "console", "console.listen")?)?;
+        let router = console::router(control.clone());
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the console has ended");
+            }
+        });
+    }
+    Ok(stopping)
+}
+
+fn announce(config: &Config, events: &EventReporter) {
+    let management: Vec<SocketAddr> = config.management.listen.iter().map(|address| address.0).collect();
+    tracing::info!("{}", reach(&management));
+    let portals = config.iscsi.portals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let message = format!("node {} of cluster {} is ready", config.node.as_str(), config.cluster.as_str());
+    events.info(
+        "node-started",
+        message,
+        &[("portals", portals), ("version", env!("CARGO_PKG_VERSION").to_owned())],
+    );
+}

@@ -1,0 +1,184 @@
+//! The node's own records, in a directory that one daemon at a time holds: the control state and the
+//! event log, in an embedded database.
+//!
+//! Guarantees: what was saved is on stable media when the call returns; a crash leaves the old record
+//! or the new one. Left to others: what the records mean.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+/// The control state, under its one key.
+const CONTROL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("control");
+/// Events by sequence number.
+const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+const CONTROL_KEY: &str = "state";
+
+/// The open, locked state directory.
+pub struct StateDirectory {
+    path: PathBuf,
+    database: Database,
+    /// Holds the lock for as long as it is open.
+    _lock: File,
+}
+
+/// Why the records can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The directory can't be made or entered.
+    #[error("cannot use the state directory {path}: {source}; state_dir in the configuration names it")]
+    Directory {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// Another daemon uses it.
+    #[error("the state directory {path} is in use by another gemeld{}; stop that one first", of_pid(.pid))]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// Process that holds it, as far as it is known.
+        pid: Option<u32>,
+    },
+    /// The database in it fails.
+    #[error("the records in {path} fail: {source}")]
+    Records {
+        /// The directory.
+        path: PathBuf,
+        /// Cause.
+        source: Box<redb::Error>,
+    },
+}
+
+impl StateDirectory {
+    /// Opens the directory, which is created where there is none, and locks it.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let directory_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Directory { path, source }
+        };
+        fs::create_dir_all(path).map_err(directory_error(path))?;
+        let lock_path = path.join("gemeld.lock");
+        let lock = File::options().read(true).write(true).create(true).truncate(false).open(&lock_path);
+        let mut lock = lock.map_err(directory_error(&lock_path))?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(StateError::Locked { path: path.to_owned(), pid: read_pid(&mut lock) });
+        }
+        write_pid(&mut lock).map_err(directory_error(&lock_path))?;
+        let records =
+            |source: redb::Error| StateError::Records { path: path.to_owned(), source: Box::new(source) };
+        let database = Database::create(path.join("gemel.redb")).map_err(|error| records(error.into()))?;
+        let created = || -> Result<(), redb::Error> {
+            let transaction = database.begin_write()?;
+            transaction.open_table(CONTROL)?;
+            transaction.open_table(EVENTS)?;
+            transaction.commit()?;
+            Ok(())
+        };
+        created().map_err(records)?;
+        Ok(Self { path: path.to_owned(), database, _lock: lock })
+    }
+
+    /// The saved control state; none in a new directory.
+    pub fn control(&self) -> Result<Option<Vec<u8>>, StateError> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(CONTROL)?;
+            Ok(table.get(CONTROL_KEY)?.map(|value| value.value().to_vec()))
+        };
+        read().map_err(|error| self.records_error(error))
+    }
+
+    /// Replaces the saved control state.
+    pub fn save_control(&self, state: &[u8]) -> Result<(), StateError> {
+        let write = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            transaction.open_table(CONTROL)?.insert(CONTROL_KEY, state)?;
+            transaction.commit()?;
+            Ok(())
+        };
+        write().map_err(|error| self.records_error(error))
+    }
+
+    /// All saved events, oldest first.
+    pub fn events(&self) -> Result<Vec<(u64, Vec<u8>)>, StateError> {
+        let read = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(EVENTS)?;
+            let mut events = Vec::new();
+            for entry in table.iter()? {
+                let (sequence, event) = entry?;
+                events.push((sequence.value(), event.value().to_vec()));
+            }
+            Ok(events)
+        };
+        read().map_err(|error| self.records_error(error))
+    }
+
+    /// Adds events and removes those below the sequence number `oldest_kept`.
+    pub fn append_events(&self, events: &[(u64, Vec<u8>)], oldest_kept: u64) -> Result<(), StateError> {
+        let write = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(EVENTS)?;
+                for (sequence, event) in events {
+                    table.insert(sequence, event.as_slice())?;
+                }
+                table.retain_in(..oldest_kept, |_, _| false)?;
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        write().map_err(|error| self.records_error(error))
+    }
+
+    fn records_error(&self, source: redb::Error) -> StateError {
+        StateError::Records { path: self.path.clone(), source: Box::new(source) }
+    }
+}
+
+fn read_pid(lock: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    lock.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn write_pid(lock: &mut File) -> std::io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())
+}
+
+fn of_pid(pid: &Option<u32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_and_the_directory_has_one_user() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("new/state");
+        let state = StateDirectory::open(&path).unwrap();
+        assert_eq!(state.control().unwrap(), None);
+        state.save_control(b"one").unwrap();
+        state.save_control(b"two").unwrap();
+        let error = StateDirectory::open(&path).err().unwrap();
+        assert!(error.to_string().contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(state);
+        assert_eq!(StateDirectory::open(&path).unwrap().control().unwrap(), Some(b"two".to_vec()));
+    }
+
+    #[test]
+    fn old_events_make_room() {
+        let place = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(place.path()).unwrap();
+        let event = |sequence: u64| (sequence, vec![0]);
+        state.append_events(&[event(1), event(2), event(3)], 0).unwrap();
+        state.append_events(&[event(4)], 3).unwrap();
+        assert_eq!(state.events().unwrap(), vec![event(3), event(4)]);
+    }
+}

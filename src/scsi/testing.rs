@@ -1,0 +1,278 @@
+//! Tests' helpers: an in-memory device, a runtime without threads or clock, and a logical unit on both.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::command::{Command, Response};
+use super::copy::NoOthers;
+use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
+use super::logical_unit::{LogicalUnit, Services};
+use super::reservation::{PersistedReservations, Volatile};
+use super::task_set::TaskAttribute;
+use crate::base::runtime::{Instant, LocalBoxFuture, Runtime};
+use crate::volume::device::{AllocationRun, BlockDevice, CompareOutcome, DeviceError, DeviceGeometry};
+
+/// A sparse device in memory.
+#[derive(Clone)]
+pub(super) struct MemoryDevice {
+    shared: Rc<MemoryState>,
+}
+
+pub(super) struct MemoryState {
+    pub(super) geometry: Cell<DeviceGeometry>,
+    pub(super) blocks: RefCell<BTreeMap<u64, Bytes>>,
+    /// Answered to every request while it is set.
+    pub(super) failure: RefCell<Option<DeviceError>>,
+    /// Requests wait while this is set.
+    pub(super) held: Cell<bool>,
+}
+
+impl MemoryDevice {
+    pub(super) fn new(logical_block_bytes: u32, block_count: u64) -> Self {
+        let geometry = Cell::new(DeviceGeometry { logical_block_bytes, block_count });
+        let shared = MemoryState {
+            geometry,
+            blocks: RefCell::default(),
+            failure: RefCell::default(),
+            held: Cell::new(false),
+        };
+        Self { shared: Rc::new(shared) }
+    }
+
+    pub(super) fn state(&self) -> &MemoryState {
+        &self.shared
+    }
+
+    async fn enter(&self) -> Result<(), DeviceError> {
+        std::future::poll_fn(|_| if self.shared.held.get() { Poll::Pending } else { Poll::Ready(()) }).await;
+        self.shared.failure.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    fn block(&self, address: u64) -> Bytes {
+        let zeros = || Bytes::from(vec![0; self.geometry().logical_block_bytes as usize]);
+        self.shared.blocks.borrow().get(&address).cloned().unwrap_or_else(zeros)
+    }
+}
+
+impl BlockDevice for MemoryDevice {
+    fn geometry(&self) -> DeviceGeometry {
+        self.shared.geometry.get()
+    }
+
+    async fn read(&self, address: u64, count: u64) -> Result<Vec<Bytes>, DeviceError> {
+        assert!(count > 0 && address + count <= self.geometry().block_count, "range not checked");
+        self.enter().await?;
+        Ok((address..address + count).map(|at| self.block(at)).collect())
+    }
+
+    async fn write(&self, address: u64, data: Vec<Bytes>) -> Result<(), DeviceError> {
+        self.enter().await?;
+        let whole: Vec<u8> = data.concat();
+        let size = self.geometry().logical_block_bytes as usize;
+        assert!(!whole.is_empty() && whole.len().is_multiple_of(size));
+        for (index, block) in whole.chunks(size).enumerate() {
+            let at = address + index as u64;
+            assert!(at < self.geometry().block_count, "range not checked");
+            self.shared.blocks.borrow_mut().insert(at, Bytes::copy_from_slice(block));
+        }
+        Ok(())
+    }
+
+    async fn write_same(&self, address: u64, count: u64, pattern: Bytes) -> Result<(), DeviceError> {
+        self.enter().await?;
+        assert_eq!(pattern.len(), self.geometry().logical_block_bytes as usize);
+        assert!(count > 0 && address + count <= self.geometry().block_count, "range not checked");
+        for at in address..address + count {
+            self.shared.blocks.borrow_mut().insert(at, pattern.clone());
+        }
+        Ok(())
+    }
+
+    async fn compare_and_write(
+        &self,
+        address: u64,
+        compare: Bytes,
+        data: Bytes,
+    ) -> Result<CompareOutcome, DeviceError> {
+        let size = u64::from(self.geometry().logical_block_bytes);
+        let stored = self.read(address, compare.len() as u64 / size).await?.concat();
+        if let Some(offset) = stored.iter().zip(&compare).position(|(a, b)| a != b) {
+            return Ok(CompareOutcome::Miscompare { offset: offset as u64 });
+        }
+        self.write(address, vec![data]).await?;
+        Ok(CompareOutcome::Written)
+    }
+
+    async fn unmap(&self, address: u64, count: u64) -> Result<(), DeviceError> {
+        self.enter().await?;
+        assert!(count > 0 && address + count <= self.geometry().block_count, "range not checked");
+        self.shared.blocks.borrow_mut().retain(|at, _| !(address..address + count).contains(at));
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        self.enter().await
+    }
+
+    async fn allocation(
+        &self,
+        address: u64,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<AllocationRun>, DeviceError> {
+        self.enter().await?;
+        let mut runs: Vec<AllocationRun> = Vec::new();
+        for at in address..address + count {
+            let mapped = self.shared.blocks.borrow().contains_key(&at);
+            let room = runs.len() < limit;
+            match runs.last_mut() {
+                Some(run) if run.mapped == mapped => run.count += 1,
+                _ if !room => break,
+                _ => runs.push(AllocationRun { address: at, count: 1, mapped }),
+            }
+        }
+        Ok(runs)
+    }
+}
+
+/// Runs spawned tasks when it is asked to.
+#[derive(Default)]
+pub(super) struct TestRuntime {
+    spawned: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
+}
+
+impl TestRuntime {
+    /// Polls all spawned tasks once; gives back how many are unfinished.
+    pub(super) fn poll(&self) -> usize {
+        let mut tasks = self.spawned.take();
+        tasks.retain_mut(|task| task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        self.spawned.borrow_mut().extend(tasks);
+        self.spawned.borrow().len()
+    }
+}
+
+impl Runtime for TestRuntime {
+    fn now(&self) -> Instant {
+        Instant(0)
+    }
+
+    fn sleep(&self, _: Duration) -> LocalBoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
+
+    fn spawn(&self, task: LocalBoxFuture<'static, ()>) {
+        self.spawned.borrow_mut().push(task);
+    }
+
+    fn random(&self) -> u64 {
+        4
+    }
+}
+
+/// A logical unit with its device, and one attached nexus whose unit attention has been taken.
+pub(super) struct Bench {
+    pub(super) unit: Rc<LogicalUnit<MemoryDevice>>,
+    pub(super) device: MemoryDevice,
+    pub(super) runtime: Rc<TestRuntime>,
+    pub(super) nexus: NexusId,
+}
+
+impl Bench {
+    pub(super) fn new() -> Self {
+        Self::with_geometry(512, 16384)
+    }
+
+    pub(super) fn with_geometry(logical_block_bytes: u32, block_count: u64) -> Self {
+        let device = MemoryDevice::new(logical_block_bytes, block_count);
+        let runtime = Rc::new(TestRuntime::default());
+        let services =
+            Services { runtime: runtime.clone(), reservations: Rc::new(Volatile), copies: Rc::new(NoOthers) };
+        let unit = LogicalUnit::new(identity(), device.clone(), services, &PersistedReservations::default());
+        let unit = Rc::new(unit);
+        let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime };
+        bench.clear_attentions(bench.nexus);
+        bench
+    }
+
+    /// Attaches another initiator and takes its unit attention.
+    pub(super) fn attach(&self, number: u8) -> NexusId {
+        let id = self.unit.attach(nexus(number));
+        self.clear_attentions(id);
+        id
+    }
+
+    pub(super) fn clear_attentions(&self, nexus: NexusId) {
+        while self.send_from(nexus, &[0; 6], &[]).status as u8 != 0 {}
+    }
+
+    pub(super) fn send(&self, cdb: &[u8]) -> Response {
+        self.send_from(self.nexus, cdb, &[])
+    }
+
+    pub(super) fn send_data(&self, cdb: &[u8], data: &[u8]) -> Response {
+        self.send_from(self.nexus, cdb, data)
+    }
+
+    pub(super) fn send_from(&self, nexus: NexusId, cdb: &[u8], data: &[u8]) -> Response {
+        let task = self.unit.admit(nexus, 0, TaskAttribute::Simple).unwrap();
+        let data_out = if data.is_empty() { Vec::new() } else { vec![Bytes::copy_from_slice(data)] };
+        let command = Command { data_out, ..Command::new(cdb, 1 << 30) };
+        run(self.unit.execute(task, command)).expect("not aborted")
+    }
+}
+
+/// What the identity of the tests' logical unit is.
+pub(super) fn identity() -> Identity {
+    Identity {
+        volume: "test".into(),
+        uuid: *b"0123456789abcdef",
+        target_name: "iqn.2026-11.io.gemel:demo:test".into(),
+        target_ports: vec![TargetPort { relative_id: 1, portal_group: 1 }],
+        revision: *b"0001",
+        non_rotating: true,
+    }
+}
+
+pub(super) fn nexus(number: u8) -> Nexus {
+    Nexus {
+        initiator: InitiatorPort {
+            name: format!("iqn.2007-10.test:initiator-{number}"),
+            isid: [0x80, 0, 0, 0, 0, number],
+        },
+        target_port: TargetPort { relative_id: 1, portal_group: 1 },
+    }
+}
+
+/// Polls `future` to its end, which it must reach by itself.
+pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    for _ in 0..1_000_000 {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return value;
+        }
+    }
+    panic!("a future never completes");
+}
+
+/// Key and code of fixed-format sense data.
+pub(super) fn sense_of(response: &Response) -> (u8, u16) {
+    assert_eq!(response.status as u8, 2, "no CHECK CONDITION: {response:?}");
+    match response.sense[0] & 0x7f {
+        0x70 => (response.sense[2], u16::from_be_bytes([response.sense[12], response.sense[13]])),
+        0x72 => (response.sense[1], u16::from_be_bytes([response.sense[2], response.sense[3]])),
+        other => panic!("sense response code {other:02x}"),
+    }
+}
+
+/// All data-in of a response that has to be GOOD.
+pub(super) fn good(response: &Response) -> Vec<u8> {
+    assert_eq!(response.status as u8, 0, "{response:?}");
+    response.data_in.concat()
+}

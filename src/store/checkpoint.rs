@@ -1,0 +1,309 @@
+//! Checkpoints: the segment table, the volumes and the map, written to segments of their own.
+//!
+//! A checkpoint says that replay begins behind batch P. The table is as of P; map pages are taken
+//! while the log goes on, so some are newer, which replay from P puts right since applying statements
+//! again changes nothing. It counts when the superblock generation that names it is durable; only
+//! then are the segments free that were empty at P and end before it, and those of the checkpoint
+//! before.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::array::geometry::{StripeLayout, data_columns};
+use crate::array::{Array, MemberSet, SegmentIndex};
+use crate::base::buffer::AlignedBuf;
+use crate::base::checksum::Crc32;
+use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
+
+use super::batch::{BatchHeader, BatchKind, Content, Entry, HEADS, HeadRecord, SegmentUse, height};
+use super::image::SegmentImage;
+use super::interface::StoreError;
+use super::log::{MAX_BATCH_BLOCKS, lay_out};
+use super::root::{CheckpointReference, Root};
+use super::segments::SegmentState;
+use super::shared::{Contents, Shared, add};
+use super::snapshot_codec::{Decoder, encode_end, encode_page, encode_table};
+pub(super) use super::snapshot_codec::{MAX_PAGE_BYTES, SEGMENT_BYTES};
+
+/// Writes a checkpoint of what is settled, and frees what only the earlier one needed.
+pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
+    let _one_at_a_time = shared.checkpointing.lock().await;
+    let position = shared.log.borrow().position();
+    let log_bytes = shared.log_bytes.get();
+    let reached = || shared.log.borrow().durable >= position.last_number || shared.stopped.get();
+    shared.progress.until(reached).await;
+    if shared.stopped.get() && shared.log.borrow().durable < position.last_number {
+        return Err(StoreError::Offline);
+    }
+    let (releasable, table) = {
+        let contents = shared.contents.borrow();
+        let releasable = releasable_segments(&contents, position.last_number);
+        let table = encode_table(&contents, &releasable);
+        (releasable, table)
+    };
+    let mut writer = CheckpointWriter::new(shared.clone());
+    let written = write_contents(shared, &mut writer, table).await;
+    let reference = match written {
+        Ok(reference) => reference,
+        Err(error) => {
+            writer.give_back();
+            return Err(error);
+        }
+    };
+    shared.array.flush().await.map_err(|_| StoreError::Offline)?;
+    let root = Root { checkpoint: Some(reference), replay: Some(position), joints: Vec::new() };
+    shared.array.commit(root.encode()).await.map_err(|_| StoreError::Offline)?;
+    *shared.root.borrow_mut() = root;
+    shared.log_bytes.set(shared.log_bytes.get() - log_bytes);
+    add(&shared.statistics.checkpoints, 1);
+    release(shared, releasable, &writer.used).await;
+    Ok(())
+}
+
+/// Segments that nothing refers to and whose last batch is behind the start of replay, and those of
+/// the checkpoint that is being replaced.
+fn releasable_segments(contents: &Contents, replay_from: u64) -> Vec<SegmentIndex> {
+    let releasable = |segment: &super::segments::Segment| match segment.state {
+        SegmentState::Sealed => segment.live_blocks == 0 && segment.last_batch <= replay_from,
+        SegmentState::Checkpoint => true,
+        SegmentState::Free | SegmentState::Open => false,
+    };
+    contents.segments.iter().filter(|(_, segment)| releasable(segment)).map(|(index, _)| index).collect()
+}
+
+async fn write_contents(
+    shared: &Rc<Shared>,
+    writer: &mut CheckpointWriter,
+    table: Vec<u8>,
+) -> Result<CheckpointReference, StoreError> {
+    writer.put(&table).await?;
+    let mut key = (VolumeId(0), 0);
+    let mut page_bytes = Vec::with_capacity(MAX_PAGE_BYTES);
+    loop {
+        page_bytes.clear();
+        {
+            let contents = shared.contents.borrow();
+            let Some((found, page)) = contents.map.page_from(key) else { break };
+            encode_page(&mut page_bytes, found, page);
+            key = (found.0, found.1 + 1);
+        }
+        writer.put(&page_bytes).await?;
+    }
+    page_bytes.clear();
+    encode_end(&mut page_bytes);
+    writer.put(&page_bytes).await?;
+    writer.finish().await
+}
+
+async fn release(shared: &Rc<Shared>, releasable: Vec<SegmentIndex>, used: &[SegmentUse]) {
+    for segment in releasable {
+        let is_new = used.iter().any(|used| used.segment == segment);
+        let free = {
+            let contents = shared.contents.borrow();
+            let info = contents.segments.get(segment);
+            info.readers == 0 && !is_new
+        };
+        if !free {
+            continue; // a read is in it: the next checkpoint frees it
+        }
+        if shared.options.discard {
+            shared.array.discard_segment(segment).await;
+        }
+        shared.contents.borrow_mut().segments.release(segment);
+    }
+    shared.work.notify();
+    shared.progress.notify();
+}
+
+/// Cuts the byte stream of a checkpoint into batches.
+struct CheckpointWriter {
+    shared: Rc<Shared>,
+    identity: u64,
+    pending: Vec<u8>,
+    blocks_written: u64,
+    number: u64,
+    previous: Crc32,
+    first: Option<SegmentUse>,
+    current: Option<(SegmentUse, MemberSet, u32)>,
+    next: Option<SegmentUse>,
+    used: Vec<SegmentUse>,
+}
+
+impl CheckpointWriter {
+    fn new(shared: Rc<Shared>) -> Self {
+        let identity = shared.contents.borrow().segments.next_generation();
+        Self {
+            shared,
+            identity,
+            pending: Vec::new(),
+            blocks_written: 0,
+            number: 0,
+            previous: Crc32(0),
+            first: None,
+            current: None,
+            next: None,
+            used: Vec::new(),
+        }
+    }
+
+    async fn put(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.pending.extend_from_slice(bytes);
+        while self.pending.len() >= MAX_BATCH_BLOCKS * BLOCK_SIZE {
+            self.write_batch().await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<CheckpointReference, StoreError> {
+        while !self.pending.is_empty() {
+            self.write_batch().await?;
+        }
+        if let Some(unused) = self.next.take() {
+            self.used.retain(|used| *used != unused);
+            self.shared.contents.borrow_mut().segments.release(unused.segment);
+        }
+        let Some(first) = self.first else { return Err(StoreError::Offline) };
+        Ok(CheckpointReference { identity: self.identity, first, batches: self.number })
+    }
+
+    /// Frees what was taken, when the checkpoint could not be completed.
+    fn give_back(&mut self) {
+        let mut contents = self.shared.contents.borrow_mut();
+        self.used.drain(..).for_each(|used| contents.segments.release(used.segment));
+    }
+
+    async fn write_batch(&mut self) -> Result<(), StoreError> {
+        let rows = self.shared.array.geometry().rows;
+        let (place, members, first_row) = self.room(rows)?;
+        let columns = data_columns(members);
+        let mut count = self.pending.len().div_ceil(BLOCK_SIZE).min(MAX_BATCH_BLOCKS);
+        while height(count, count, columns) > (rows - first_row) as usize {
+            count -= 1;
+        }
+        let payloads = self.take_blocks(count);
+        let entries: Vec<Entry> = payloads.iter().map(|block| self.page_entry(block)).collect();
+        let batch_height = height(count, count, columns) as u32;
+        let mut heads = [HeadRecord::default(); HEADS];
+        heads[0] = HeadRecord { current: Some(place), next: self.next };
+        let header = BatchHeader {
+            kind: BatchKind::Checkpoint,
+            pool: self.shared.array.pool(),
+            incarnation: self.identity,
+            number: self.number,
+            place,
+            first_row,
+            height: batch_height,
+            members,
+            previous: self.previous,
+            acknowledged_through: 0,
+            heads,
+            entries,
+        };
+        let (bytes, checksum) = header.encode();
+        let payloads = payloads.into_iter().map(Some).collect();
+        let stripe = lay_out(&bytes, payloads, columns, batch_height as usize);
+        let layout = StripeLayout::new(members, self.number);
+        add(&self.shared.statistics.checkpoint_blocks, u64::from(batch_height) * columns as u64);
+        let written = self.shared.array.write_stripe(place.segment, first_row, layout, stripe).await;
+        written.map_err(|_| StoreError::Offline)?;
+        self.number += 1;
+        self.previous = checksum;
+        self.current = Some((place, members, first_row + batch_height));
+        Ok(())
+    }
+
+    /// A segment with room for at least a block.
+    fn room(&mut self, rows: u32) -> Result<(SegmentUse, MemberSet, u32), StoreError> {
+        if let Some(current) = self
+            .current
+            .filter(|(_, members, row)| height(1, 1, data_columns(*members)) <= (rows - row) as usize)
+        {
+            return Ok(current);
+        }
+        let members = self.shared.members_for_writing();
+        let mut take = || {
+            let mut contents = self.shared.contents.borrow_mut();
+            let taken =
+                contents.segments.take(SegmentState::Checkpoint, members).ok_or(StoreError::OutOfSpace)?;
+            self.used.push(taken);
+            Ok::<_, StoreError>(taken)
+        };
+        let place = match self.next.take() {
+            Some(next) => next,
+            None => take()?,
+        };
+        self.next = Some(take()?);
+        self.shared.contents.borrow_mut().segments.get_mut(place.segment).members = members;
+        self.first.get_or_insert(place);
+        Ok((place, members, 0))
+    }
+
+    fn take_blocks(&mut self, count: usize) -> Vec<Bytes> {
+        let length = self.pending.len().min(count * BLOCK_SIZE);
+        let mut buffer = AlignedBuf::zeroed(count * BLOCK_SIZE);
+        buffer[..length].copy_from_slice(&self.pending[..length]);
+        self.pending.drain(..length);
+        let bytes = buffer.freeze();
+        (0..count).map(|n| bytes.slice(n * BLOCK_SIZE..(n + 1) * BLOCK_SIZE)).collect()
+    }
+
+    fn page_entry(&mut self, block: &Bytes) -> Entry {
+        let address = BlockAddress(self.blocks_written);
+        self.blocks_written += 1;
+        let content = Content::Page { checksum: Crc32::of(block) };
+        Entry { volume: VolumeId(0), address, version: Version::default(), content }
+    }
+}
+
+/// Why a checkpoint could not be read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum LoadError {
+    #[error("batch {batch} of the checkpoint is damaged beyond what parity can give back")]
+    Damaged { batch: u64 },
+    #[error("the array is offline")]
+    Offline,
+}
+
+/// Reads a checkpoint, and marks the segments that it lies in.
+pub(super) async fn load(array: &Array, reference: &CheckpointReference) -> Result<Contents, LoadError> {
+    let mut decoder = Decoder::new(array.geometry());
+    let mut used = Vec::new();
+    let mut next = Some(reference.first);
+    let mut number = 0;
+    while number < reference.batches {
+        let damaged = LoadError::Damaged { batch: number };
+        let place = next.take().ok_or(damaged)?;
+        used.push(place);
+        let image = SegmentImage::read(array, place.segment).await.map_err(|_| LoadError::Offline)?;
+        let accept = |header: &BatchHeader| {
+            header.kind == BatchKind::Checkpoint
+                && header.incarnation == reference.identity
+                && header.place == place
+        };
+        let memberships = [array.geometry().all_slots(), array.live()];
+        for header in image.batches(&memberships, accept) {
+            if header.number != number || number == reference.batches {
+                break;
+            }
+            let damaged = LoadError::Damaged { batch: number };
+            for (entry, block_place) in header.entries_with_places() {
+                let (Some(at), Some(checksum)) = (block_place, entry.payload_checksum()) else { continue };
+                let block = image.verified(header.members, at.slot(), at.row(), checksum).ok_or(damaged)?;
+                decoder.feed(&block).map_err(|_| damaged)?;
+            }
+            number += 1;
+            next = header.heads[0].next;
+        }
+        if next.is_none() && number < reference.batches {
+            return Err(LoadError::Damaged { batch: number });
+        }
+    }
+    let mut contents = decoder.finish().ok_or(LoadError::Damaged { batch: number })?;
+    for place in used {
+        let members = contents.segments.get(place.segment).members;
+        contents.segments.observe(place, members, 0);
+        contents.segments.get_mut(place.segment).state = SegmentState::Checkpoint;
+    }
+    Ok(contents)
+}

@@ -1,0 +1,183 @@
+//! Cleaning: what still counts in the emptiest segments moves together, so that whole segments come
+//! free; and checkpoints, which make them so.
+//!
+//! Moves keep version and checksum; the checksum is verified on the way, never made anew from
+//! unverified data. A block that nothing can give back moves as *lost*, so that it stays an error
+//! and never becomes silence. Moves are sorted by address, which puts neighbours together again.
+
+use std::rc::Rc;
+
+use crate::array::{MemberSet, SegmentIndex};
+use crate::base::units::{BlockAddress, VolumeId};
+
+use super::batch::{BatchHeader, BatchKind, Content, Entry};
+use super::checkpoint;
+use super::image::SegmentImage;
+use super::log::{CLEANING, Item, Pending, Tracker};
+use super::map::{MapEntry, MapValue};
+use super::segments::{Segment, SegmentState};
+use super::shared::{CLEANER_SEGMENTS, Shared, add};
+
+/// Starts the task.
+pub(super) fn start(shared: &Rc<Shared>) {
+    shared.runtime.spawn(Box::pin(run(shared.clone())));
+}
+
+async fn run(shared: Rc<Shared>) {
+    loop {
+        let progress = shared.progress.wait();
+        if shared.stopped.get() {
+            return;
+        }
+        let did_something = match next_task(&shared) {
+            Some(Task::Checkpoint) => checkpoint::write(&shared).await.is_ok(),
+            Some(Task::Clean(victims)) => clean(&shared, victims).await,
+            None => false,
+        };
+        if !did_something {
+            progress.await;
+        }
+    }
+}
+
+enum Task {
+    Checkpoint,
+    Clean(Vec<SegmentIndex>),
+}
+
+/// What should be done next for space, if anything.
+fn next_task(shared: &Shared) -> Option<Task> {
+    if shared.log_bytes.get() >= shared.options.checkpoint_log_bytes {
+        return Some(Task::Checkpoint);
+    }
+    let keep_free = shared.keep_free()[0];
+    let contents = shared.contents.borrow();
+    let total = contents.segments.iter().count();
+    let free = contents.segments.free_count();
+    let low = keep_free + CLEANER_SEGMENTS + total / 32;
+    if free >= low {
+        return None;
+    }
+    let durable = shared.log.borrow().durable;
+    let empty = |segment: &Segment| segment.state == SegmentState::Sealed && segment.live_blocks == 0;
+    let releasable = contents.segments.iter().filter(|(_, segment)| empty(segment)).count();
+    // A checkpoint gives back what is empty and takes as much as the one before: it has to be worth it,
+    // or nothing else is left to do.
+    let worthwhile = (total / 64).max(2 * shared_checkpoint_segments(keep_free));
+    if releasable >= worthwhile || (releasable > 0 && free <= keep_free) {
+        return Some(Task::Checkpoint);
+    }
+    let victims = choose_victims(&contents.segments.iter().collect::<Vec<_>>(), durable, shared);
+    if victims.is_empty() {
+        return (releasable > 0).then_some(Task::Checkpoint);
+    }
+    Some(Task::Clean(victims))
+}
+
+fn shared_checkpoint_segments(keep_free: usize) -> usize {
+    keep_free - CLEANER_SEGMENTS
+}
+
+/// The emptiest segments whose live blocks fill at most [`VICTIM_SEGMENTS`] less one, so that
+/// cleaning them gains at least a segment; none when cleaning would gain nothing.
+fn choose_victims(segments: &[(SegmentIndex, &Segment)], durable: u64, shared: &Shared) -> Vec<SegmentIndex> {
+    let geometry = shared.array.geometry();
+    let mut candidates: Vec<(u64, SegmentIndex, u64)> = segments
+        .iter()
+        .filter(|(_, segment)| segment.state == SegmentState::Sealed && segment.last_batch <= durable)
+        .filter(|(_, segment)| segment.live_blocks > 0)
+        .map(|(index, segment)| {
+            let capacity = geometry.data_blocks(segment.members).max(1);
+            let live = u64::from(segment.live_blocks);
+            (live * 1_000_000 / capacity, *index, live)
+        })
+        .collect();
+    candidates.sort_unstable();
+    let output = geometry.data_blocks(shared.array.live()) * 95 / 100;
+    let (mut victims, mut live_sum) = (Vec::new(), 0);
+    for (_, segment, live) in candidates.into_iter().take(VICTIM_SEGMENTS) {
+        if !victims.is_empty() && live_sum + live > output {
+            break;
+        }
+        live_sum += live;
+        victims.push(segment);
+    }
+    let gains = (victims.len() as u64 * output).saturating_sub(live_sum) > output / 50;
+    if gains { victims } else { Vec::new() }
+}
+
+/// Moves what lives in `victims`. Returns whether anything changed.
+async fn clean(shared: &Rc<Shared>, victims: Vec<SegmentIndex>) -> bool {
+    let mut moves: Vec<Item> = Vec::new();
+    for segment in &victims {
+        let Some(found) = collect(shared, *segment).await else { return false };
+        moves.extend(found);
+    }
+    moves.sort_by_key(|item| (item.entry.volume, item.entry.address));
+    add(&shared.statistics.moved_blocks, moves.len() as u64);
+    let (tracker, done) = Tracker::new();
+    shared.log.borrow_mut().enqueue(CLEANING, Pending { items: moves.into(), tracker });
+    shared.work.notify();
+    let moved = matches!(done.await, Ok(Ok(())));
+    if moved {
+        add(&shared.statistics.cleaned_segments, victims.len() as u64);
+    }
+    moved
+}
+
+/// The live blocks of a segment, verified, as moves; `None` when the array went offline.
+async fn collect(shared: &Rc<Shared>, segment: SegmentIndex) -> Option<Vec<Item>> {
+    let (generation, members) = {
+        let contents = shared.contents.borrow();
+        let info = contents.segments.get(segment);
+        (info.generation, info.members)
+    };
+    let image = SegmentImage::read(&shared.array, segment).await.ok()?;
+    let memberships: [MemberSet; 2] = [members, shared.array.live()];
+    let accept =
+        |header: &BatchHeader| header.kind == BatchKind::Log && header.place.generation == generation;
+    let batches = image.batches(&memberships, accept);
+    let contents = shared.contents.borrow();
+    let statements = batches.iter().flat_map(BatchHeader::entries_with_places);
+    let mut moves = Vec::new();
+    for (entry, place) in statements {
+        let live = contents.map.get(entry.volume, entry.address);
+        let Some(live) = live.filter(|live| place.is_some() && live.version == entry.version) else {
+            continue;
+        };
+        if matches!(live.value, MapValue::Data { place: at, .. } if Some(at) == place) {
+            moves.push(move_of(&image, members, entry.volume, entry.address, live));
+        }
+    }
+    if moves.len() as u64 != u64::from(contents.segments.get(segment).live_blocks) {
+        // A header is damaged beyond parity: the map still knows what lies in the segment.
+        moves.clear();
+        let inside = contents.map.data_entries().filter(|(_, _, _, place)| place.segment() == segment);
+        moves
+            .extend(inside.map(|(volume, address, live, _)| move_of(&image, members, volume, address, live)));
+    }
+    Some(moves)
+}
+
+/// The statement that moves a live block, or that gives it up when nothing can give it back.
+fn move_of(
+    image: &SegmentImage,
+    members: MemberSet,
+    volume: VolumeId,
+    address: BlockAddress,
+    live: MapEntry,
+) -> Item {
+    let mut entry = Entry { volume, address, version: live.version, content: Content::Lost };
+    let mut payload = None;
+    if let MapValue::Data { place, checksum } = live.value {
+        let plain = checksum.bind(&entry.identity());
+        payload = image.verified(members, place.slot(), place.row(), plain);
+        if payload.is_some() {
+            entry.content = Content::Moved { checksum };
+        }
+    }
+    Item { entry, payload, is_new_block: false }
+}
+
+/// Most segments that are cleaned together: what is read at a time, in segments.
+const VICTIM_SEGMENTS: usize = 6;

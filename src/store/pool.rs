@@ -1,0 +1,307 @@
+//! The open store: a pool of blocks on an array, as volumes and the daemon see it.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::array::{Array, OpenError};
+use crate::base::buffer::{AlignedBuf, is_block_aligned};
+use crate::base::checksum::Crc32;
+use crate::base::event::EventSink;
+use crate::base::runtime::RuntimeHandle;
+use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, Version, VolumeId};
+
+use super::batch::{Content, Entry};
+use super::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
+use super::log::{FOREGROUND, Item, Log, Pending, Tracker};
+use super::recovery::{self, RecoveryError, RecoveryReport};
+use super::root::MAX_JOINTS;
+use super::shared::{Shared, Statistics, StoreOptions, add};
+use super::{checkpoint, cleaner, writer};
+
+/// An open pool. Cheap to clone; all clones are one pool.
+#[derive(Clone)]
+pub struct Store {
+    shared: Rc<Shared>,
+}
+
+/// Why a pool can't be opened.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PoolError {
+    /// The disks.
+    #[error(transparent)]
+    Array(#[from] OpenError),
+    /// What is on them.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+}
+
+/// Space in the pool, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolUsage {
+    /// What volumes may fill.
+    pub capacity_bytes: u64,
+    /// What they fill.
+    pub used_bytes: u64,
+    /// Free segments, and segments in all.
+    pub free_segments: u64,
+    /// All segments.
+    pub segments: u64,
+}
+
+impl Store {
+    /// Recovers the pool on an open array and starts its tasks.
+    pub async fn open(
+        array: Array,
+        runtime: RuntimeHandle,
+        options: StoreOptions,
+        events: EventSink,
+    ) -> Result<(Self, RecoveryReport), PoolError> {
+        let recovered = recovery::recover(&array).await?;
+        let (report, mut root) = (recovered.report, recovered.root);
+        let log = Log::new(array.pool(), &recovered.position, &recovered.contents.segments);
+        let must_checkpoint = root.joints.len() >= MAX_JOINTS;
+        if root.replay.is_none() {
+            root.replay = Some(recovered.position);
+        } else if !must_checkpoint {
+            root.joints.push(recovered.position);
+        }
+        let shared = Rc::new(Shared {
+            array,
+            runtime,
+            options,
+            events,
+            contents: RefCell::new(recovered.contents),
+            log: RefCell::new(log),
+            root: RefCell::new(root.clone()),
+            reserved_blocks: Cell::new(0),
+            log_bytes: Cell::new(0),
+            work: Default::default(),
+            written: Default::default(),
+            progress: Default::default(),
+            stopped: Cell::new(false),
+            checkpointing: Default::default(),
+            statistics: Statistics::default(),
+        });
+        if must_checkpoint {
+            // The new checkpoint begins at the new incarnation, so it replaces all joints.
+            checkpoint::write(&shared).await.map_err(|_| RecoveryError::Offline)?;
+        } else {
+            shared.array.commit(root.encode()).await.map_err(|_| RecoveryError::Offline)?;
+        }
+        writer::start(&shared);
+        cleaner::start(&shared);
+        Ok((Self { shared }, report))
+    }
+
+    /// Stops cleanly: waits for what is on its way, writes a checkpoint, so that the next opening has
+    /// nothing to replay, and ends the tasks. Nothing may be appended meanwhile.
+    pub async fn close(&self) {
+        // An error means that the array went offline: nothing more can be done, and nothing is lost.
+        let _ = self.flush().await;
+        let idle = || self.shared.log.borrow().is_idle() || self.shared.stopped.get();
+        self.shared.progress.until(idle).await;
+        self.shared.stopped.set(true);
+        for signal in [&self.shared.work, &self.shared.written, &self.shared.progress] {
+            signal.notify();
+        }
+        self.shared.array.changed().notify();
+        if !self.shared.array.is_offline() {
+            let _ = checkpoint::write(&self.shared).await;
+        }
+    }
+
+    /// The volumes in the pool: their records, and the newest version of anything in each.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<(VolumeId, Bytes, Version)> {
+        let contents = self.shared.contents.borrow();
+        contents.volumes.iter().map(|(id, state)| (*id, state.record.clone(), state.newest)).collect()
+    }
+
+    /// Creates a volume, or replaces its record (at most 4096 bytes, opaque to the store).
+    pub async fn put_volume(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        record: &[u8],
+    ) -> Result<(), StoreError> {
+        assert!(record.len() <= BLOCK_SIZE, "a volume's record fits a block");
+        let mut block = AlignedBuf::zeroed(BLOCK_SIZE);
+        block[..record.len()].copy_from_slice(record);
+        let content = Content::Volume { length: record.len() as u16, checksum: Crc32::of(&block) };
+        let entry = Entry { volume, address: BlockAddress(0), version, content };
+        let item = Item { entry, payload: Some(block.freeze()), is_new_block: false };
+        self.submit(vec![item]).await
+    }
+
+    /// Drops a volume with all its blocks. Its number is not to be used again.
+    pub async fn drop_volume(&self, volume: VolumeId) -> Result<(), StoreError> {
+        if !self.shared.contents.borrow().volumes.contains_key(&volume) {
+            return Err(StoreError::NoSuchVolume(volume));
+        }
+        let entry = Entry {
+            volume,
+            address: BlockAddress(0),
+            version: Version::default(),
+            content: Content::VolumeDropped,
+        };
+        self.submit(vec![Item { entry, payload: None, is_new_block: false }]).await
+    }
+
+    /// Allocated bytes of a volume.
+    #[must_use]
+    pub fn volume_used_bytes(&self, volume: VolumeId) -> u64 {
+        self.shared.contents.borrow().map.mapped_blocks(volume) * BLOCK_SIZE as u64
+    }
+
+    /// Space in the pool.
+    #[must_use]
+    pub fn usage(&self) -> PoolUsage {
+        let contents = self.shared.contents.borrow();
+        PoolUsage {
+            capacity_bytes: self.shared.usable_blocks() * BLOCK_SIZE as u64,
+            used_bytes: contents.map.total_mapped_blocks() * BLOCK_SIZE as u64,
+            free_segments: contents.segments.free_count() as u64,
+            segments: contents.segments.iter().count() as u64,
+        }
+    }
+
+    /// Counts since the pool was opened.
+    #[must_use]
+    pub fn statistics(&self) -> &Statistics {
+        &self.shared.statistics
+    }
+
+    /// The disks below.
+    #[must_use]
+    pub fn array(&self) -> &Array {
+        &self.shared.array
+    }
+
+    /// Whether the pool has stopped serving.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.shared.array.is_offline() || self.shared.stopped.get()
+    }
+
+    fn submit(&self, items: Vec<Item>) -> impl Future<Output = Result<(), StoreError>> + 'static {
+        let (tracker, done) = Tracker::new();
+        if self.is_offline() {
+            tracker.complete(Err(StoreError::Offline));
+        } else {
+            self.shared.log.borrow_mut().enqueue(FOREGROUND, Pending { items: items.into(), tracker });
+            self.shared.work.notify();
+        }
+        async move { done.await.unwrap_or(Err(StoreError::Offline)) }
+    }
+
+    /// Turns writes into statements, and reserves space for blocks that have none yet.
+    fn admit(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<Vec<Item>, StoreError> {
+        let contents = self.shared.contents.borrow();
+        if !contents.volumes.contains_key(&volume) {
+            return Err(StoreError::NoSuchVolume(volume));
+        }
+        let mut items = Vec::with_capacity(writes.len());
+        let mut new_blocks = 0;
+        for write in writes {
+            let item = match write {
+                BlockWrite::Data { address, data, checksum } => {
+                    let is_new_block =
+                        !contents.map.get(volume, address).is_some_and(|entry| entry.value.is_mapped());
+                    new_blocks += u64::from(is_new_block);
+                    let identity = BlockIdentity { volume, address, version };
+                    let content = Content::Data { checksum: checksum.bind(&identity) };
+                    let payload = Some(aligned(&self.shared, data));
+                    Item { entry: Entry { volume, address, version, content }, payload, is_new_block }
+                }
+                BlockWrite::Hole { address, count } => {
+                    let content = Content::Hole { count };
+                    Item {
+                        entry: Entry { volume, address, version, content },
+                        payload: None,
+                        is_new_block: false,
+                    }
+                }
+            };
+            items.push(item);
+        }
+        let wanted = contents.map.total_mapped_blocks() + self.shared.reserved_blocks.get() + new_blocks;
+        if new_blocks > 0 && (wanted > self.shared.usable_blocks() || self.shared.array.is_starved()) {
+            return Err(StoreError::OutOfSpace);
+        }
+        self.shared.reserved_blocks.set(self.shared.reserved_blocks.get() + new_blocks);
+        add(&self.shared.statistics.written_blocks, items.len() as u64);
+        Ok(items)
+    }
+}
+
+impl BlockStore for Store {
+    fn append(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
+        let admitted = self.admit(volume, version, writes).map(|items| self.submit(items));
+        async move {
+            match admitted {
+                Ok(done) => done.await,
+                Err(error) => Err(error),
+            }
+        }
+    }
+
+    async fn read(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        super::read::read(&self.shared, volume, address, count).await
+    }
+
+    async fn allocation(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        let contents = self.shared.contents.borrow();
+        let mut runs: Vec<BlockRun> = Vec::new();
+        let mut offset = 0;
+        while offset < count {
+            let block = address.offset(offset);
+            let (length, mapped) = contents.map.run_hint(volume, block);
+            let length = length.min(count - offset);
+            let full = runs.len() == limit;
+            match runs.last_mut() {
+                Some(last) if last.mapped == mapped => last.count += length,
+                _ if full => break,
+                _ => runs.push(BlockRun { address: block, count: length, mapped }),
+            }
+            offset += length;
+        }
+        Ok(runs)
+    }
+
+    async fn flush(&self) -> Result<(), StoreError> {
+        if self.shared.log.borrow().is_idle() {
+            return if self.is_offline() { Err(StoreError::Offline) } else { Ok(()) };
+        }
+        self.submit(Vec::new()).await
+    }
+}
+
+/// The block as direct output needs it: a copy when it lies across pages.
+fn aligned(shared: &Shared, data: Bytes) -> Bytes {
+    assert_eq!(data.len(), BLOCK_SIZE, "blocks are written whole");
+    if is_block_aligned(&data) { data } else { shared.array.buffers().copy_of(&data).freeze() }
+}

@@ -1,0 +1,202 @@
+//! Reads: lookup, few disk reads for many blocks, verification, and repair of what is wrong.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use crate::array::{Array, MemberSet, Place};
+use crate::base::checksum::Crc32;
+use crate::base::event::{Event, Severity};
+use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, VolumeId};
+
+use super::interface::StoreError;
+use super::log::zero_block;
+use super::map::MapValue;
+use super::shared::{Shared, add};
+
+/// Consecutive blocks that one operation gives.
+struct Run {
+    first: BlockAddress,
+    count: u32,
+    source: Source,
+}
+
+enum Source {
+    Zeros,
+    Lost,
+    /// Consecutive rows of one column, and the blocks' own checksums.
+    Rows {
+        place: Place,
+        checksums: Vec<Crc32>,
+    },
+}
+
+/// Reads `count` blocks of a volume.
+pub(super) async fn read(
+    shared: &Rc<Shared>,
+    volume: VolumeId,
+    address: BlockAddress,
+    count: u64,
+) -> Result<Vec<Bytes>, StoreError> {
+    if shared.array.is_offline() {
+        return Err(StoreError::Offline);
+    }
+    let runs = plan(shared, volume, address, count)?;
+    // The segments are held from the lookup on, without a gap: none is reused under the read.
+    let held: Vec<Held> = runs.iter().filter_map(|run| Held::of(shared, run)).collect();
+    add(&shared.statistics.read_blocks, count);
+    let pieces = match runs.as_slice() {
+        [run] => vec![read_run(shared, volume, run).await],
+        runs => join_all(runs.iter().map(|run| read_run(shared, volume, run))).await,
+    };
+    drop(held);
+    let mut data = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        data.extend(piece?);
+    }
+    Ok(data)
+}
+
+/// Looks the blocks up and joins neighbours.
+fn plan(
+    shared: &Shared,
+    volume: VolumeId,
+    address: BlockAddress,
+    count: u64,
+) -> Result<Vec<Run>, StoreError> {
+    let contents = shared.contents.borrow();
+    if !contents.volumes.contains_key(&volume) {
+        return Err(StoreError::NoSuchVolume(volume));
+    }
+    let mut runs: Vec<Run> = Vec::new();
+    for offset in 0..count {
+        let block = address.offset(offset);
+        let entry = contents.map.get(volume, block);
+        match entry.map(|entry| (entry.version, entry.value)) {
+            None | Some((_, MapValue::Hole)) => extend(&mut runs, block, Source::Zeros),
+            Some((_, MapValue::Lost)) => extend(&mut runs, block, Source::Lost),
+            Some((version, MapValue::Data { place, checksum })) => {
+                let identity = BlockIdentity { volume, address: block, version };
+                let checksums = vec![checksum.bind(&identity)];
+                extend(&mut runs, block, Source::Rows { place, checksums });
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// Adds a block to the last run where it continues it, else begins a new one.
+fn extend(runs: &mut Vec<Run>, block: BlockAddress, source: Source) {
+    if let Some(last) = runs.last_mut() {
+        let joined = match (&mut last.source, &source) {
+            (Source::Zeros, Source::Zeros) => true,
+            (Source::Rows { place, checksums }, Source::Rows { place: next, checksums: one }) => {
+                let expected = Place::of_row(place.segment(), place.slot(), place.row() + last.count);
+                let joins = *next == expected && (last.count as usize) < MAX_RUN_BLOCKS;
+                if joins {
+                    checksums.extend(one);
+                }
+                joins
+            }
+            _ => false,
+        };
+        if joined {
+            last.count += 1;
+            return;
+        }
+    }
+    runs.push(Run { first: block, count: 1, source });
+}
+
+async fn read_run(shared: &Rc<Shared>, volume: VolumeId, run: &Run) -> Result<Vec<Bytes>, StoreError> {
+    let (place, checksums) = match &run.source {
+        Source::Zeros => return Ok(vec![zero_block(); run.count as usize]),
+        Source::Lost => return Err(StoreError::Medium { volume, address: run.first }),
+        Source::Rows { place, checksums } => (*place, checksums),
+    };
+    let array = &shared.array;
+    if let Ok(buffer) = array.read_rows(place.segment(), place.slot(), place.row(), run.count).await {
+        let good = |(block, checksum): (&[u8], &Crc32)| Crc32::of(block) == *checksum;
+        if buffer.chunks(BLOCK_SIZE).zip(checksums).all(good) {
+            return Ok(vec![buffer.freeze()]);
+        }
+    }
+    // Something is wrong with some of the blocks: take them one by one.
+    let mut blocks = Vec::with_capacity(checksums.len());
+    for (offset, checksum) in (0u32..).zip(checksums) {
+        let place = Place::of_row(place.segment(), place.slot(), place.row() + offset);
+        let members = shared.contents.borrow().segments.get(place.segment()).members;
+        let address = run.first.offset(u64::from(offset));
+        match read_verified(array, members, place, *checksum).await {
+            Some(block) => blocks.push(block),
+            None if array.is_offline() => return Err(StoreError::Offline),
+            None => return Err(report_lost(shared, volume, address, place)),
+        }
+        add(&shared.statistics.rebuilt_blocks, 1);
+    }
+    Ok(blocks)
+}
+
+fn report_lost(shared: &Shared, volume: VolumeId, address: BlockAddress, place: Place) -> StoreError {
+    add(&shared.statistics.lost_blocks, 1);
+    (shared.events)(Event {
+        severity: Severity::Critical,
+        kind: "block-lost",
+        message: format!(
+            "block {} of volume {} can't be read from disk {} nor rebuilt from the others. Only this block is \
+             affected; reading it is an error until it is written again. Restore it from a backup",
+            address.0,
+            volume.0,
+            place.slot().0
+        ),
+    });
+    StoreError::Medium { volume, address }
+}
+
+/// One block that has the given checksum of its plain data: as the disk gives it, else rebuilt from
+/// the row and written back.
+pub(super) async fn read_verified(
+    array: &Array,
+    members: MemberSet,
+    place: Place,
+    checksum: Crc32,
+) -> Option<Bytes> {
+    let (segment, slot, row) = (place.segment(), place.slot(), place.row());
+    if let Ok(block) = array.read_rows(segment, slot, row, 1).await {
+        if Crc32::of(&block) == checksum {
+            return Some(block.freeze());
+        }
+        array.note_read_error(slot);
+    }
+    let rebuilt = array.reconstruct_rows(segment, members, slot, row, 1).await.ok()?;
+    if Crc32::of(&rebuilt) != checksum {
+        return None;
+    }
+    let block = rebuilt.freeze();
+    array.repair_rows(segment, slot, row, block.clone()).await;
+    Some(block)
+}
+
+/// Keeps a segment from being reused while it is read.
+struct Held {
+    shared: Rc<Shared>,
+    place: Place,
+}
+
+impl Held {
+    fn of(shared: &Rc<Shared>, run: &Run) -> Option<Self> {
+        let Source::Rows { place, .. } = run.source else { return None };
+        shared.contents.borrow_mut().segments.get_mut(place.segment()).readers += 1;
+        Some(Self { shared: shared.clone(), place })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shared.contents.borrow_mut().segments.get_mut(self.place.segment()).readers -= 1;
+    }
+}
+
+/// Most blocks that one disk read gives: 1 MiB.
+const MAX_RUN_BLOCKS: usize = 256;

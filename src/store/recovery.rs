@@ -1,0 +1,416 @@
+//! Recovery: what the log says after the last checkpoint, up to the first batch that is not whole.
+//!
+//! The chain is followed batch by batch. Where it ends, the torn end of a crash is told from damage:
+//! a batch that a later one calls acknowledged and that can't be found is damage, and the pool is not
+//! opened without it. Batches that nothing proves acknowledged are kept only when every block of them
+//! can be verified or rebuilt; then they are repaired and flushed. A joint in the superblock, durable
+//! before the pool serves, ends the old incarnation there: what was discarded stays discarded.
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use crate::array::{Array, ArrayError, MemberSet, Slot, parity};
+use crate::base::buffer::AlignedBuf;
+use crate::base::checksum::Crc32;
+use crate::base::units::BLOCK_SIZE;
+
+use super::batch::{BatchHeader, BatchKind, Content};
+use super::checkpoint::{self, LoadError};
+use super::image::SegmentImage;
+use super::root::{HeadPosition, LogPosition, Root};
+use super::segments::{SegmentState, SegmentTable};
+use super::shared::Contents;
+
+/// What recovery found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct RecoveryReport {
+    /// Batches read after the checkpoint.
+    pub replayed_batches: u64,
+    /// Batches at the end that were kept though nothing proved them acknowledged.
+    pub kept_unproven: u64,
+    /// Batches at the end that were not whole, or behind one that was not.
+    pub discarded_batches: u64,
+}
+
+/// Why a pool can't be recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoveryError {
+    /// Disks went away meanwhile.
+    #[error("the array went offline during recovery")]
+    Offline,
+    /// The store's root in the superblock is not of this release's format.
+    #[error("the superblock's root is not in this release's format")]
+    Root,
+    /// The checkpoint can't be read.
+    #[error("the checkpoint is damaged beyond what parity can give back; restore this node from its peer")]
+    Checkpoint,
+    /// A batch is missing that was acknowledged to hosts.
+    #[error(
+        "batch {number} of the log was acknowledged and can't be read any more; opening the pool would lose writes. \
+         Bring back a missing disk, or restore this node from its peer"
+    )]
+    AcknowledgedBatchLost {
+        /// Number of the batch.
+        number: u64,
+    },
+    /// The map points at a segment that is not in use.
+    #[error("the map is inconsistent; restore this node from its peer")]
+    Inconsistent,
+    /// The pool has no room for even the log's first segments.
+    #[error("the pool is too small")]
+    TooSmall,
+}
+
+/// A recovered pool: contents, and where the log goes on under a new incarnation.
+pub(super) struct Recovered {
+    pub(super) contents: Contents,
+    pub(super) root: Root,
+    pub(super) position: LogPosition,
+    pub(super) report: RecoveryReport,
+}
+
+/// Recovers the contents of the pool on `array`. Nothing of the new incarnation is durable yet.
+pub(super) async fn recover(array: &Array) -> Result<Recovered, RecoveryError> {
+    let root = Root::decode(&array.root()).ok_or(RecoveryError::Root)?;
+    let mut contents = match &root.checkpoint {
+        Some(reference) => checkpoint::load(array, reference).await.map_err(|error| match error {
+            LoadError::Damaged { .. } => RecoveryError::Checkpoint,
+            LoadError::Offline => RecoveryError::Offline,
+        })?,
+        None => blank_contents(array),
+    };
+    let Some(start) = root.replay else { return first_opening(array, contents, root) };
+    let mut walk = Walk::new(array, start, &root.joints);
+    walk.observe_heads(&mut contents.segments, &start);
+    walk.follow(&mut contents.segments).await?;
+    let (kept, report) = walk.keep_whole().await?;
+    for header in walk.headers.drain(..).take(kept) {
+        apply(array, &mut contents, &header).await?;
+    }
+    let mut position = walk.positions[kept];
+    position.incarnation = walk.newest_incarnation + 1;
+    finish(&mut contents, &position)?;
+    array.flush().await.map_err(offline)?;
+    Ok(Recovered { contents, root, position, report })
+}
+
+fn blank_contents(array: &Array) -> Contents {
+    let segments = SegmentTable::new(&array.geometry());
+    Contents { map: Default::default(), segments, volumes: Default::default() }
+}
+
+/// The very first opening: both heads get their segments.
+fn first_opening(array: &Array, mut contents: Contents, root: Root) -> Result<Recovered, RecoveryError> {
+    let mut position =
+        LogPosition { incarnation: 1, last_number: 0, last_checksum: Crc32(0), heads: Default::default() };
+    for head in &mut position.heads {
+        for segment in [&mut head.current, &mut head.next] {
+            *segment = contents.segments.take(SegmentState::Open, array.live());
+            segment.ok_or(RecoveryError::TooSmall)?;
+        }
+    }
+    Ok(Recovered { contents, root, position, report: RecoveryReport::default() })
+}
+
+/// Sets states and counts right behind the replay.
+fn finish(contents: &mut Contents, position: &LogPosition) -> Result<(), RecoveryError> {
+    for head in &position.heads {
+        for segment in [head.current, head.next].into_iter().flatten() {
+            contents.segments.get_mut(segment.segment).state = SegmentState::Open;
+        }
+    }
+    let places = contents.map.data_entries().map(|(_, _, _, place)| place);
+    match contents.segments.recount(places) {
+        None => Ok(()),
+        Some(_) => Err(RecoveryError::Inconsistent),
+    }
+}
+
+/// Follows the chain of batches.
+struct Walk<'a> {
+    array: &'a Array,
+    joints: &'a [LogPosition],
+    /// Batches in the chain, and the position before the first and behind each.
+    headers: Vec<BatchHeader>,
+    positions: Vec<LogPosition>,
+    images: Vec<(u32, SegmentImage)>,
+    /// Highest batch number that is proven to have been acknowledged.
+    proven: u64,
+    newest_incarnation: u64,
+}
+
+impl<'a> Walk<'a> {
+    fn new(array: &'a Array, start: LogPosition, joints: &'a [LogPosition]) -> Self {
+        let last_joint = joints.last().unwrap_or(&start);
+        Self {
+            array,
+            joints,
+            headers: Vec::new(),
+            positions: vec![start],
+            images: Vec::new(),
+            // Recovery kept and flushed everything up to its joint.
+            proven: last_joint.last_number,
+            newest_incarnation: last_joint.incarnation,
+        }
+    }
+
+    fn position(&self) -> LogPosition {
+        self.positions[self.positions.len() - 1]
+    }
+
+    /// Marks the segments that the heads of a position name as in use.
+    fn observe_heads(&self, segments: &mut SegmentTable, position: &LogPosition) {
+        for segment_use in position.heads.iter().flat_map(|head| [head.current, head.next]).flatten() {
+            let known = *segments.get(segment_use.segment);
+            let same = known.generation == segment_use.generation && known.members != MemberSet::EMPTY;
+            let members = if same { known.members } else { self.array.live() };
+            let last_batch = if same { known.last_batch } else { 0 };
+            segments.observe(segment_use, members, last_batch);
+        }
+    }
+
+    /// Collects the chain's headers to its end, and the highest acknowledged-through.
+    async fn follow(&mut self, segments: &mut SegmentTable) -> Result<(), RecoveryError> {
+        let mut joints = self.joints.iter().peekable();
+        loop {
+            while let Some(joint) = joints.next_if(|joint| joint.last_number == self.position().last_number) {
+                if joint.last_checksum != self.position().last_checksum {
+                    return Err(RecoveryError::AcknowledgedBatchLost { number: joint.last_number });
+                }
+                self.observe_heads(segments, joint);
+                let behind = self.positions.len() - 1;
+                self.positions[behind] = *joint;
+            }
+            let Some((header, checksum)) = self.next_header().await? else { break };
+            self.proven = self.proven.max(header.acknowledged_through);
+            let position = advance(&self.position(), &header, checksum);
+            segments.observe(header.place, header.members, header.number);
+            for next in position.heads.iter().filter_map(|head| head.next) {
+                if segments.get(next.segment).generation != next.generation {
+                    segments.observe(next, self.array.live(), 0);
+                }
+            }
+            self.headers.push(header);
+            self.positions.push(position);
+        }
+        self.look_beyond();
+        let last = self.position().last_number;
+        if joints.peek().is_some() || self.proven > last {
+            return Err(RecoveryError::AcknowledgedBatchLost { number: last + 1 });
+        }
+        Ok(())
+    }
+
+    /// The header of the batch that follows the chain so far: at the row that a head has reached, or
+    /// at the start of the segment that it named next.
+    async fn next_header(&mut self) -> Result<Option<(BatchHeader, Crc32)>, RecoveryError> {
+        let position = self.position();
+        let candidates = position.heads.iter().flat_map(|head| {
+            let current = head.current.map(|segment_use| (segment_use, head.row));
+            [current, head.next.map(|segment_use| (segment_use, 0))]
+        });
+        let memberships = [self.array.geometry().all_slots(), self.array.live()];
+        for (segment_use, row) in candidates.flatten() {
+            let (array, pool) = (self.array, self.array.pool());
+            let image = image_of(array, &mut self.images, segment_use.segment.0).await?;
+            let accept = |header: &BatchHeader| {
+                header.kind == BatchKind::Log
+                    && header.pool == pool
+                    && header.place == segment_use
+                    && header.incarnation == position.incarnation
+                    && header.number == position.last_number + 1
+                    && header.previous == position.last_checksum
+            };
+            let narrowed = memberships.into_iter().chain(narrower(array));
+            if let Some(found) = image.header_at(row, &narrowed.collect::<Vec<_>>(), accept) {
+                self.forget_images(&position);
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks behind the end of the chain for proof that more had been acknowledged.
+    fn look_beyond(&mut self) {
+        let position = self.position();
+        for (_, image) in &self.images {
+            for header in image.stray_headers() {
+                let named = |head: &HeadPosition| [head.current, head.next].contains(&Some(header.place));
+                let of_this_run = header.kind == BatchKind::Log
+                    && header.pool == self.array.pool()
+                    && header.incarnation == position.incarnation
+                    && header.number > position.last_number
+                    && position.heads.iter().any(named);
+                if of_this_run {
+                    self.proven = self.proven.max(header.acknowledged_through);
+                }
+            }
+        }
+    }
+
+    /// Drops images that no head names any more.
+    fn forget_images(&mut self, position: &LogPosition) {
+        let named: Vec<u32> = position
+            .heads
+            .iter()
+            .flat_map(|head| [head.current, head.next])
+            .flatten()
+            .map(|segment_use| segment_use.segment.0)
+            .collect();
+        self.images.retain(|(segment, _)| named.contains(segment));
+    }
+
+    /// How many batches of the chain are kept: all that are proven, and after them those that are
+    /// whole, which are repaired where they were not intact.
+    async fn keep_whole(&mut self) -> Result<(usize, RecoveryReport), RecoveryError> {
+        let mut report = RecoveryReport::default();
+        let mut kept = self.headers.iter().take_while(|header| header.number <= self.proven).count();
+        while let Some(header) = self.headers.get(kept) {
+            if !make_whole(self.array, header).await? {
+                break;
+            }
+            report.kept_unproven += 1;
+            kept += 1;
+        }
+        report.replayed_batches = kept as u64;
+        report.discarded_batches = (self.headers.len() - kept) as u64;
+        Ok((kept, report))
+    }
+}
+
+/// Memberships of one disk less than now: a segment may have been opened before a disk left.
+fn narrower(array: &Array) -> impl Iterator<Item = MemberSet> {
+    let live = array.live();
+    let all = array.geometry().all_slots();
+    let without = all.iter().map(move |slot| all.without(slot));
+    without.filter(move |members| *members != live)
+}
+
+async fn image_of<'i>(
+    array: &Array,
+    images: &'i mut Vec<(u32, SegmentImage)>,
+    segment: u32,
+) -> Result<&'i SegmentImage, RecoveryError> {
+    let known = images.iter().position(|(known, _)| *known == segment);
+    let index = match known {
+        Some(index) => index,
+        None => {
+            let index = crate::array::SegmentIndex(segment);
+            images.push((segment, SegmentImage::read(array, index).await.map_err(offline)?));
+            images.len() - 1
+        }
+    };
+    Ok(&images[index].1)
+}
+
+/// The position behind `header`, which follows `position`.
+fn advance(position: &LogPosition, header: &BatchHeader, checksum: Crc32) -> LogPosition {
+    let mut heads = position.heads;
+    for (head, record) in heads.iter_mut().zip(&header.heads) {
+        if head.current != record.current {
+            head.current = record.current;
+            head.row = 0;
+        }
+        if head.current == Some(header.place) {
+            head.row = header.first_row + header.height;
+        }
+        head.next = record.next;
+    }
+    LogPosition { last_number: header.number, last_checksum: checksum, heads, ..*position }
+}
+
+/// Whether every block of the batch can be verified or rebuilt. What was missing or wrong is written
+/// again, so that the batch is as durable and as redundant as if it had never been in doubt.
+async fn make_whole(array: &Array, header: &BatchHeader) -> Result<bool, RecoveryError> {
+    let (segment, row, height) = (header.place.segment, header.first_row, header.height);
+    let read = |slot| async move { (slot, array.read_rows(segment, slot, row, height).await.ok()) };
+    let raw: Vec<(Slot, Option<AlignedBuf>)> = join_all(header.members.iter().map(read)).await;
+    if array.is_offline() {
+        return Err(RecoveryError::Offline);
+    }
+    let block = |slot: Slot, row: usize| -> Option<&[u8]> {
+        let column = raw.iter().find(|(other, _)| *other == slot)?.1.as_ref()?;
+        Some(&column[row * BLOCK_SIZE..(row + 1) * BLOCK_SIZE])
+    };
+    let rebuilt = |slot: Slot, row: usize| -> Option<Vec<u8>> {
+        let mut sum = vec![0; BLOCK_SIZE];
+        for other in header.members.without(slot).iter() {
+            parity::xor_into(&mut sum, block(other, row)?);
+        }
+        Some(sum)
+    };
+    let Some(columns) = whole_columns(header, block, rebuilt) else { return Ok(false) };
+    for (slot, found) in &raw {
+        let expected = expected_column(header, *slot, &columns);
+        if found.as_deref() != Some(&expected[..]) {
+            array.repair_rows(segment, *slot, row, expected).await;
+        }
+    }
+    array.flush().await.map_err(offline)?;
+    Ok(true)
+}
+
+/// The data columns, verified block by block; `None` when one can't be had.
+fn whole_columns<'b>(
+    header: &BatchHeader,
+    block: impl Fn(Slot, usize) -> Option<&'b [u8]>,
+    rebuilt: impl Fn(Slot, usize) -> Option<Vec<u8>>,
+) -> Option<Vec<Vec<Bytes>>> {
+    let layout = header.layout();
+    let (header_bytes, _) = header.encode();
+    let header_checksums = header_bytes.chunks(BLOCK_SIZE).map(Crc32::of);
+    let payload_checksums = header.entries.iter().filter_map(super::batch::Entry::payload_checksum);
+    let zeros = std::iter::repeat(Crc32::of(&[0; BLOCK_SIZE]));
+    let mut checksums = header_checksums.chain(payload_checksums).chain(zeros);
+    let mut columns = Vec::with_capacity(layout.data_columns());
+    for column in 0..layout.data_columns() {
+        let slot = layout.data_slot(column);
+        let mut blocks = Vec::with_capacity(header.height as usize);
+        for row in 0..header.height as usize {
+            let checksum = checksums.next()?;
+            let raw = block(slot, row).filter(|block| Crc32::of(block) == checksum);
+            let good = match raw {
+                Some(good) => AlignedBuf::copy_of(good),
+                None => {
+                    AlignedBuf::copy_of(&rebuilt(slot, row).filter(|block| Crc32::of(block) == checksum)?)
+                }
+            };
+            blocks.push(good.freeze());
+        }
+        columns.push(blocks);
+    }
+    Some(columns)
+}
+
+/// What the disk in `slot` should hold of a batch with these data columns.
+fn expected_column(header: &BatchHeader, slot: Slot, columns: &[Vec<Bytes>]) -> Bytes {
+    let layout = header.layout();
+    let mut buffer = AlignedBuf::zeroed(header.height as usize * BLOCK_SIZE);
+    match (0..columns.len()).find(|column| layout.data_slot(*column) == slot) {
+        Some(column) => {
+            for (target, block) in buffer.chunks_mut(BLOCK_SIZE).zip(&columns[column]) {
+                target.copy_from_slice(block);
+            }
+        }
+        None => parity::of_columns(&mut buffer, columns),
+    }
+    buffer.freeze()
+}
+
+/// Applies a kept batch.
+async fn apply(array: &Array, contents: &mut Contents, header: &BatchHeader) -> Result<(), RecoveryError> {
+    for (entry, place) in header.entries_with_places() {
+        let mut payload = None;
+        if let (Content::Volume { checksum, .. }, Some(place)) = (entry.content, place) {
+            let lost = RecoveryError::AcknowledgedBatchLost { number: header.number };
+            let read = super::read::read_verified(array, header.members, place, checksum).await;
+            payload = Some(read.ok_or(lost)?);
+        }
+        contents.apply(entry, place, payload.as_ref());
+    }
+    Ok(())
+}
+
+fn offline(_: ArrayError) -> RecoveryError {
+    RecoveryError::Offline
+}

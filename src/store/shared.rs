@@ -1,0 +1,231 @@
+//! The store's state, shared by its tasks: writer, flusher, cleaner, checkpoints and reads.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::array::geometry::data_columns;
+use crate::array::{Array, MemberSet, Place};
+use crate::base::event::EventSink;
+use crate::base::runtime::RuntimeHandle;
+use crate::base::signal::Signal;
+use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
+
+use super::batch::{Content, Entry, HEADS};
+use super::log::{CLEANING, FOREGROUND, Log};
+use super::map::{BlockMap, Change, MapEntry, MapValue};
+use super::root::Root;
+use super::segments::SegmentTable;
+
+/// Knobs of a store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Foreground batches that may be on their way at a time.
+    pub max_in_flight: usize,
+    /// After this long without writes, a batch proves that the last one was acknowledged.
+    pub seal_delay: Duration,
+    /// Log bytes after which a checkpoint is written, to bound recovery.
+    pub checkpoint_log_bytes: u64,
+    /// Tell the disks which segments are free.
+    pub discard: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            max_in_flight: 4,
+            seal_delay: Duration::from_millis(10),
+            checkpoint_log_bytes: 1 << 30,
+            discard: false,
+        }
+    }
+}
+
+/// Everything that the store's tasks share.
+pub(super) struct Shared {
+    pub(super) array: Array,
+    pub(super) runtime: RuntimeHandle,
+    pub(super) options: StoreOptions,
+    pub(super) events: EventSink,
+    pub(super) contents: RefCell<Contents>,
+    pub(super) log: RefCell<Log>,
+    pub(super) root: RefCell<Root>,
+    /// Blocks promised to appends that are not settled.
+    pub(super) reserved_blocks: Cell<u64>,
+    /// Log bytes since the last checkpoint.
+    pub(super) log_bytes: Cell<u64>,
+    /// Something to write, or room for it.
+    pub(super) work: Signal,
+    /// A batch was written.
+    pub(super) written: Signal,
+    /// Batches settled, or segments came free, or the store stopped.
+    pub(super) progress: Signal,
+    pub(super) stopped: Cell<bool>,
+    // One checkpoint at a time: each frees what only the one before it needed.
+    pub(super) checkpointing: futures::lock::Mutex<()>,
+    pub(super) statistics: Statistics,
+}
+
+/// What the log has said so far: the part of the state that replay rebuilds.
+pub(super) struct Contents {
+    pub(super) map: BlockMap,
+    pub(super) segments: SegmentTable,
+    pub(super) volumes: BTreeMap<VolumeId, VolumeState>,
+}
+
+/// What the store knows of a volume.
+#[derive(Clone, Debug, Default)]
+pub(super) struct VolumeState {
+    pub(super) record: Bytes,
+    /// Version of the record.
+    pub(super) record_version: Version,
+    /// Newest version of anything in the volume.
+    pub(super) newest: Version,
+}
+
+/// Counts since the store was opened.
+#[derive(Debug, Default)]
+pub struct Statistics {
+    /// Blocks that hosts wrote.
+    pub written_blocks: Cell<u64>,
+    /// Foreground batches.
+    pub batches: Cell<u64>,
+    /// Rows times data columns of all log batches, headers and padding included, in blocks.
+    pub log_blocks: Cell<u64>,
+    /// Blocks that the cleaner moved.
+    pub moved_blocks: Cell<u64>,
+    /// Segments that the cleaner emptied.
+    pub cleaned_segments: Cell<u64>,
+    /// Checkpoints written.
+    pub checkpoints: Cell<u64>,
+    /// Blocks of checkpoints.
+    pub checkpoint_blocks: Cell<u64>,
+    /// Blocks that reads gave back.
+    pub read_blocks: Cell<u64>,
+    /// Blocks rebuilt from parity because they could not be read or were wrong.
+    pub rebuilt_blocks: Cell<u64>,
+    /// Blocks that nothing could give back.
+    pub lost_blocks: Cell<u64>,
+    /// Appends that had to wait for the cleaner, in builds that found no room.
+    pub stalls: Cell<u64>,
+}
+
+/// Adds to a counter.
+pub(super) fn add(counter: &Cell<u64>, amount: u64) {
+    counter.set(counter.get() + amount);
+}
+
+impl Contents {
+    /// Applies one statement of the log. Applying statements again, in log order, changes nothing.
+    pub(super) fn apply(&mut self, entry: &Entry, place: Option<Place>, payload: Option<&Bytes>) {
+        let volume = entry.volume;
+        match entry.content {
+            Content::Volume { length, .. } => {
+                self.apply_volume(entry, &payload.cloned().unwrap_or_default(), length)
+            }
+            Content::VolumeDropped => {
+                self.volumes.remove(&volume);
+                let segments = &mut self.segments;
+                self.map.drop_volume(volume, |place| segments.reference(None, Some(place)));
+            }
+            _ => {
+                let Some(state) = self.volumes.get_mut(&volume) else { return };
+                state.newest = state.newest.max(entry.version);
+                self.apply_block(entry, place);
+            }
+        }
+    }
+
+    fn apply_volume(&mut self, entry: &Entry, payload: &Bytes, length: u16) {
+        let state = self.volumes.entry(entry.volume).or_default();
+        if state.record_version <= entry.version {
+            // A copy: the payload may be a slice of a whole segment.
+            state.record = Bytes::copy_from_slice(&payload[..payload.len().min(usize::from(length))]);
+            state.record_version = entry.version;
+        }
+    }
+
+    fn apply_block(&mut self, entry: &Entry, place: Option<Place>) {
+        let (volume, address, version) = (entry.volume, entry.address, entry.version);
+        let at = |value| MapEntry { version, value };
+        let change = match (entry.content, place) {
+            (Content::Data { checksum }, Some(place)) => {
+                self.map.apply(volume, address, at(MapValue::Data { place, checksum }))
+            }
+            (Content::Moved { checksum }, Some(place)) => {
+                self.map.apply_move(volume, address, at(MapValue::Data { place, checksum }))
+            }
+            (Content::Lost, _) => self.map.apply_move(volume, address, at(MapValue::Lost)),
+            (Content::Hole { count }, _) => {
+                let segments = &mut self.segments;
+                let release = |place| segments.reference(None, Some(place));
+                self.map.apply_hole(volume, address, count, version, release);
+                Change::default()
+            }
+            _ => Change::default(),
+        };
+        self.segments.reference(change.referenced, change.released);
+    }
+}
+
+impl Shared {
+    /// Segments that each head leaves free: the cleaner's for the foreground, and one checkpoint's
+    /// for both.
+    pub(super) fn keep_free(&self) -> [usize; HEADS] {
+        let checkpoint = self.checkpoint_segments();
+        let mut keep = [0; HEADS];
+        keep[FOREGROUND] = checkpoint + CLEANER_SEGMENTS;
+        keep[CLEANING] = checkpoint;
+        keep
+    }
+
+    /// Segments that a checkpoint of the present map takes.
+    pub(super) fn checkpoint_segments(&self) -> usize {
+        let contents = self.contents.borrow();
+        let geometry = self.array.geometry();
+        let pages = contents.map.page_count() as u64 * super::checkpoint::MAX_PAGE_BYTES as u64;
+        let table = u64::from(geometry.segment_count) * super::checkpoint::SEGMENT_BYTES as u64;
+        let bytes = pages + table + (1 << 16);
+        let columns = data_columns(self.members_for_writing());
+        // A stripe's header and rounding cost a few percent.
+        let usable = u64::from(geometry.rows) * columns as u64 * BLOCK_SIZE as u64 * 9 / 10;
+        bytes.div_ceil(usable) as usize + 1
+    }
+
+    /// Disks for segments that are opened now: those that work, so that new data is redundant at
+    /// once. When its contents would not fit a narrower array, the pool keeps its width and does
+    /// without redundancy rather than without space.
+    pub(super) fn members_for_writing(&self) -> MemberSet {
+        let (live, all) = (self.array.live(), self.array.geometry().all_slots());
+        let narrow_fits = self.needed_blocks() <= self.usable_blocks_over(live);
+        if live == all || narrow_fits || all.difference(live).width() > 1 { live } else { all }
+    }
+
+    fn needed_blocks(&self) -> u64 {
+        // Called while contents may be borrowed for reading only.
+        self.contents.borrow().map.total_mapped_blocks() + self.reserved_blocks.get()
+    }
+
+    /// Blocks that volumes may fill: what the segments hold less the room that cleaning, checkpoints
+    /// and the open segments need.
+    pub(super) fn usable_blocks(&self) -> u64 {
+        self.usable_blocks_over(self.array.geometry().all_slots())
+    }
+
+    fn usable_blocks_over(&self, members: MemberSet) -> u64 {
+        let geometry = self.array.geometry();
+        let raw = geometry.data_blocks(members);
+        let segments = u64::from(geometry.segment_count.saturating_sub(RESERVED_SEGMENTS));
+        segments * raw * USABLE_PERCENT / 100
+    }
+}
+
+/// Free segments that only the cleaner may take.
+pub(super) const CLEANER_SEGMENTS: usize = 4;
+/// Segments that no volume's data is counted for: heads, the cleaner's, and the least checkpoint's.
+const RESERVED_SEGMENTS: u32 = 14;
+/// Share of the other segments that volumes may fill. The rest is what makes cleaning affordable,
+/// and holds batch headers and checkpoints.
+const USABLE_PERCENT: u64 = 84;
