@@ -142,7 +142,9 @@ impl<P: Pool> DataThread<P> {
         pool: Rc<P>,
         engine: &'static str,
     ) -> Result<(Rc<Self>, mpsc::Receiver<Request>), StartError> {
-        let Setup { config, volumes: specs, purge, portal_group_tag, access: rules, control, requests, .. } = setup;
+        let Setup {
+            config, volumes: specs, purge, portal_group_tag, access: rules, control, requests, ..
+        } = setup;
         let runtime = TokioRuntime::start().handle();
         let buffers = BufferPool::new(KEPT_BUFFER_BYTES);
         let access = Rc::new(Access::new(config.iscsi.require_chap));
@@ -155,7 +157,8 @@ impl<P: Pool> DataThread<P> {
                 .map_err(|error| StartError(format!("cannot delete a volume: {error}")))?;
         }
         volumes.open(specs).await.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
-        let server = IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
+        let server =
+            IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
         server.listen().map_err(|error| StartError(error.to_string()))?;
         let drain_timeout = config.drain_timeout();
         Ok((Rc::new(Self { pool, volumes, access, server, engine, drain_timeout }), requests))

@@ -97,7 +97,11 @@ impl<P: Pool> ConnectionTask<P> {
         &mut self,
         context: &mut Context<'_>,
         executions: &mut FuturesUnordered<F>,
-        start: impl Fn(Rc<crate::daemon::data::volumes::Unit<P>>, crate::scsi::identity::NexusId, ScsiCommand) -> F,
+        start: impl Fn(
+            Rc<crate::daemon::data::volumes::Unit<P>>,
+            crate::scsi::identity::NexusId,
+            ScsiCommand,
+        ) -> F,
     ) -> Poll<()> {
         for _ in 0..TURNS {
             self.now = self.server.now();
@@ -191,7 +195,11 @@ impl<P: Pool> ConnectionTask<P> {
     fn handle_events<F: Future<Output = Done>>(
         &mut self,
         executions: &FuturesUnordered<F>,
-        start: &impl Fn(Rc<crate::daemon::data::volumes::Unit<P>>, crate::scsi::identity::NexusId, ScsiCommand) -> F,
+        start: &impl Fn(
+            Rc<crate::daemon::data::volumes::Unit<P>>,
+            crate::scsi::identity::NexusId,
+            ScsiCommand,
+        ) -> F,
     ) -> bool {
         let mut any = false;
         while let Some(event) = self.machine.poll_event() {

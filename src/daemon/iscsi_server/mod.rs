@@ -28,6 +28,7 @@ use crate::daemon::data::pool::Pool;
 use crate::daemon::data::volumes::{ServedVolume, Volumes};
 use crate::daemon::engine::EngineReport;
 use crate::daemon::listen::{ListenError, listen};
+use crate::iscsi::DataBudget;
 use crate::iscsi::connection::{CloseReason, Connection, ConnectionContext};
 use crate::iscsi::login::{LoginRandom, SessionRequest};
 use crate::iscsi::names::IscsiName;
@@ -35,7 +36,6 @@ use crate::iscsi::pdu::login::LoginStatus;
 use crate::iscsi::policy::{LoginPolicy, Portal};
 use crate::iscsi::sessions::{Admission, ConnectionId, Sessions};
 use crate::iscsi::settings::{DigestOffer, TargetSettings};
-use crate::iscsi::DataBudget;
 use mailbox::{Mailbox, Message};
 use policy::Policy;
 

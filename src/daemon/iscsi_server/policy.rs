@@ -54,7 +54,10 @@ impl<P: Pool> LoginPolicy for Policy<P> {
     fn authentication(&self, initiator: &IscsiName, _target: Option<&IscsiName>) -> Authentication {
         match self.access.chap(initiator.as_str()) {
             Some(ChapRule { incoming, outgoing, .. }) => {
-                let credential = |(name, secret): (String, Vec<u8>)| ChapCredential { name, secret: ChapSecret::new(secret) };
+                let credential = |(name, secret): (String, Vec<u8>)| ChapCredential {
+                    name,
+                    secret: ChapSecret::new(secret),
+                };
                 Authentication::Chap { incoming: credential(incoming), outgoing: outgoing.map(credential) }
             }
             // Looks like a wrong secret, so that nothing can be learnt about who has one.

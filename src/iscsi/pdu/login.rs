@@ -123,6 +123,23 @@ pub struct LoginResponse {
 }
 
 impl LoginResponse {
+    /// The answer that refuses whatever PDU `header` began, which need not be a Login Request.
+    #[must_use]
+    pub fn refusing(header: &BasicHeader, status: LoginStatus) -> Self {
+        Self {
+            continues: false,
+            current_stage: Stage::Security,
+            next_stage: None,
+            version_maximum: 0,
+            version_active: 0,
+            isid: Isid(header.bytes_at(8)),
+            tsih: 0,
+            initiator_task_tag: header.initiator_task_tag(),
+            serials: ResponseSerials::default(),
+            status,
+        }
+    }
+
     /// Reads the header.
     ///
     /// # Errors

@@ -1,0 +1,79 @@
+//! SendTargets and the other keys of text negotiation in full feature phase (RFC 7143 appendix C and
+//! section 13).
+
+use super::full_feature::FullFeature;
+use crate::iscsi::login::SessionKind;
+use crate::iscsi::login::negotiation::{IRRELEVANT, NOT_UNDERSTOOD, REJECT, receive_length};
+use crate::iscsi::names::IscsiName;
+use crate::iscsi::text::{KeyValue, TextError, TextWriter, parse_keys};
+
+/// Answers a whole text request.
+///
+/// # Errors
+/// Text that breaks its form.
+pub(super) fn answer(session: &mut FullFeature, text: &[u8]) -> Result<Vec<u8>, TextError> {
+    let mut reply = TextWriter::default();
+    for KeyValue { key, value } in parse_keys(text)? {
+        match key {
+            "SendTargets" => send_targets(session, value, &mut reply),
+            // The only operational parameter that may change now: a declaration.
+            "MaxRecvDataSegmentLength" => match receive_length(value) {
+                Ok(length) => session.parameters.send_data_segment_length = length,
+                Err(_) => reply.push(key, REJECT),
+            },
+            "InitiatorAlias" => {}
+            // Answers to what we never asked.
+            _ if matches!(value, NOT_UNDERSTOOD | IRRELEVANT | REJECT) => {}
+            "InitiatorName"
+            | "TargetName"
+            | "SessionType"
+            | "AuthMethod"
+            | "HeaderDigest"
+            | "DataDigest"
+            | "MaxConnections"
+            | "InitialR2T"
+            | "ImmediateData"
+            | "MaxBurstLength"
+            | "FirstBurstLength"
+            | "DefaultTime2Wait"
+            | "DefaultTime2Retain"
+            | "MaxOutstandingR2T"
+            | "DataPDUInOrder"
+            | "DataSequenceInOrder"
+            | "ErrorRecoveryLevel"
+            | "TaskReporting"
+            | "iSCSIProtocolLevel"
+            | "IFMarker"
+            | "OFMarker"
+            | "IFMarkInt"
+            | "OFMarkInt" => reply.push(key, REJECT),
+            _ => reply.push(key, NOT_UNDERSTOOD),
+        }
+    }
+    Ok(reply.into_bytes())
+}
+
+/// Lists the targets that this initiator may see: all of them, one by its name, or the session's own.
+fn send_targets(session: &FullFeature, value: &str, reply: &mut TextWriter) {
+    let wanted = match (&session.session.kind, value) {
+        (SessionKind::Discovery, "All") => None,
+        (SessionKind::Normal { target }, "") => Some(target.clone()),
+        (SessionKind::Discovery, "") | (SessionKind::Normal { .. }, "All") => {
+            return reply.push("SendTargets", REJECT);
+        }
+        (_, name) => match IscsiName::new(name) {
+            Ok(name) => Some(name),
+            Err(_) => return reply.push("SendTargets", REJECT),
+        },
+    };
+    let basis = &session.basis;
+    for target in basis.policy.targets(&session.session.initiator, &basis.portal) {
+        if wanted.as_ref().is_some_and(|wanted| *wanted != target.name) {
+            continue;
+        }
+        reply.push("TargetName", target.name.as_str());
+        for portal in &target.portals {
+            reply.push("TargetAddress", &format!("{},{}", portal.address, portal.group_tag));
+        }
+    }
+}
