@@ -103,13 +103,10 @@ pub enum VolumeVerb {
 pub enum DiskVerb {
     /// List the disks of the pool.
     List,
-    /// Take a disk out of service, as if it had failed.
+    /// Take a disk out of service, as if it had failed. Refused when the pool cannot do without it.
     Fail {
         /// Its identity or path, as in the list.
         disk: String,
-        /// Even where that leaves the pool without redundancy or service.
-        #[arg(long)]
-        force: bool,
     },
 }
 

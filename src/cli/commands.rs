@@ -85,8 +85,8 @@ impl Session {
                 let response = self.client.list_disks(ListDisksRequest {}).await?.into_inner();
                 self.output.list(&response.disks, show::disks)
             }
-            DiskVerb::Fail { disk, force } => {
-                let disk = self.client.fail_disk(FailDiskRequest { disk, force }).await?.into_inner();
+            DiskVerb::Fail { disk } => {
+                let disk = self.client.fail_disk(FailDiskRequest { disk }).await?.into_inner();
                 self.output.one(&disk, |disk| show::disks(std::slice::from_ref(disk)))
             }
         }

@@ -53,9 +53,6 @@ pub struct PoolConfig {
     /// How disk I/O is done.
     #[serde(default)]
     pub engine: EngineChoice,
-    /// Memory that the store may use for its map and caches.
-    #[serde(default = "default_pool_memory")]
-    pub memory: ByteSize,
     /// How long the data thread keeps looking for completions before it sleeps while I/O is in
     /// flight, in microseconds; 0 never spins.
     #[serde(default = "default_spin_us")]
@@ -195,10 +192,6 @@ impl Default for ShutdownConfig {
 
 fn default_state_dir() -> PathBuf {
     PathBuf::from("/var/lib/gemel")
-}
-
-fn default_pool_memory() -> ByteSize {
-    ByteSize(1 << 30)
 }
 
 fn default_spin_us() -> Bounded<0, 1000> {
@@ -375,7 +368,6 @@ mod tests {
         let shown = parse(include_str!("../../deploy/gemeld.toml")).unwrap();
         let smallest = parse(SMALLEST).unwrap();
         assert_eq!(shown.state_dir, smallest.state_dir);
-        assert_eq!(shown.pool.memory, smallest.pool.memory);
         assert_eq!(shown.pool.spin_us, smallest.pool.spin_us);
         assert_eq!(shown.pool.engine, smallest.pool.engine);
         let text = |config: &Config| {
@@ -391,7 +383,7 @@ mod tests {
             (format!("{SMALLEST}colour = 1\n"), "line 5", "unknown field `colour`"),
             (SMALLEST.replace("\"a\"", "\"A b\""), "line 1", "node"),
             (SMALLEST.replace("cluster", "#"), "", "missing field `cluster`"),
-            (format!("{SMALLEST}memory = \"12Q\"\n"), "line 5", "12Q"),
+            (format!("{SMALLEST}[iscsi]\nmemory = \"12Q\"\n"), "line 6", "12Q"),
             (format!("{SMALLEST}spin_us = 5000\n"), "line 5", "between 0 and 1000"),
             (format!("{SMALLEST}engine = \"fast\"\n"), "line 5", "`auto`, `io_uring`, `threads`"),
             (format!("{SMALLEST}[iscsi]\nportals = [\"here\"]\n"), "line 6", "socket address"),

@@ -6,7 +6,7 @@
 //! a bound, the pool is closed cleanly. A process that is killed instead loses nothing acknowledged.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +28,7 @@ use super::listen::listen;
 use super::management::{ManagementService, reach, refuse_browsers};
 use super::state_directory::StateDirectory;
 use super::{console, notify};
+use crate::cluster::state::ControlState;
 use crate::rpc::management::management_server::ManagementServer;
 
 /// Exit code of a daemon that could not start.
@@ -83,12 +84,13 @@ pub fn run() -> ExitCode {
         }
     };
     start_log();
+    raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot set up an event loop: {error}")),
     };
     let result = match &arguments.command {
-        Some(Task::Format { force }) => data::format(&arguments.config, *force),
+        Some(Task::Format { force }) => format(&arguments.config, *force),
         None => LocalSet::new().block_on(&runtime, serve(&arguments)),
     };
     match result {
@@ -107,6 +109,37 @@ fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GEMEL_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+}
+
+/// Allows as many descriptors as the system lets: each session has one.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files cannot be raised: fewer sessions are possible");
+    }
+}
+
+/// Creates a new pool, unless the node's records or the disks speak against it.
+fn format(path: &Path, force: bool) -> Result<(), Failure> {
+    let config = Config::load(path)?;
+    // Held for the time of the formatting: the daemon must not start in the middle of it.
+    let state = StateDirectory::open(&config.state_dir)?;
+    let saved = state.control()?;
+    let known = saved.as_deref().map(ControlState::decode).transpose();
+    let volumes = known.ok().flatten().map_or(0, |known| known.volumes().count());
+    if volumes > 0 && !force {
+        return Err(format!(
+            "{} knows {volumes} volumes, which are lost when their disks are formatted; delete them first, or \
+             format with --force",
+            config.state_dir.display()
+        )
+        .into());
+    }
+    data::format(&config, force)?;
+    println!("formatted {} disks; gemeld can be started", config.pool.disks.len());
+    Ok(())
 }
 
 async fn serve(arguments: &Arguments) -> Result<(), Failure> {

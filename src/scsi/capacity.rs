@@ -7,7 +7,7 @@ use super::sense::Sense;
 use super::vital_product_data::PHYSICAL_BLOCK_BYTES;
 use crate::volume::device::BlockDevice;
 
-impl<D: BlockDevice> LogicalUnit<D> {
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// READ CAPACITY (10): eight bytes; FFFFFFFFh says that READ CAPACITY (16) knows.
     pub(super) fn read_capacity_10(&self, cdb: &Cdb) -> Outcome {
         if cdb.u32(2) != 0 || cdb.bit(8, 0) {

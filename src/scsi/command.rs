@@ -39,7 +39,6 @@ impl Command {
 pub enum Status {
     Good = 0x00,
     CheckCondition = 0x02,
-    ConditionMet = 0x04,
     Busy = 0x08,
     ReservationConflict = 0x18,
     TaskSetFull = 0x28,
@@ -87,10 +86,9 @@ impl Response {
     ) -> Option<Self> {
         let response = match outcome {
             Ok(reply) => {
-                let status = if reply.condition_met { Status::ConditionMet } else { Status::Good };
                 let data_in_length =
                     reply.whole_length.unwrap_or_else(|| total_length(&reply.data_in) as u64);
-                Self { data_in: reply.data_in, data_in_length, ..Self::of(status) }
+                Self { data_in: reply.data_in, data_in_length, ..Self::of(Status::Good) }
             }
             Err(Failure::Check(sense)) => Self::check(&sense, descriptor_format),
             Err(Failure::Status(status)) => Self::of(status),
@@ -106,8 +104,6 @@ pub(super) struct Reply {
     pub(super) data_in: Vec<Bytes>,
     /// Bytes of the whole data-in, when `data_in` holds only the part that the initiator accepts.
     pub(super) whole_length: Option<u64>,
-    /// PRE-FETCH: everything fits.
-    pub(super) condition_met: bool,
 }
 
 impl Reply {
@@ -120,7 +116,7 @@ impl Reply {
     pub(super) fn parameters(mut data: Vec<u8>, allocation_length: usize) -> Self {
         data.truncate(allocation_length);
         let data_in = if data.is_empty() { Vec::new() } else { vec![Bytes::from(data)] };
-        Self { data_in, ..Self::default() }
+        Self { data_in, whole_length: None }
     }
 }
 

@@ -1,9 +1,27 @@
-//! Third-party copy: EXTENDED COPY (LID1) and RECEIVE COPY RESULTS.
+//! Third-party copy (SPC-4 sections 6.4 and 6.17): EXTENDED COPY (LID1) from block device to block
+//! device, and RECEIVE COPY RESULTS.
+//!
+//! A copy reaches only logical units that its initiator may reach, which a [`CopyResolver`] decides;
+//! reservations and write protection there count as if the initiator had written itself. At the
+//! destination each copy is a task of that unit's own set, so that whoever changes reservations or
+//! resets the unit there waits for it (I16, I17).
 
 use std::rc::Rc;
 
-use super::identity::InitiatorPort;
-use super::logical_unit::LogicalUnit;
+use bytes::Bytes;
+
+use super::cdb::Cdb;
+use super::command::{Failure, Outcome, Reply, joined, total_length};
+use super::copy_parameters::{CopyList, Segment};
+use super::copy_results::CopyResult;
+use super::identity::{InitiatorPort, NexusId};
+use super::limits;
+use super::logical_unit::{Context, LogicalUnit};
+use super::medium::Extent;
+use super::operation::Access;
+use super::sense::{AdditionalSense, Sense, SenseKey};
+use super::task_set::{Task, TaskAttribute};
+use crate::volume::device::BlockDevice;
 
 /// Finds the logical units that a copy may name.
 pub trait CopyResolver<D> {
@@ -20,3 +38,152 @@ impl<D> CopyResolver<D> for NoOthers {
         None
     }
 }
+
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
+    /// EXTENDED COPY (LID1).
+    pub(super) async fn extended_copy(
+        &self,
+        context: &Context<'_>,
+        cdb: &Cdb,
+        data_out: Vec<Bytes>,
+    ) -> Outcome {
+        let length = usize::try_from(cdb.u32(10)).unwrap_or(usize::MAX);
+        context.wants(length as u64);
+        if length == 0 {
+            return Ok(Reply::good());
+        }
+        if length > limits::copy_parameter_bytes() || total_length(&data_out) < length {
+            return Err(Sense::illegal(AdditionalSense::PARAMETER_LIST_LENGTH).into());
+        }
+        let list = CopyList::parse(&joined(&data_out, length))?;
+        let Some(initiator) = self.with_nexus(context.nexus(), |nexus| nexus.initiator.clone()) else {
+            return Err(Failure::Aborted);
+        };
+        let mut result = CopyResult::new(context.nexus(), list.id, list.segments.len());
+        let outcome = self.copy_segments(context, &initiator, &list, &mut result).await;
+        if let Err(Failure::Check(sense)) = &outcome {
+            result.fail(*sense);
+        }
+        if list.holds_result {
+            self.copy_results().borrow_mut().keep(result);
+        }
+        outcome.map(|()| Reply::good())
+    }
+
+    async fn copy_segments(
+        &self,
+        context: &Context<'_>,
+        initiator: &InitiatorPort,
+        list: &CopyList,
+        result: &mut CopyResult,
+    ) -> Result<(), Failure> {
+        for segment in &list.segments {
+            let end = |index: u16| -> Result<Rc<Self>, Failure> {
+                let naa = list.targets.get(usize::from(index)).ok_or_else(unreachable_target)?;
+                self.copy_target(initiator, naa).ok_or_else(unreachable_target)
+            };
+            let (source, destination) = (end(segment.source)?, end(segment.destination)?);
+            let bytes = copy_segment(context, initiator, segment, &source, &destination).await;
+            result.segment_done(*bytes.as_ref().unwrap_or(&0));
+            bytes.map_err(as_copy_failure)?;
+        }
+        Ok(())
+    }
+
+    fn copy_target(&self, initiator: &InitiatorPort, naa: &[u8; 16]) -> Option<Rc<Self>> {
+        if *naa == self.identity().naa() {
+            return Some(self.shared());
+        }
+        self.services().copies.resolve(initiator, naa)
+    }
+
+    /// Whether a copy of `initiator` may read or write here: reservations as if it had come through
+    /// any of its nexuses, write protection, and a sanitize operation.
+    fn check_copy(&self, initiator: &InitiatorPort, access: Access) -> Result<(), Failure> {
+        self.sanitizer().check(access)?;
+        if access == Access::Write {
+            self.check_writable()?;
+        }
+        if !self.initiator_may(initiator, access) {
+            let code = AdditionalSense::COPY_TARGET_NOT_REACHABLE;
+            return Err(Sense::new(SenseKey::CopyAborted, code).into());
+        }
+        Ok(())
+    }
+
+    /// Enters a copy into this unit's task set.
+    fn admit_copy(&self) -> Result<Task, Failure> {
+        let admitted = self.tasks().admit(COPY_MANAGER, 0, TaskAttribute::HeadOfQueue);
+        admitted.map_err(|_| Sense::new(SenseKey::CopyAborted, AdditionalSense::NONE).into())
+    }
+}
+
+/// Copies one segment; gives back the bytes that were copied.
+async fn copy_segment<D: BlockDevice + 'static>(
+    context: &Context<'_>,
+    initiator: &InitiatorPort,
+    segment: &Segment,
+    source: &LogicalUnit<D>,
+    destination: &LogicalUnit<D>,
+) -> Result<u64, Failure> {
+    let unit_bytes = if segment.counts_destination { destination } else { source }.block_bytes();
+    let bytes = u64::from(segment.blocks) * u64::from(unit_bytes);
+    if bytes > u64::from(limits::COPY_SEGMENT_BYTES) {
+        return Err(Sense::illegal(AdditionalSense::INVALID_FIELD_IN_PARAMETER_LIST).into());
+    }
+    let (from_bytes, to_bytes) = (u64::from(source.block_bytes()), u64::from(destination.block_bytes()));
+    if !bytes.is_multiple_of(from_bytes) || !bytes.is_multiple_of(to_bytes) {
+        let code = AdditionalSense::UNEXPECTED_INEXACT_SEGMENT;
+        return Err(Sense::new(SenseKey::CopyAborted, code).into());
+    }
+    let from = Extent { address: segment.source_address, count: bytes / from_bytes };
+    let to = Extent { address: segment.destination_address, count: bytes / to_bytes };
+    source.check_extent(from)?;
+    destination.check_extent(to)?;
+    let reader = source.admit_copy()?;
+    let writer = destination.admit_copy()?;
+    reader.start().await;
+    writer.start().await;
+    reader.set_conflicts();
+    writer.set_conflicts();
+    let mut done = 0;
+    while done < bytes {
+        if context.task().is_aborted() || reader.is_aborted() || writer.is_aborted() {
+            return Err(if context.task().is_aborted() { Failure::Aborted } else { unreachable_target() });
+        }
+        let step = u64::from(limits::CHUNK_BYTES).min(bytes - done);
+        source.check_copy(initiator, Access::Read)?;
+        let data = source.device().read(from.address + done / from_bytes, step / from_bytes).await?;
+        destination.check_copy(initiator, Access::Write)?;
+        if context.task().is_aborted() || writer.is_aborted() {
+            continue; // noticed above
+        }
+        destination.device().write(to.address + done / to_bytes, data).await?;
+        done += step;
+    }
+    source.statistics().count_read(usize::try_from(bytes).unwrap_or(usize::MAX));
+    destination.statistics().count_write(usize::try_from(bytes).unwrap_or(usize::MAX));
+    Ok(bytes)
+}
+
+/// A segment that fails aborts the copy (SPC-4 section 6.4.5): its sense key says so, except where the
+/// parameter list itself is wrong.
+fn as_copy_failure(failure: Failure) -> Failure {
+    let Failure::Check(sense) = failure else { return failure };
+    let code = match (sense.key, sense.code) {
+        (SenseKey::IllegalRequest, AdditionalSense::INVALID_FIELD_IN_PARAMETER_LIST) => return failure,
+        (SenseKey::IllegalRequest, AdditionalSense::LBA_OUT_OF_RANGE) => AdditionalSense::NONE,
+        // Running out of space pauses a machine and loses nothing; hosts know that code only so.
+        (SenseKey::DataProtect, _) => return failure,
+        (SenseKey::CopyAborted, code) => code,
+        _ => AdditionalSense::THIRD_PARTY_DEVICE_FAILURE,
+    };
+    Sense::new(SenseKey::CopyAborted, code).into()
+}
+
+fn unreachable_target() -> Failure {
+    Sense::new(SenseKey::CopyAborted, AdditionalSense::COPY_TARGET_NOT_REACHABLE).into()
+}
+
+/// The nexus that copies have as tasks: no initiator's.
+const COPY_MANAGER: NexusId = NexusId(u64::MAX);

@@ -8,7 +8,7 @@ use super::sense::{AdditionalSense, Sense};
 use super::vital_product_data;
 use crate::volume::device::BlockDevice;
 
-impl<D: BlockDevice> LogicalUnit<D> {
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// INQUIRY.
     pub(super) fn inquiry(&self, nexus: NexusId, cdb: &Cdb) -> Outcome {
         let allocation_length = usize::from(cdb.u16(3));

@@ -5,7 +5,7 @@ pub const TRANSFER_BYTES: u32 = 8 << 20;
 /// Transfer length that costs no more than necessary, in bytes: many batches' worth of columns.
 pub const OPTIMAL_TRANSFER_BYTES: u32 = 1 << 20;
 /// Longest range that one WRITE SAME may write, in bytes.
-pub const WRITE_SAME_BYTES: u32 = 256 << 20;
+pub const WRITE_SAME_BYTES: u32 = 16 << 20;
 /// Most logical blocks in one COMPARE AND WRITE: the field has 8 bits.
 pub const COMPARE_AND_WRITE_BLOCKS: u8 = 255;
 /// Most logical blocks that one UNMAP may release over all of its descriptors.
@@ -44,4 +44,9 @@ const _: () = assert!(TRANSFER_BYTES.is_multiple_of(4096) && CHUNK_BYTES.is_mult
 #[must_use]
 pub const fn copy_list_bytes() -> u32 {
     COPY_TARGETS as u32 * 32 + COPY_SEGMENTS as u32 * 28
+}
+
+/// Longest EXTENDED COPY parameter list.
+pub(super) const fn copy_parameter_bytes() -> usize {
+    16 + copy_list_bytes() as usize
 }

@@ -10,16 +10,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::attention::UnitAttentions;
+use super::cdb::Cdb;
 use super::command::{Command, Failure, Outcome, Reply, Response, Status};
 use super::copy::CopyResolver;
-use super::identity::{Identity, Nexus, NexusId, TargetPort};
+use super::copy_results::CopyResults;
+use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
 use super::limits;
 use super::mode_page::ModePages;
 use super::operation::{Access, Kind, Operation, Unknown};
-use super::reservation::{PersistedReservations, ReservationStore};
+use super::reservation::state::{PersistentState, Registrant};
+use super::reservation::store::RestoreError;
+use super::reservation::{PersistedReservations, ReservationStore, Reservations};
+use super::sanitize::Sanitizer;
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use super::task_set::{Abort, Drain, Refusal, Task, TaskAttribute, TaskSet};
 use crate::base::runtime::RuntimeHandle;
@@ -36,7 +41,11 @@ pub struct LogicalUnit<D> {
     lost: RefCell<VecDeque<Nexus>>,
     mode_pages: RefCell<ModePages>,
     tasks: TaskSet,
+    reservations: Reservations,
+    sanitizer: Sanitizer,
+    copy_results: RefCell<CopyResults>,
     statistics: Statistics,
+    this: Weak<Self>,
 }
 
 /// What a logical unit needs of the world besides its device.
@@ -56,16 +65,21 @@ struct AttachedNexus {
     attentions: UnitAttentions,
 }
 
-impl<D: BlockDevice> LogicalUnit<D> {
-    /// The logical unit of `device`, with the reservations that were saved before a restart.
-    #[must_use]
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
+    /// The logical unit of `device`, with the persistent reservations that were saved: as they are
+    /// after a takeover, or as [`PersistedReservations::after_power_loss`] leaves them.
+    ///
+    /// # Errors
+    /// The saved reservations can't be used; serving without them would break their promise.
     pub fn new(
         identity: Identity,
         device: D,
         services: Services<D>,
-        _restored: &PersistedReservations,
-    ) -> Self {
-        Self {
+        saved: &PersistedReservations,
+    ) -> Result<Rc<Self>, RestoreError> {
+        assert!(!identity.target_ports.is_empty(), "a logical unit without a port");
+        let persistent = PersistentState::try_from(saved)?;
+        Ok(Rc::new_cyclic(|this| Self {
             identity,
             device,
             services,
@@ -74,8 +88,12 @@ impl<D: BlockDevice> LogicalUnit<D> {
             lost: RefCell::default(),
             mode_pages: RefCell::default(),
             tasks: TaskSet::default(),
+            reservations: Reservations::new(persistent),
+            sanitizer: Sanitizer::default(),
+            copy_results: RefCell::default(),
             statistics: Statistics::default(),
-        }
+            this: this.clone(),
+        }))
     }
 
     /// Attaches a nexus: an initiator has logged in. It is first told of a power on, or of the loss of
@@ -108,6 +126,8 @@ impl<D: BlockDevice> LogicalUnit<D> {
             }
             lost.push_back(attached.nexus);
         }
+        self.reservations.nexus_lost(nexus);
+        self.copy_results.borrow_mut().nexus_lost(nexus);
         self.tasks.abort_nexus(nexus)
     }
 
@@ -164,6 +184,7 @@ impl<D: BlockDevice> LogicalUnit<D> {
     /// stay; mode parameters go back to their defaults.
     pub fn reset(&self, requester: Option<NexusId>) -> Drain {
         *self.mode_pages.borrow_mut() = ModePages::default();
+        self.reservations.reset();
         self.attention_to_all(AdditionalSense::BUS_DEVICE_RESET_FUNCTION_OCCURRED);
         self.tasks.reset(requester)
     }
@@ -221,7 +242,14 @@ impl<D: BlockDevice> LogicalUnit<D> {
         if command.cdb.bit(control, 2) {
             return Err(Sense::invalid_cdb_bit(control as u16, 2).into()); // NACA
         }
-        if matches!(operation.access, Access::Read | Access::Write) {
+        let access = effective_access(operation, &command.cdb);
+        if !attention_exempt {
+            self.sanitizer.check(access)?;
+        }
+        self.check_reservations(context, access)?;
+        // No await between the check and this, so that whoever changes reservations either stops
+        // this command or waits for it.
+        if matches!(access, Access::Read | Access::Write) {
             context.task.set_conflicts();
         }
         self.dispatch(context, operation.kind, command).await
@@ -229,29 +257,67 @@ impl<D: BlockDevice> LogicalUnit<D> {
 
     async fn dispatch(&self, context: &Context<'_>, kind: Kind, command: Command) -> Outcome {
         let Command { cdb, data_out, expected_in } = command;
-        let nexus = context.nexus();
         match kind {
-            Kind::TestUnitReady => Ok(Reply::good()),
-            Kind::RequestSense => self.request_sense(nexus, &cdb),
-            Kind::Inquiry => self.inquiry(nexus, &cdb),
-            Kind::ReportLuns => self.report_luns(nexus, &cdb),
-            Kind::ReadCapacity10 => self.read_capacity_10(&cdb),
-            Kind::ReadCapacity16 => self.read_capacity_16(&cdb),
             Kind::Read => self.read(&cdb, expected_in).await,
             Kind::Write => self.write(context, &cdb, data_out).await,
             Kind::WriteAndVerify => self.write_and_verify(context, &cdb, data_out).await,
             Kind::Verify => self.verify(context, &cdb, data_out).await,
             Kind::SynchronizeCache => self.synchronize_cache(&cdb).await,
-            Kind::ModeSelect6 => self.mode_select_6(context, &cdb, &data_out),
-            Kind::ModeSense6 => self.mode_sense_6(&cdb),
-            Kind::ModeSelect10 => self.mode_select_10(context, &cdb, &data_out),
-            Kind::ModeSense10 => self.mode_sense_10(&cdb),
+            Kind::Unmap => self.unmap(context, &cdb, data_out).await,
+            Kind::WriteSame => self.write_same(context, &cdb, data_out).await,
+            Kind::CompareAndWrite => self.compare_and_write(context, &cdb, data_out).await,
+            Kind::OrWrite => self.or_write(context, &cdb, data_out).await,
+            Kind::GetLbaStatus => self.get_lba_status(&cdb).await,
+            // Boxed: rare, and their state would make every command's future larger.
+            Kind::Reserve => Box::pin(self.reserve(context, &cdb)).await,
+            Kind::PersistentReserveOut => {
+                Box::pin(self.persistent_reserve_out(context, &cdb, data_out)).await
+            }
+            Kind::Sanitize => Box::pin(self.sanitize(context, &cdb, data_out)).await,
+            Kind::ExtendedCopy => Box::pin(self.extended_copy(context, &cdb, data_out)).await,
+            other => self.dispatch_immediate(context, other, &cdb, &data_out),
+        }
+    }
+
+    /// The commands that wait for nothing.
+    fn dispatch_immediate(
+        &self,
+        context: &Context<'_>,
+        kind: Kind,
+        cdb: &Cdb,
+        data_out: &[bytes::Bytes],
+    ) -> Outcome {
+        let nexus = context.nexus();
+        match kind {
+            Kind::TestUnitReady => Ok(Reply::good()),
+            Kind::RequestSense => self.request_sense(nexus, cdb),
+            Kind::Inquiry => self.inquiry(nexus, cdb),
+            Kind::ReportLuns => self.report_luns(nexus, cdb),
+            Kind::ReadCapacity10 => self.read_capacity_10(cdb),
+            Kind::ReadCapacity16 => self.read_capacity_16(cdb),
+            Kind::ModeSelect6 => self.mode_select_6(context, cdb, data_out),
+            Kind::ModeSense6 => self.mode_sense_6(cdb),
+            Kind::ModeSelect10 => self.mode_select_10(context, cdb, data_out),
+            Kind::ModeSense10 => self.mode_sense_10(cdb),
+            Kind::LogSense => self.log_sense(cdb),
+            Kind::Release => self.release(context, cdb),
+            Kind::PersistentReserveIn => self.persistent_reserve_in(cdb),
+            Kind::ReceiveCopyResults => self.receive_copy_results(nexus, cdb),
+            Kind::StartStopUnit => self.start_stop_unit(cdb),
+            Kind::PreventAllow => self.prevent_allow(cdb),
+            Kind::PreFetch => self.pre_fetch(cdb),
+            Kind::ReadDefectData => self.read_defect_data(cdb),
+            Kind::SendDiagnostic => self.send_diagnostic(cdb),
+            Kind::ReportTargetPortGroups => self.report_target_port_groups(cdb),
+            Kind::ReportSupportedOperationCodes => self.report_supported_operation_codes(cdb),
+            Kind::ReportSupportedTaskManagement => self.report_supported_task_management(cdb),
+            other => unreachable!("{other:?} is executed by dispatch"),
         }
     }
 
     /// REQUEST SENSE (SPC-4 section 6.39): a pending unit attention, else nothing to say.
-    fn request_sense(&self, nexus: NexusId, cdb: &super::cdb::Cdb) -> Outcome {
-        let pending = self.take_attention(nexus);
+    fn request_sense(&self, nexus: NexusId, cdb: &Cdb) -> Outcome {
+        let pending = self.sanitizer.in_progress().or_else(|| self.take_attention(nexus));
         let sense = pending.unwrap_or(Sense::new(SenseKey::NoSense, AdditionalSense::NONE));
         Ok(Reply::parameters(sense.encode(cdb.bit(1, 0)), usize::from(cdb.byte(4))))
     }
@@ -275,6 +341,63 @@ impl<D: BlockDevice> LogicalUnit<D> {
 
     pub(super) fn services(&self) -> &Services<D> {
         &self.services
+    }
+
+    pub(super) fn tasks(&self) -> &TaskSet {
+        &self.tasks
+    }
+
+    pub(super) fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
+    pub(super) fn sanitizer(&self) -> &Sanitizer {
+        &self.sanitizer
+    }
+
+    pub(super) fn copy_results(&self) -> &RefCell<CopyResults> {
+        &self.copy_results
+    }
+
+    /// This unit, for work that outlives the command.
+    pub(super) fn shared(&self) -> Rc<Self> {
+        self.this.upgrade().expect("whoever calls holds a reference")
+    }
+
+    /// What `look` finds in an attached nexus.
+    pub(super) fn with_nexus<T>(&self, nexus: NexusId, look: impl FnOnce(&Nexus) -> T) -> Option<T> {
+        self.nexuses.borrow().get(&nexus).map(|attached| look(&attached.nexus))
+    }
+
+    /// The attached nexuses of a registrant: one, or none.
+    pub(super) fn nexuses_of(&self, registrant: &Registrant) -> Vec<NexusId> {
+        let nexuses = self.nexuses.borrow();
+        let matching =
+            nexuses.iter().filter(|(_, attached)| Registrant::from(&attached.nexus) == *registrant);
+        matching.map(|(id, _)| *id).collect()
+    }
+
+    /// The attached ports of the initiator called `name`.
+    pub(super) fn initiator_ports(&self, name: &str) -> Vec<InitiatorPort> {
+        let nexuses = self.nexuses.borrow();
+        let ports = nexuses.values().map(|attached| &attached.nexus.initiator);
+        ports.filter(|port| port.name == name).cloned().collect()
+    }
+
+    /// Whether reservations let `initiator` do something of the kind `access` through any of its ports.
+    pub(super) fn initiator_may(&self, initiator: &InitiatorPort, access: Access) -> bool {
+        let same = |other: &InitiatorPort| other.name == initiator.name;
+        if let Some(holder) = self.reservations.reserved_by()
+            && !self.with_nexus(holder, |nexus| same(&nexus.initiator)).unwrap_or(false)
+        {
+            return false;
+        }
+        let state = self.reservations.persistent();
+        let stranger = Registrant { initiator: initiator.clone(), relative_target_port: 0 };
+        state.permits(&stranger, access)
+            || state
+                .registrations()
+                .any(|(registrant, _)| same(&registrant.initiator) && state.permits(registrant, access))
     }
 
     /// The port that `nexus` came in through.
@@ -318,6 +441,18 @@ impl<D: BlockDevice> LogicalUnit<D> {
     }
 }
 
+/// How reservations restrict a command, where that depends on more than its operation code.
+fn effective_access(operation: &Operation, cdb: &Cdb) -> Access {
+    match operation.kind {
+        // START alone is allowed under every reservation (SBC-3 table 13).
+        Kind::StartStopUnit if cdb.bit(4, 0) && cdb.byte(4) >> 4 == 0 => Access::Query,
+        Kind::StartStopUnit => Access::Write,
+        Kind::PreventAllow if cdb.byte(4) & 3 == 0 => Access::Always,
+        Kind::PreventAllow => Access::Write,
+        _ => operation.access,
+    }
+}
+
 /// What a command's code knows of its task.
 pub(super) struct Context<'a> {
     task: &'a Task,
@@ -326,6 +461,10 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
+    pub(super) fn task(&self) -> &Task {
+        self.task
+    }
+
     pub(super) fn nexus(&self) -> NexusId {
         self.task.nexus()
     }
@@ -352,12 +491,21 @@ pub struct Statistics {
     pub writes: Cell<u64>,
     /// Bytes that they wrote.
     pub written_bytes: Cell<u64>,
+    /// Ranges released or filled by UNMAP and WRITE SAME.
+    pub unmaps: Cell<u64>,
+    /// Bytes in these ranges.
+    pub unmapped_bytes: Cell<u64>,
 }
 
 impl Statistics {
     pub(super) fn count_read(&self, bytes: usize) {
         self.reads.set(self.reads.get() + 1);
         self.read_bytes.set(self.read_bytes.get() + bytes as u64);
+    }
+
+    pub(super) fn count_unmap(&self, bytes: u64) {
+        self.unmaps.set(self.unmaps.get() + 1);
+        self.unmapped_bytes.set(self.unmapped_bytes.get() + bytes);
     }
 
     pub(super) fn count_write(&self, bytes: usize) {
@@ -430,6 +578,17 @@ mod tests {
         let mut cdb = [0xff; 16];
         (cdb[0], cdb[1], cdb[15]) = (0x88, 0, 0);
         assert_eq!(sense_of(&bench.send(&cdb)), (5, 0x2100));
+    }
+
+    #[test]
+    fn a_write_with_less_data_than_announced_writes_whole_blocks() {
+        let bench = Bench::new();
+        let response = bench.send_data(&[0x0a, 0, 0, 0, 2, 0], &[1; 512]);
+        assert_eq!((response.status, response.data_out_length), (Status::Good, 1024));
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 2, 0]))[511..514], [1, 0, 0]);
+        let response = bench.send_data(&[0x0a, 0, 0, 0, 1, 0], &[2; 200]);
+        assert_eq!(sense_of(&response), (5, 0x0e03));
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 1, 0])), [1; 512]);
     }
 
     #[test]

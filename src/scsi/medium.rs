@@ -50,7 +50,7 @@ pub(super) fn check_protect(cdb: &Cdb) -> Result<(), Failure> {
     Ok(())
 }
 
-impl<D: BlockDevice> LogicalUnit<D> {
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// Checks that `extent` lies inside the device.
     pub(super) fn check_extent(&self, extent: Extent) -> Result<(), Failure> {
         let blocks = self.device().geometry().block_count;
@@ -84,6 +84,23 @@ impl<D: BlockDevice> LogicalUnit<D> {
         Ok(if sent == bytes { data_out } else { slice_pieces(&data_out, 0, bytes) })
     }
 
+    /// The same for a write. An initiator may announce fewer bytes than its CDB asks to write; as many
+    /// whole blocks are written then, and the residual count tells it (RFC 7143 section 11.4.5.1).
+    fn data_to_write(
+        &self,
+        context: &Context<'_>,
+        data_out: Vec<Bytes>,
+        bytes: usize,
+    ) -> Result<Vec<Bytes>, Failure> {
+        let sent = total_length(&data_out);
+        let whole_blocks = sent.is_multiple_of(self.block_bytes() as usize);
+        if sent < bytes && whole_blocks {
+            context.wants(bytes as u64);
+            return Ok(data_out);
+        }
+        self.data_out(context, data_out, bytes)
+    }
+
     /// READ (6), (10), (12), (16).
     pub(super) async fn read(&self, cdb: &Cdb, expected_in: usize) -> Outcome {
         if cdb.opcode() != 0x08 {
@@ -100,7 +117,7 @@ impl<D: BlockDevice> LogicalUnit<D> {
             count => self.device().read(extent.address, count).await?,
         };
         self.statistics().count_read(total_length(&data_in));
-        Ok(Reply { data_in, whole_length: Some(bytes as u64), ..Reply::default() })
+        Ok(Reply { data_in, whole_length: Some(bytes as u64) })
     }
 
     /// WRITE (6), (10), (12), (16). Every write is through to stable media, so FUA adds nothing.
@@ -112,7 +129,8 @@ impl<D: BlockDevice> LogicalUnit<D> {
         self.check_extent(extent)?;
         let bytes = self.transfer_bytes(cdb, extent.count)?;
         self.check_writable()?;
-        let data = self.data_out(context, data_out, bytes)?;
+        let data = self.data_to_write(context, data_out, bytes)?;
+        let bytes = total_length(&data);
         if bytes > 0 {
             self.device().write(extent.address, data).await?;
             self.statistics().count_write(bytes);
@@ -136,11 +154,13 @@ impl<D: BlockDevice> LogicalUnit<D> {
         self.check_extent(extent)?;
         let bytes = self.transfer_bytes(cdb, extent.count)?;
         self.check_writable()?;
-        let data = self.data_out(context, data_out, bytes)?;
+        let data = self.data_to_write(context, data_out, bytes)?;
+        let bytes = total_length(&data);
         if bytes > 0 {
             self.device().write(extent.address, data.clone()).await?;
             self.statistics().count_write(bytes);
-            self.compare(context, extent, &data).await?;
+            let count = bytes as u64 / u64::from(self.block_bytes());
+            self.compare(context, Extent { count, ..extent }, &data).await?;
         }
         Ok(Reply::good())
     }

@@ -10,8 +10,6 @@
 //! [`limits`]; a task that has been aborted, or whose nexus is lost or preempted, has no effect on the
 //! medium after the wait for its drain has ended.
 
-#![allow(dead_code)] // the reservation and copy families use the rest
-
 pub mod attention;
 pub mod cdb;
 pub mod command;
@@ -25,11 +23,18 @@ pub mod sense;
 pub mod target;
 pub mod task_set;
 
+mod atomic;
 mod capacity;
+mod copy_parameters;
+mod copy_results;
 mod inquiry;
+mod maintenance;
 mod medium;
 mod mode;
 mod mode_page;
+mod provisioning;
+mod sanitize;
+mod unit_control;
 mod vital_product_data;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::sense::{AdditionalSense, Sense};
 use crate::volume::device::{BlockDevice, DeviceGeometry};
 use bytes::Bytes;
 
-impl<D: BlockDevice> LogicalUnit<D> {
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// MODE SENSE (6).
     pub(super) fn mode_sense_6(&self, cdb: &Cdb) -> Outcome {
         let descriptor = if cdb.bit(1, 3) { Vec::new() } else { short_descriptor(self.device().geometry()) };

@@ -34,6 +34,7 @@ impl AdditionalSense {
     pub const NOT_READY: Self = Self(0x0400);
     pub const SANITIZE_IN_PROGRESS: Self = Self(0x041b);
     pub const UNREACHABLE_COPY_TARGET: Self = Self(0x0804);
+    pub const THIRD_PARTY_DEVICE_FAILURE: Self = Self(0x0d01);
     pub const COPY_TARGET_NOT_REACHABLE: Self = Self(0x0d02);
     pub const INVALID_FIELD_IN_INFORMATION_UNIT: Self = Self(0x0e03);
     pub const UNRECOVERED_READ_ERROR: Self = Self(0x1100);
@@ -51,6 +52,7 @@ impl AdditionalSense {
     pub const UNSUPPORTED_TARGET_DESCRIPTOR: Self = Self(0x2607);
     pub const TOO_MANY_SEGMENT_DESCRIPTORS: Self = Self(0x2608);
     pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Self = Self(0x2609);
+    pub const UNEXPECTED_INEXACT_SEGMENT: Self = Self(0x260a);
     pub const INLINE_DATA_LENGTH_EXCEEDED: Self = Self(0x260b);
     pub const SOFTWARE_WRITE_PROTECTED: Self = Self(0x2702);
     pub const SPACE_ALLOCATION_FAILED_WRITE_PROTECT: Self = Self(0x2707);
@@ -71,6 +73,7 @@ impl AdditionalSense {
     pub const MEDIUM_NOT_PRESENT_TRAY_OPEN: Self = Self(0x3a02);
     pub const INQUIRY_DATA_HAS_CHANGED: Self = Self(0x3f03);
     pub const REPORTED_LUNS_DATA_HAS_CHANGED: Self = Self(0x3f0e);
+    pub const INTERNAL_TARGET_FAILURE: Self = Self(0x4400);
     pub const INVALID_MESSAGE: Self = Self(0x4900);
     pub const MEDIUM_REMOVAL_PREVENTED: Self = Self(0x5302);
     pub const INSUFFICIENT_REGISTRATION_RESOURCES: Self = Self(0x5504);

@@ -121,10 +121,13 @@ impl TaskSet {
         self.abort_where(Abort::Reported, |task| task.sequence != sequence && nexuses.contains(&task.nexus))
     }
 
-    /// Waits for the tasks that are touching the medium now, without aborting them.
-    pub(super) fn drain_conflicting(&self) -> Drain {
+    /// Waits for the tasks that are touching the medium now, without aborting them; not for `except`,
+    /// which is the one that asks.
+    pub(super) fn drain_conflicting(&self, except: &Task) -> Drain {
+        let sequence = except.state.sequence;
         let tasks = self.shared.tasks.borrow();
-        let tasks = tasks.values().filter(|task| task.conflicts.get()).cloned().collect();
+        let conflicting = tasks.values().filter(|task| task.conflicts.get() && task.sequence != sequence);
+        let tasks = conflicting.cloned().collect();
         Drain { tasks, set: self.shared.clone(), is_reset: false }
     }
 

@@ -194,8 +194,8 @@ impl Bench {
         let runtime = Rc::new(TestRuntime::default());
         let services =
             Services { runtime: runtime.clone(), reservations: Rc::new(Volatile), copies: Rc::new(NoOthers) };
-        let unit = LogicalUnit::new(identity(), device.clone(), services, &PersistedReservations::default());
-        let unit = Rc::new(unit);
+        let saved = PersistedReservations::default();
+        let unit = LogicalUnit::new(identity(), device.clone(), services, &saved).unwrap();
         let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime };
         bench.clear_attentions(bench.nexus);
         bench

@@ -124,6 +124,7 @@ fn block_device_characteristics(identity: &Identity) -> Vec<u8> {
     let mut body = vec![0; 60];
     let rate: u16 = if identity.non_rotating { 1 } else { 0 };
     body[0..2].copy_from_slice(&rate.to_be_bytes());
+    body[3] = 0x40; // WABEREQ 01b: reads after a block erase succeed
     body
 }
 

@@ -120,7 +120,7 @@ impl Folder {
         let text = format!(
             "# Written by gemel demo.\n\
              node = \"{NODE}\"\ncluster = \"demo\"\nstate_dir = {state}\n\n\
-             [pool]\ndisks = [\n  {disks},\n]\nmemory = \"256M\"\n\n\
+             [pool]\ndisks = [\n  {disks},\n]\n\n\
              [iscsi]\nportals = [\"{ADDRESS}:{iscsi}\"]\n\n\
              [management]\nlisten = [\"{ADDRESS}:{management}\"]\n\n\
              [console]\nlisten = [\"{ADDRESS}:{console}\"]\n",

@@ -128,12 +128,6 @@ impl Control {
                     request.disk
                 ))
             })?;
-        if report.pool.redundancy == 0 && !request.force {
-            return Err(Refusal::Impossible(format!(
-                "without disk {} the pool could not serve: it has no redundancy left; add --force to fail it anyway",
-                disk.id
-            )));
-        }
         let id = disk.id.clone();
         self.engine.ask(|reply| Request::FailDisk(id.clone(), reply)).await?;
         self.events.warning(

@@ -133,7 +133,8 @@ impl Pool for MemoryPool {
         self.volumes.borrow().get(&volume).map_or(0, |blocks| blocks.len() as u64 * BLOCK_SIZE as u64)
     }
 
-    async fn open_volume(&self, volume: VolumeId) -> Result<u64, PoolError> {
+    async fn open_volume(&self, volume: VolumeId, _is_new: bool) -> Result<u64, PoolError> {
+        // After a restart every volume begins anew: that is what the pool is for.
         self.volumes.borrow_mut().entry(volume).or_default();
         Ok(1)
     }
@@ -170,7 +171,7 @@ mod tests {
     async fn holds_blocks_within_its_capacity() {
         let pool = MemoryPool::new(3 * BLOCK_SIZE as u64);
         let (volume, version) = (VolumeId(1), Version::default());
-        pool.open_volume(volume).await.unwrap();
+        pool.open_volume(volume, true).await.unwrap();
         pool.append(volume, version, vec![data(1, 1), data(2, 2), data(5, 5)]).await.unwrap();
         assert_eq!(pool.append(volume, version, vec![data(9, 9)]).await, Err(StoreError::OutOfSpace));
         pool.append(volume, version, vec![data(2, 7)]).await.unwrap();

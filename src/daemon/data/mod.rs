@@ -5,6 +5,7 @@
 //! only reports overtake.
 
 pub mod access;
+pub mod disk_pool;
 pub mod driver;
 pub mod memory_pool;
 pub mod pool;
@@ -24,9 +25,11 @@ use super::engine::{AccessRules, EngineError, EngineReport, Reply, Request, Volu
 use super::event_log::EventReporter;
 use super::iscsi_server::IscsiServer;
 use crate::base::buffer::BufferPool;
+use crate::base::runtime::RuntimeHandle;
 use crate::base::units::VolumeId;
 use crate::disk::{Engine, EnginePreference};
 use access::Access;
+use disk_pool::DiskPool;
 use driver::Kick;
 use memory_pool::MemoryPool;
 use pool::Pool;
@@ -81,40 +84,37 @@ pub fn spawn(
 }
 
 async fn run(setup: Setup, started: oneshot::Sender<Result<(), StartError>>) {
-    let kick = Kick::new();
-    let result = match setup.memory_pool {
-        Some(capacity_bytes) => {
-            let pool = Rc::new(MemoryPool::new(capacity_bytes));
-            DataThread::start(setup, pool, "memory").await
-        }
-        None => {
-            let _ = &kick;
-            Err(StartError("there is no store yet".to_owned()))
-        }
+    let world = World {
+        runtime: TokioRuntime::start().handle(),
+        buffers: BufferPool::new(KEPT_BUFFER_BYTES),
     };
-    match result {
-        Ok((thread, requests)) => {
-            // Nobody waits for this any more when the control thread has given up.
-            let _ = started.send(Ok(()));
-            thread.serve(requests).await;
+    match setup.memory_pool {
+        Some(capacity_bytes) => {
+            let pool = MemoryPool::new(capacity_bytes);
+            run_on(setup, world, pool, "memory", started).await;
         }
-        Err(error) => {
-            let _ = started.send(Err(error));
-        }
+        None => match open_disks(&setup, &world).await {
+            Ok((pool, engine)) => run_on(setup, world, pool, engine, started).await,
+            // Nobody waits for it when the control thread has given up.
+            Err(error) => drop(started.send(Err(error))),
+        },
     }
 }
 
-/// Starts the disk engine and its driver.
-fn start_engine(config: &Config, kick: &Kick) -> Result<Engine, StartError> {
-    let preference = match config.pool.engine {
-        EngineChoice::Auto => EnginePreference::Automatic,
-        EngineChoice::IoUring => EnginePreference::Uring,
-        EngineChoice::Threads => EnginePreference::Threads,
+/// What everything on the thread shares.
+struct World {
+    runtime: RuntimeHandle,
+    buffers: BufferPool,
+}
+
+async fn open_disks(setup: &Setup, world: &World) -> Result<(DiskPool, &'static str), StartError> {
+    let kick = Kick::new();
+    let engine = start_engine(&setup.config)?;
+    let name = match &engine {
+        Engine::Uring(_) => "io_uring",
+        Engine::Threads(_) => "threads",
     };
-    let engine = Engine::start(preference).map_err(|error| {
-        StartError(format!("{error}; pool.engine in the configuration chooses how disks are accessed"))
-    })?;
-    let spin = Duration::from_micros(config.pool.spin_us.get());
+    let spin = Duration::from_micros(setup.config.pool.spin_us.get());
     let driven = driver::drive(engine.clone(), kick.clone(), spin);
     tokio::task::spawn_local(async move {
         if let Err(error) = driven.await {
@@ -123,7 +123,38 @@ fn start_engine(config: &Config, kick: &Kick) -> Result<Engine, StartError> {
             std::process::abort();
         }
     });
-    Ok(engine)
+    let (runtime, buffers) = (world.runtime.clone(), world.buffers.clone());
+    let paths = &setup.config.pool.disks;
+    let pool = DiskPool::open(&engine, &kick, paths, runtime, buffers, &setup.events).await;
+    Ok((pool.map_err(StartError)?, name))
+}
+
+async fn run_on<P: Pool>(
+    setup: Setup,
+    world: World,
+    pool: P,
+    engine: &'static str,
+    started: oneshot::Sender<Result<(), StartError>>,
+) {
+    match DataThread::start(setup, world, Rc::new(pool), engine).await {
+        Ok((thread, requests)) => {
+            // Nobody waits for it when the control thread has given up.
+            let _ = started.send(Ok(()));
+            thread.serve(requests).await;
+        }
+        Err(error) => drop(started.send(Err(error))),
+    }
+}
+
+fn start_engine(config: &Config) -> Result<Engine, StartError> {
+    let preference = match config.pool.engine {
+        EngineChoice::Auto => EnginePreference::Automatic,
+        EngineChoice::IoUring => EnginePreference::Uring,
+        EngineChoice::Threads => EnginePreference::Threads,
+    };
+    Engine::start(preference).map_err(|error| {
+        StartError(format!("{error}; pool.engine in the configuration chooses how disks are accessed"))
+    })
 }
 
 /// The data thread in service.
@@ -139,14 +170,12 @@ struct DataThread<P: Pool> {
 impl<P: Pool> DataThread<P> {
     async fn start(
         setup: Setup,
+        world: World,
         pool: Rc<P>,
         engine: &'static str,
     ) -> Result<(Rc<Self>, mpsc::Receiver<Request>), StartError> {
-        let Setup {
-            config, volumes: specs, purge, portal_group_tag, access: rules, control, requests, ..
-        } = setup;
-        let runtime = TokioRuntime::start().handle();
-        let buffers = BufferPool::new(KEPT_BUFFER_BYTES);
+        let Setup { config, volumes: specs, purge, portal_group_tag, access: rules, events, control, requests, .. } = setup;
+        let World { runtime, buffers } = world;
         let access = Rc::new(Access::new(config.iscsi.require_chap));
         access.replace(rules);
         let volumes = Volumes::new(pool.clone(), runtime.clone(), buffers.clone(), access.clone(), control);
@@ -156,9 +185,9 @@ impl<P: Pool> DataThread<P> {
                 .await
                 .map_err(|error| StartError(format!("cannot delete a volume: {error}")))?;
         }
-        volumes.open(specs).await.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
-        let server =
-            IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
+        let opened = volumes.open_known(specs, &events).await;
+        opened.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
+        let server = IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
         server.listen().map_err(|error| StartError(error.to_string()))?;
         let drain_timeout = config.drain_timeout();
         Ok((Rc::new(Self { pool, volumes, access, server, engine, drain_timeout }), requests))
@@ -192,7 +221,7 @@ impl<P: Pool> DataThread<P> {
     async fn change(self: Rc<Self>, mut queue: mpsc::Receiver<Request>) {
         while let Some(request) = queue.recv().await {
             match request {
-                Request::OpenVolume(spec, reply) => answer(reply, self.volumes.open(vec![spec]).await),
+                Request::OpenVolume(spec, reply) => answer(reply, self.volumes.open(spec).await),
                 Request::ResizeVolume(id, size, reply) => answer(reply, self.volumes.resize(id, size).await),
                 Request::DeleteVolume(id, reply) => {
                     self.server.end_sessions_of(id).await;
@@ -240,7 +269,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, EngineError>) {
 }
 
 /// Creates a new pool on the configured disks.
-pub fn format(config: &std::path::Path, force: bool) -> Result<(), Box<dyn std::error::Error>> {
-    let _ = (Config::load(config)?, force);
-    Err("there is no store yet".into())
+pub fn format(config: &Config, force: bool) -> Result<(), StartError> {
+    let engine = start_engine(config)?;
+    disk_pool::format(&engine, &config.pool.disks, force).map_err(StartError)
 }

@@ -11,9 +11,10 @@ pub trait Pool: BlockStore + 'static {
     fn report(&self) -> PoolReport;
     /// Bytes of a volume's mapped blocks, before parity.
     fn used_bytes(&self, volume: VolumeId) -> u64;
-    /// Makes a volume known, if it is new, and gives the first sequence number for its writes.
-    async fn open_volume(&self, volume: VolumeId) -> Result<u64, PoolError>;
-    /// Frees everything of a volume that nothing uses any more.
+    /// Gives the first sequence number for a volume's writes. A new volume is made known; one that is
+    /// not new and not known has lost its data, which is an error.
+    async fn open_volume(&self, volume: VolumeId, is_new: bool) -> Result<u64, PoolError>;
+    /// Frees everything of a volume that nothing uses any more. One that is not known has nothing.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError>;
     /// Takes a disk, named by identity or path, out of service.
     async fn fail_disk(&self, disk: &str) -> Result<(), PoolError>;

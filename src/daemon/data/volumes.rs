@@ -12,6 +12,7 @@ use crate::base::runtime::RuntimeHandle;
 use crate::base::units::VolumeId;
 use crate::daemon::control_requests::{ControlHandle, ControlRequest};
 use crate::daemon::engine::{EngineError, VolumeReport, VolumeSpec};
+use crate::daemon::event_log::EventReporter;
 use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
@@ -57,15 +58,38 @@ impl<P: Pool> Volumes<P> {
         Rc::new(Self { served: RefCell::default(), pool, runtime, buffers, access, control })
     }
 
-    /// Opens volumes, new or known, in new epochs, and serves them.
-    pub async fn open(self: &Rc<Self>, specs: Vec<VolumeSpec>) -> Result<(), EngineError> {
-        let mut first_sequences = Vec::new();
-        for spec in &specs {
-            first_sequences.push((spec.id, self.pool.open_volume(spec.id).await?));
+    /// Opens volumes that were served before. One that can't be opened is reported and stays offline;
+    /// the others are served.
+    pub async fn open_known(
+        self: &Rc<Self>,
+        specs: Vec<VolumeSpec>,
+        events: &EventReporter,
+    ) -> Result<(), EngineError> {
+        let mut usable = Vec::new();
+        for spec in specs {
+            match self.pool.open_volume(spec.id, spec.is_new).await {
+                Ok(first_sequence) => usable.push((spec, first_sequence)),
+                Err(error) => {
+                    let message = format!("volume {} cannot be served: {error}", spec.name);
+                    events.error("volume-offline", message, &[]);
+                }
+            }
         }
-        let begin = |reply| ControlRequest::BeginEpochs(first_sequences.clone(), reply);
+        self.begin_epochs(usable).await
+    }
+
+    /// Opens a volume and serves it.
+    pub async fn open(self: &Rc<Self>, spec: VolumeSpec) -> Result<(), EngineError> {
+        let first_sequence = self.pool.open_volume(spec.id, spec.is_new).await?;
+        self.begin_epochs(vec![(spec, first_sequence)]).await
+    }
+
+    /// Serves volumes, each in a new epoch.
+    async fn begin_epochs(self: &Rc<Self>, volumes: Vec<(VolumeSpec, u64)>) -> Result<(), EngineError> {
+        let first_sequences: Vec<_> = volumes.iter().map(|(spec, first)| (spec.id, *first)).collect();
+        let begin = |reply| ControlRequest::BeginEpochs(first_sequences, reply);
         let epochs = self.control.ask(begin).await.map_err(EngineError::Failed)?;
-        for ((spec, epoch), (_, first_sequence)) in specs.into_iter().zip(epochs).zip(first_sequences) {
+        for ((spec, first_sequence), epoch) in volumes.into_iter().zip(epochs) {
             self.serve(spec, epoch, first_sequence)?;
         }
         Ok(())

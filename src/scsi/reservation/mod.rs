@@ -1,51 +1,61 @@
-//! Reservations: what is kept of them, and where.
+//! Reservations: persistent ones (SPC-4 section 5.13) and those of RESERVE and RELEASE (SPC-2 section
+//! 5.5).
+//!
+//! [`state::PersistentState`] is the standard's rules as a value: each service action takes a state to
+//! the next one and says who is told. [`Reservations`] holds the state in force. PERSISTENT RESERVE OUT
+//! works on one command at a time: the next state is saved, put in force, and the tasks that it forbids
+//! have ended before GOOD is answered (I17).
 
-use futures::future::LocalBoxFuture;
-use serde::{Deserialize, Serialize};
+mod parameters;
+mod persistent_in;
+mod persistent_out;
+mod reserve;
+pub mod state;
+pub mod store;
 
-/// Keeps the persistent reservations of one logical unit over restarts (APTPL). PERSISTENT RESERVE
-/// OUT is answered only once `save` has completed.
-pub trait ReservationStore {
-    /// Makes `state` durable, in place of what was saved before. When it fails, the command fails and
-    /// the earlier state stays in force.
-    fn save(&self, state: PersistedReservations) -> LocalBoxFuture<'_, Result<(), SaveFailed>>;
+use std::cell::{Cell, RefCell};
+
+use futures::lock::Mutex;
+
+use self::state::PersistentState;
+use super::identity::NexusId;
+
+pub use self::store::{PersistedReservations, ReservationStore, SaveFailed, Volatile};
+
+/// The reservations of a logical unit.
+#[derive(Debug)]
+pub(super) struct Reservations {
+    persistent: RefCell<PersistentState>,
+    /// Held while a PERSISTENT RESERVE OUT command is under way.
+    changing: Mutex<()>,
+    /// Holder of the reservation by RESERVE (6) or (10).
+    reserved: Cell<Option<NexusId>>,
 }
 
-/// The state could not be made durable.
-#[derive(Debug, thiserror::Error)]
-#[error("persistent reservations could not be saved")]
-pub struct SaveFailed(#[source] pub Box<dyn std::error::Error>);
-
-/// A [`ReservationStore`] that keeps nothing, for logical units that are gone when their process is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Volatile;
-
-impl ReservationStore for Volatile {
-    fn save(&self, _: PersistedReservations) -> LocalBoxFuture<'_, Result<(), SaveFailed>> {
-        Box::pin(async { Ok(()) })
+impl Reservations {
+    pub(super) fn new(restored: PersistentState) -> Self {
+        Self { persistent: RefCell::new(restored), changing: Mutex::new(()), reserved: Cell::new(None) }
     }
-}
 
-/// What is kept of the persistent reservations while APTPL is active; empty while it is not.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PersistedReservations {
-    /// Version of this structure: 1. 0 is the empty default.
-    pub version: u32,
-    /// PRGENERATION does not survive; registrations and the reservation do.
-    pub registrations: Vec<PersistedRegistration>,
-}
+    /// Ends a reservation by RESERVE that `nexus` holds, as the loss of the nexus does.
+    pub(super) fn nexus_lost(&self, nexus: NexusId) {
+        if self.reserved.get() == Some(nexus) {
+            self.reserved.set(None);
+        }
+    }
 
-/// One registered I_T nexus.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PersistedRegistration {
-    /// iSCSI name of the initiator.
-    pub initiator_name: String,
-    /// Its ISID.
-    pub isid: [u8; 6],
-    /// Relative identifier of the target port.
-    pub relative_target_port: u16,
-    /// Reservation key.
-    pub key: u64,
-    /// Type code (SPC-4 table 166) if this registration holds the reservation.
-    pub holds: Option<u8>,
+    /// Ends every reservation by RESERVE, as a reset does; persistent ones stay.
+    pub(super) fn reset(&self) {
+        self.reserved.set(None);
+    }
+
+    /// Holder of the reservation by RESERVE.
+    pub(super) fn reserved_by(&self) -> Option<NexusId> {
+        self.reserved.get()
+    }
+
+    /// The persistent state in force.
+    pub(super) fn persistent(&self) -> std::cell::Ref<'_, PersistentState> {
+        self.persistent.borrow()
+    }
 }
