@@ -1,8 +1,8 @@
 # The commands of gemel's developers and first users. Each is one line that works by itself.
 
-SECONDS ?= 60
+MINUTES ?= 60
 
-.PHONY: demo test verify bench
+.PHONY: demo test verify bench soak
 
 # A whole storage node on this machine, until Ctrl-C.
 demo:
@@ -21,3 +21,7 @@ verify:
 bench:
 	scripts/prerequisites.sh bench
 	cargo bench --bench e2e -- $(CASES)
+
+# Writes, SIGKILL at any moment, restart and verification, over and over.
+soak:
+	SOAK_MINUTES=$(MINUTES) cargo test --test real_initiators -- --nocapture nothing_acknowledged_is_lost_by_sigkill

@@ -8,7 +8,7 @@ mod node;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gemel::iscsi::initiator::{Event, LoginSettings};
@@ -97,11 +97,14 @@ fn nothing_acknowledged_is_lost_by_sigkill() {
     let (_folder, mut node) = start("disk", "64M");
     let mut blocks = vec![Expected::default(); BLOCKS];
     let (mut stamp, mut random) = (0u64, 12_345u64);
-    for round in 0..8 {
+    // `make soak` goes on for longer.
+    let minutes: u64 = std::env::var("SOAK_MINUTES").map_or(0, |text| text.parse().expect("a number of minutes"));
+    let (started, soak) = (Instant::now(), Duration::from_secs(60 * minutes));
+    for round in (0..).take_while(|round| *round < 8 || started.elapsed() < soak) {
         let mut session = open(&node);
         let mut running: Vec<Option<usize>> = vec![];
         // The kill comes at another moment each time.
-        let writes = 300 + 173 * round;
+        let writes = 300 + 173 * (round % 50);
         let mut acknowledged = 0;
         for _ in 0..DEPTH {
             submit(&mut session, &mut blocks, &mut running, &mut stamp, &mut random);
