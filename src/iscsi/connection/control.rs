@@ -2,7 +2,7 @@
 
 use super::Channel;
 use super::event::{CloseReason, Event};
-use super::full_feature::FullFeature;
+use super::full_feature::{FullFeature, Ping};
 use super::{after, discovery};
 use crate::iscsi::pdu::{
     AsynchronousEvent, AsynchronousMessage, InitiatorTaskTag, LogoutReason, LogoutRequest, LogoutResponse,
@@ -25,7 +25,7 @@ impl FullFeature {
     /// NOP-Out: an answer to our ping, or a ping to be answered (RFC 7143 section 11.18).
     pub(super) fn handle_nop_out(&mut self, channel: &mut Channel, nop: &NopOut, mut data: Vec<u8>) {
         if nop.initiator_task_tag == InitiatorTaskTag::RESERVED {
-            if self.ping.is_some_and(|(tag, _)| tag == nop.target_transfer_tag) {
+            if self.ping.as_ref().is_some_and(|ping| ping.tag == nop.target_transfer_tag) {
                 self.ping = None;
             }
             return;
@@ -44,7 +44,7 @@ impl FullFeature {
     /// Asks the initiator for a sign of life.
     pub(super) fn send_ping(&mut self, channel: &mut Channel) {
         let tag = self.new_transfer_tag();
-        self.ping = Some((tag, channel.now));
+        self.ping = Some(Ping { tag, sent: channel.now, receptions: channel.receptions });
         let ping = NopIn {
             lun: [0; 8],
             initiator_task_tag: InitiatorTaskTag::RESERVED,

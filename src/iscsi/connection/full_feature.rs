@@ -51,11 +51,19 @@ pub(super) struct FullFeature {
     pub(super) logout: Option<LogoutRequest>,
     /// Set when the initiator was asked to log out.
     pub(super) logout_deadline: Option<Instant>,
-    /// Tag and time of a ping that is out.
-    pub(super) ping: Option<(TargetTransferTag, Instant)>,
+    pub(super) ping: Option<Ping>,
     pub(super) next_check: Instant,
     /// Tags of commands that were aborted while data was on the way: that data is ignored.
     pub(super) retired: VecDeque<u32>,
+}
+
+/// A ping that is out.
+#[derive(Debug)]
+pub(super) struct Ping {
+    pub(super) tag: TargetTransferTag,
+    pub(super) sent: Instant,
+    /// [`Channel::receptions`] when it was sent.
+    pub(super) receptions: u64,
 }
 
 /// What is known of a PDU when its headers are in.
@@ -330,7 +338,7 @@ impl FullFeature {
     }
 
     pub(super) fn next_timeout(&self) -> Instant {
-        let ping = self.ping.map(|(_, sent)| after(sent, self.basis.settings.ping_timeout));
+        let ping = self.ping.as_ref().map(|ping| after(ping.sent, self.basis.settings.ping_timeout));
         [ping, self.logout_deadline].into_iter().flatten().fold(self.next_check, Instant::min)
     }
 
@@ -341,11 +349,11 @@ impl FullFeature {
             self.announce_drop(channel);
             return channel.close(CloseReason::LogoutTimeout);
         }
-        if let Some((_, sent)) = self.ping {
+        if let Some(ping) = &self.ping {
             // Whatever came since then is a sign of life.
-            if channel.last_received > sent {
+            if channel.receptions > ping.receptions {
                 self.ping = None;
-            } else if now.since(sent) >= settings.ping_timeout {
+            } else if now.since(ping.sent) >= settings.ping_timeout {
                 return channel.close(CloseReason::PingTimeout);
             }
         }

@@ -145,6 +145,8 @@ struct Channel {
     closing_since: Instant,
     now: Instant,
     last_received: Instant,
+    /// How often something was received.
+    receptions: u64,
     last_transmitted: Instant,
 }
 
@@ -163,6 +165,7 @@ impl Connection {
             closing_since: now,
             now,
             last_received: now,
+            receptions: 0,
             last_transmitted: now,
         };
         let deadline = after(now, settings.login_timeout);
@@ -190,6 +193,7 @@ impl Connection {
         self.channel.now = now;
         if count > 0 {
             self.channel.last_received = now;
+            self.channel.receptions += 1;
             self.channel.receiver.filled(count);
         }
         self.advance();

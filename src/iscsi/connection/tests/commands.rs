@@ -123,7 +123,8 @@ fn requests(wire: &mut Wire) -> Vec<ReadyToTransfer> {
 #[test]
 fn immediate_then_unsolicited_then_solicited() {
     for step in [usize::MAX, 13] {
-        let mut wire = Wire::logged_in(Setup { ..Setup::default() });
+        let keys = vec![("InitialR2T", "No")];
+        let mut wire = Wire::logged_in(Setup { keys, ..Setup::default() });
         wire.step = step;
         let data = pattern(1 << 20);
         let mut command = wire.command(5, Kind::Write(1 << 20));

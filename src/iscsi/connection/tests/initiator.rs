@@ -82,6 +82,7 @@ impl Default for Setup {
             policy: TestPolicy::default(),
             budget: DataBudget::new(64 << 20, 64 << 10),
             keys: vec![
+                ("FirstBurstLength", "262144"),
                 ("InitialR2T", "No"),
                 ("ImmediateData", "Yes"),
                 ("MaxRecvDataSegmentLength", "262144"),
@@ -356,7 +357,7 @@ impl Wire {
 
     /// Proves that the connection still works.
     pub(in crate::iscsi) fn assert_alive(&mut self) {
-        let command = self.command(0xa11_7e, Kind::NoData);
+        let command = self.command(0x0a11_7e00, Kind::NoData);
         self.send_command(&command, &[]);
         let command = self.handed_up();
         self.good(command.task, 0);

@@ -160,9 +160,10 @@ fn what_is_not_supported_is_rejected() {
         wire.send(&BasicHeader::from_bytes(bytes), &[], &pattern(100));
         assert_eq!(wire.rejected(), RejectReason::CommandNotSupported, "{opcode:#x}");
     }
-    let mut command = wire.command(1, Kind::NoData).emit();
-    command.set_byte(1, 0x87);
-    wire.send(&command, &[], &[]);
+    let command = wire.command(1, Kind::NoData).emit();
+    let mut bytes = *command.as_bytes();
+    bytes[1] = 0x87;
+    wire.send(&BasicHeader::from_bytes(bytes), &[], &[]);
     assert_eq!(wire.rejected(), RejectReason::InvalidPduField, "a reserved task attribute");
     wire.command_sn = wire.command_sn.wrapping_sub(1);
     wire.assert_alive();

@@ -1,0 +1,27 @@
+# The commands of gemel's developers and first users. Each is one line that works by itself.
+
+MINUTES ?= 60
+
+.PHONY: demo test verify bench soak
+
+# A whole storage node on this machine, until Ctrl-C.
+demo:
+	cargo run --release --bin gemel -- demo $(ARGS)
+
+# Everything that CI checks, after installing the system packages that are missing.
+test:
+	scripts/prerequisites.sh test
+	$(MAKE) --no-print-directory verify
+
+# What CI checks. Writes nothing outside target/.
+verify:
+	scripts/verify.sh
+
+# End to end over iSCSI on loopback, beside tgtd and the raw disk. CASES=random-write-32 picks some.
+bench:
+	scripts/prerequisites.sh bench
+	cargo bench --bench e2e -- $(CASES)
+
+# Writes, SIGKILL at any moment, restart and verification, over and over.
+soak:
+	SOAK_MINUTES=$(MINUTES) cargo test --test real_initiators -- --nocapture nothing_acknowledged_is_lost_by_sigkill

@@ -1,0 +1,126 @@
+//! Medians of the rounds, and how they stand to the goals.
+
+use std::collections::BTreeMap;
+
+use crate::case::{CASES, Case};
+use crate::load::Measurement;
+
+/// All measurements of a run.
+#[derive(Default)]
+pub struct Report {
+    measurements: BTreeMap<(&'static str, String), Vec<Measurement>>,
+    has_head: bool,
+}
+
+/// What gemeld has to reach: at least, or for CPU at most, `ratio` times `peer`.
+struct Goal {
+    case: &'static str,
+    peer: &'static str,
+    ratio: f64,
+}
+
+/// RAID-5 over four files, written through and flushed, against tgtd on one plain file of the same disk.
+const GOALS: &[Goal] = &[
+    Goal { case: "random-write-32", peer: "tgtd-cache", ratio: 1.2 },
+    Goal { case: "random-write-32", peer: "tgtd-direct", ratio: 1.2 },
+    Goal { case: "random-write-32", peer: "tgtd-sync", ratio: 10.0 },
+    Goal { case: "random-write-1", peer: "tgtd-direct", ratio: 0.5 },
+    Goal { case: "random-read-32", peer: "tgtd-direct", ratio: 1.4 },
+    Goal { case: "random-read-1", peer: "tgtd-direct", ratio: 1.3 },
+    Goal { case: "read-1m", peer: "tgtd-direct", ratio: 1.5 },
+    Goal { case: "write-1m", peer: "tgtd-direct", ratio: 1.5 },
+];
+/// CPU time an I/O, of tgtd's with O_DIRECT, in the cases at depth 32.
+const CPU_GOAL: f64 = 0.6;
+const CPU_CASES: &[&str] = &["random-read-32", "random-write-32"];
+
+/// Targets whose disk traffic the kernel does when it likes, not for an operation: it isn't shown.
+const PAGE_CACHE: &[&str] = &["tgtd-cache", "tgtd-sync"];
+
+impl Report {
+    pub fn add(&mut self, case: &Case, target: &str, measurement: Measurement) {
+        self.measurements.entry((case.name, target.to_owned())).or_default().push(measurement);
+    }
+
+    /// One line a target.
+    pub fn print(&mut self, case: &Case) {
+        if !std::mem::replace(&mut self.has_head, true) {
+            println!(
+                "{:<16} {:<12} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10}",
+                "case", "target", "IOPS", "MB/s", "mean us", "p99 us", "CPU us/IO", "read B/IO", "write B/IO"
+            );
+        }
+        for ((_, target), rounds) in self.measurements.iter().filter(|((name, _), _)| *name == case.name) {
+            let per_second = median(rounds, Measurement::per_second);
+            let microseconds = |of: fn(&Measurement) -> f64| median(rounds, of) / 1000.0;
+            let moved = |of: fn(&Measurement) -> u64| match PAGE_CACHE.contains(&target.as_str()) {
+                true => "-".to_owned(),
+                false => format!("{:.0}", median(rounds, |round| of(round) as f64 / round.operations as f64)),
+            };
+            println!(
+                "{:<16} {:<12} {:>8.0} {:>8.0} {:>9.0} {:>9.0} {:>9.1} {:>9} {:>10}",
+                case.name,
+                target,
+                per_second,
+                per_second * f64::from(case.block_bytes) / 1e6,
+                microseconds(|round| round.latency_ns.mean()),
+                microseconds(|round| round.latency_ns.value_at_quantile(0.99) as f64),
+                median(rounds, Measurement::cpu_us),
+                moved(|round| round.usage.disk_read_bytes),
+                moved(|round| round.usage.disk_write_bytes),
+            );
+        }
+    }
+
+    /// Each goal whose case and peer were measured.
+    pub fn print_goals(&self) {
+        for goal in GOALS {
+            let (Some(own), Some(peer)) = (self.rate(goal.case, "gemeld"), self.rate(goal.case, goal.peer))
+            else {
+                continue;
+            };
+            let ratio = own / peer;
+            let verdict = if ratio >= goal.ratio { "reached" } else { "MISSED" };
+            println!(
+                "goal {:<16} {ratio:>6.2}x {:<12} of at least {}x: {verdict}",
+                goal.case, goal.peer, goal.ratio
+            );
+        }
+        for case in CPU_CASES {
+            let (Some(own), Some(peer)) = (self.cpu(case, "gemeld"), self.cpu(case, "tgtd-direct")) else {
+                continue;
+            };
+            let verdict = if own / peer <= CPU_GOAL { "reached" } else { "MISSED" };
+            println!(
+                "goal {case:<16} {:>6.2}x CPU of tgtd-direct an I/O, at most {CPU_GOAL}x: {verdict}",
+                own / peer
+            );
+        }
+    }
+
+    fn rounds(&self, case: &str, target: &str) -> Option<&Vec<Measurement>> {
+        let case = CASES.iter().find(|known| known.name == case)?.name;
+        self.measurements.get(&(case, target.to_owned()))
+    }
+
+    fn rate(&self, case: &str, target: &str) -> Option<f64> {
+        Some(median(self.rounds(case, target)?, Measurement::per_second))
+    }
+
+    fn cpu(&self, case: &str, target: &str) -> Option<f64> {
+        Some(median(self.rounds(case, target)?, Measurement::cpu_us))
+    }
+}
+
+impl Measurement {
+    /// CPU time of the target an operation, in microseconds.
+    fn cpu_us(&self) -> f64 {
+        self.usage.cpu_ns as f64 / 1000.0 / self.operations as f64
+    }
+}
+
+fn median(rounds: &[Measurement], of: impl Fn(&Measurement) -> f64) -> f64 {
+    let mut values: Vec<f64> = rounds.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,73 @@
+#!/bin/sh
+# Installs the Debian packages that a make target needs and that are missing, and says so first.
+# Usage: prerequisites.sh test|bench
+#
+# Installed packages are never replaced by other versions: where the installed qemu-utils has no
+# matching iSCSI module in the distribution, both are unpacked below target/tools/ and used from there.
+set -eu
+cd "$(dirname "$0")/.."
+
+missing=""
+need() { # need COMMAND PACKAGE
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+need cc gcc
+need iscsi-test-cu libiscsi-bin
+need qemu-img qemu-utils
+[ "$1" = bench ] && need tgtd tgt
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null 2>&1; then
+        sudo "$@"
+    else
+        echo "prerequisites: missing packages:$missing - install them as root, then run this again" >&2
+        exit 1
+    fi
+}
+
+update_once() {
+    [ -n "${updated:-}" ] || as_root apt-get update -qq
+    updated=yes
+}
+
+install() { # install PACKAGE...
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+if [ -n "$missing" ]; then
+    echo "prerequisites: installing Debian packages:$missing"
+    update_once
+    # tgt's own service is not wanted: the benchmark starts its own tgtd.
+    # shellcheck disable=SC2086 # a list of packages
+    install $missing
+fi
+
+# Whether this qemu-img has its iSCSI driver: without it, it does not know the protocol.
+speaks_iscsi() { # speaks_iscsi QEMU_IMG
+    command -v "$1" >/dev/null 2>&1 &&
+        ! "$1" info iscsi://127.0.0.1:1/iqn.2026-11.io.gemel:none/0 2>&1 | grep -q -e 'Unknown protocol' -e 'Unable to load'
+}
+
+tools=target/tools/qemu
+modules=$(echo "$tools"/usr/lib/*/qemu)
+if ! speaks_iscsi qemu-img && ! QEMU_MODULE_DIR="$modules" speaks_iscsi "$tools/usr/bin/qemu-img"; then
+    update_once
+    if apt-get install -s --no-install-recommends qemu-block-extra 2>/dev/null | grep -q '^Inst qemu-system'; then
+        echo "prerequisites: unpacking Debian's qemu-utils and qemu-block-extra into $tools"
+        rm -rf "$tools"
+        mkdir -p "$tools"
+        (
+            cd "$tools"
+            version=$(apt-cache policy qemu-block-extra | sed -n 's/ *Candidate: //p')
+            apt-get download -qq "qemu-utils=$version" "qemu-block-extra=$version" 2>/dev/null
+            for package in ./*.deb; do dpkg-deb -x "$package" .; done
+            rm -f ./*.deb
+        )
+    else
+        echo "prerequisites: installing Debian packages: qemu-block-extra"
+        install qemu-block-extra
+    fi
+fi
