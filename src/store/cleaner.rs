@@ -82,20 +82,18 @@ fn shared_checkpoint_segments(keep_free: usize) -> usize {
 /// cleaning them gains at least a segment; none when cleaning would gain nothing.
 fn choose_victims(segments: &[(SegmentIndex, &Segment)], durable: u64, shared: &Shared) -> Vec<SegmentIndex> {
     let geometry = shared.array.geometry();
-    let mut candidates: Vec<(u64, SegmentIndex, u64)> = segments
+    let mut candidates: Vec<(u64, SegmentIndex)> = segments
         .iter()
         .filter(|(_, segment)| segment.state == SegmentState::Sealed && segment.last_batch <= durable)
         .filter(|(_, segment)| segment.live_blocks > 0)
-        .map(|(index, segment)| {
-            let capacity = geometry.data_blocks(segment.members).max(1);
-            let live = u64::from(segment.live_blocks);
-            (live * 1_000_000 / capacity, *index, live)
-        })
+        .map(|(index, segment)| (u64::from(segment.live_blocks), *index))
         .collect();
+    // By what has to be moved, not by the share of it: every victim gives back one segment, and what
+    // is moved takes the same room whatever the width of the segment that it came from.
     candidates.sort_unstable();
     let output = geometry.data_blocks(shared.array.live()) * 95 / 100;
     let (mut victims, mut live_sum) = (Vec::new(), 0);
-    for (_, segment, live) in candidates.into_iter().take(VICTIM_SEGMENTS) {
+    for (live, segment) in candidates.into_iter().take(VICTIM_SEGMENTS) {
         if !victims.is_empty() && live_sum + live > output {
             break;
         }

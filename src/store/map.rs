@@ -295,7 +295,8 @@ mod tests {
     #[test]
     fn holes_spare_newer_versions_and_their_neighbours() {
         let mut map = BlockMap::default();
-        (0..200).for_each(|n| drop(map.apply(VOLUME, BlockAddress(n), entry(n, n as u32))));
+        (0..200)
+            .for_each(|n| assert!(map.apply(VOLUME, BlockAddress(n), entry(n, n as u32)).released.is_none()));
         let mut released = 0;
         map.apply_hole(VOLUME, BlockAddress(10), 150, Version { epoch: 1, sequence: 99 }, |_| released += 1);
         assert_eq!(released, 90);
@@ -307,7 +308,8 @@ mod tests {
     #[test]
     fn a_dropped_volume_releases_its_places_only() {
         let mut map = BlockMap::default();
-        (0..70).for_each(|n| drop(map.apply(VOLUME, BlockAddress(n), entry(1, n as u32))));
+        (0..70)
+            .for_each(|n| assert!(map.apply(VOLUME, BlockAddress(n), entry(1, n as u32)).released.is_none()));
         map.apply(VolumeId(4), BlockAddress(0), entry(1, 99));
         let mut released = 0;
         map.drop_volume(VOLUME, |_| released += 1);

@@ -56,7 +56,13 @@ pub fn run(seed: u64) -> Result<Report, String> {
     let executor = Executor::new(seed);
     let random = Random::new(seed ^ 0x5eed);
     let pool = PoolUnderTest::new(&random);
-    let result = executor.block_on(pool.live_and_die(&executor, &random));
+    let limit = executor_sleep(&executor, LONGEST_RUN);
+    let result = executor.block_on(async {
+        match select(Box::pin(pool.live_and_die(&executor, &random)), limit).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) => Err(format!("hangs while {}", pool.phase.get())),
+        }
+    });
     let mut report = match result {
         Ok(Ok(report)) => report,
         Ok(Err(problem)) => return Err(format!("seed {seed}: {problem}")),
@@ -75,6 +81,8 @@ struct PoolUnderTest {
     oracle: Rc<RefCell<Oracle>>,
     report: Cell<Report>,
     errors: Rc<RefCell<Option<String>>>,
+    /// What the run is doing, for the message when it hangs.
+    phase: Cell<&'static str>,
 }
 
 impl PoolUnderTest {
@@ -94,6 +102,7 @@ impl PoolUnderTest {
             oracle: Rc::new(RefCell::new(Oracle::new(VOLUMES, blocks))),
             report: Cell::new(Report::default()),
             errors: Rc::default(),
+            phase: Cell::new("formatting"),
         }
     }
 
@@ -105,16 +114,20 @@ impl PoolUnderTest {
         let lives = 2 + random.below(5);
         for life in 1..=lives {
             let world = executor.world("node");
+            self.phase.set("opening the pool");
             let store = self.open(&world, life as u32).await?;
+            self.phase.set("checking every block");
             self.check_everything(&store).await?;
             if life == lives {
                 break;
             }
+            self.phase.set("serving");
             self.inject_faults(random);
             let clients = self.start_clients(&world, &store, random, life as u32);
             let lifetime = Duration::from_micros(1000 + random.below(400_000));
             match select(clients, executor_sleep(executor, lifetime)).await {
                 Either::Left(_) if random.coin() => {
+                    self.phase.set("closing the pool");
                     store.close().await;
                     self.note(|report| report.clean_stops += 1);
                 }
@@ -320,6 +333,8 @@ fn executor_sleep(executor: &Executor, duration: Duration) -> futures::future::L
     executor.world("clock").sleep(duration)
 }
 
+/// Virtual time after which a run counts as hanging.
+const LONGEST_RUN: Duration = Duration::from_secs(600);
 const SEGMENT_ROWS: u64 = 16;
 const SEGMENT_BYTES: u64 = SEGMENT_ROWS * BLOCK_SIZE as u64;
 const VOLUMES: u64 = 2;
