@@ -7,6 +7,16 @@
 //! waits for the kernel; never more is in flight than the completion queue holds, so it can't
 //! overflow. Works from Linux 5.15 on; newer set-up flags are used where the kernel has them.
 //! Left to others: what an operation is (`request`), opening (`open`).
+//!
+//! Measured (Linux 6.18, virtual disk, 2 busy cores; `benches/disk.rs` and fio, medians of three):
+//! - Cooperative task running against the plain set-up: no difference above the noise of 25 %
+//!   (4 us of CPU for a 4 KiB operation at depth 32, 18 to 23 at depth 1). Kept, since it saves
+//!   interrupts of a thread that computes.
+//! - Deferred task running: a thread that slept in poll(2) on the ring was not woken. Not used.
+//! - Registered files: 0 to 4 % of the CPU of a 4 KiB read. Used, as they cost nothing.
+//! - Registered buffers: 1 to 14 % of the same. Not used yet: they want the buffer pool to allocate
+//!   from registered memory, which is the larger change.
+//! - A flush runs on a kernel worker, as every fsync in a ring does: about 15 us of CPU.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
