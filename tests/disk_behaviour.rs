@@ -1,5 +1,8 @@
 //! One suite of what a `Disk` promises, run against io_uring, threads and the simulated disk.
 //!
+//! With `GEMEL_TEST_BLOCK_DEVICE` set to a block device of 8 MiB whose contents may be destroyed (a
+//! loop device), also against that device.
+//!
 //! What only real disks have (locks, files, engines) is in `disk_files.rs`; what only the simulated
 //! disk has (crashes, faults) is tested beside it.
 #![allow(clippy::unwrap_used)] // helpers of tests
@@ -10,6 +13,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -26,7 +30,7 @@ const BLOCK: u64 = 4096;
 
 /// A disk of `SIZE` bytes and what runs it.
 enum Rig {
-    Real { engine: Engine, disk: Rc<dyn Disk>, _directory: tempfile::TempDir },
+    Real { engine: Engine, disk: Rc<dyn Disk>, _directory: Option<tempfile::TempDir> },
     Simulated { executor: Executor, disk: Rc<dyn Disk> },
 }
 
@@ -43,7 +47,18 @@ impl Rig {
         let path: PathBuf = directory.path().join("disk");
         create(&path, SIZE, allocation).unwrap();
         let disk = open(&engine, &path, &OpenOptions::default()).unwrap();
-        Some(Self::Real { engine, disk, _directory: directory })
+        Some(Self::Real { engine, disk, _directory: Some(directory) })
+    }
+
+    /// The block device that the environment names, zeroed. Other tests wait for it.
+    fn block_device(preference: EnginePreference) -> Option<Self> {
+        let path = PathBuf::from(std::env::var_os("GEMEL_TEST_BLOCK_DEVICE")?);
+        let engine = Engine::start(preference).ok()?;
+        let patience = OpenOptions { lock_patience: Duration::from_secs(60) };
+        let disk = open(&engine, &path, &patience).unwrap();
+        let zeros = AlignedBuf::zeroed(usize::try_from(SIZE).unwrap()).freeze();
+        engine.block_on(disk.write(0, vec![zeros])).unwrap();
+        Some(Self::Real { engine, disk, _directory: None })
     }
 
     fn simulated() -> Self {
@@ -53,14 +68,15 @@ impl Rig {
         Self::Simulated { executor, disk }
     }
 
-    fn all() -> Vec<Self> {
-        let mut rigs = vec![Self::simulated()];
-        for preference in [EnginePreference::Uring, EnginePreference::Threads] {
-            for allocation in [Allocation::Sparse, Allocation::Preallocated] {
-                rigs.extend(Self::real(preference, allocation));
-            }
-        }
-        rigs
+    /// Each kind in turn; one is gone before the next is made.
+    fn all() -> impl Iterator<Item = Self> {
+        let engines = [EnginePreference::Uring, EnginePreference::Threads].into_iter();
+        let real = engines.flat_map(|preference| {
+            let files = [Allocation::Sparse, Allocation::Preallocated].into_iter();
+            let files = files.filter_map(move |allocation| Self::real(preference, allocation));
+            files.chain(std::iter::once_with(move || Self::block_device(preference)).flatten())
+        });
+        std::iter::once_with(Self::simulated).chain(real)
     }
 
     fn disk(&self) -> &Rc<dyn Disk> {
@@ -88,7 +104,7 @@ impl Rig {
                 }
             }
             Self::Simulated { executor, .. } => {
-                assert!(executor.run_until_idle(std::time::Duration::from_secs(60)).unwrap());
+                assert!(executor.run_until_idle(Duration::from_secs(60)).unwrap());
             }
         }
     }

@@ -15,21 +15,36 @@ use std::time::Duration;
 /// # Errors
 /// [`LockError`].
 pub(super) fn lock(file: &File, patience: Duration) -> Result<(), LockError> {
-    let mut waited = Duration::ZERO;
-    loop {
+    let attempt = || loop {
         // SAFETY: no memory is passed, and the descriptor is open.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
             return Ok(());
         }
         let error = std::io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::EINTR) => {}
-            Some(libc::EWOULDBLOCK) if waited < patience => {
+        if error.kind() != std::io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    };
+    while_busy(libc::EWOULDBLOCK, patience, attempt).map_err(|error| match error.raw_os_error() {
+        Some(libc::EWOULDBLOCK) => LockError::Held { holder: holder_of(file) },
+        _ => LockError::System(error),
+    })
+}
+
+/// Repeats `attempt` while it fails with `busy`, for about `patience`; then gives its last result.
+pub(super) fn while_busy<T>(
+    busy: i32,
+    patience: Duration,
+    mut attempt: impl FnMut() -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match attempt() {
+            Err(error) if error.raw_os_error() == Some(busy) && waited < patience => {
                 std::thread::sleep(RETRY_INTERVAL);
                 waited += RETRY_INTERVAL;
             }
-            Some(libc::EWOULDBLOCK) => return Err(LockError::Held { holder: holder_of(file) }),
-            _ => return Err(LockError::System(error)),
+            result => return result,
         }
     }
 }

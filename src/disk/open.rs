@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::engine::{Engine, OpenDisk};
-use super::lock::{LockError, lock};
+use super::lock::{LockError, lock, while_busy};
 use super::request::{DiscardMethod, OpenFile};
 use super::{Disk, DiskProperties, device, file};
 use crate::base::units::BLOCK_SIZE;
@@ -113,7 +113,7 @@ impl Opened {
     fn new(path: &Path, options: &OpenOptions) -> Result<Self, OpenRefusal> {
         // Looked at before it is opened, since opening a tape or a pipe has effects.
         let kind = Kind::of(&std::fs::metadata(path).map_err(system("looking at it"))?)?;
-        let (file, direct) = open_file(path, kind)?;
+        let (file, direct) = open_file(path, kind, options.lock_patience)?;
         let metadata = file.metadata().map_err(system("looking at it"))?;
         if Kind::of(&metadata)? != kind {
             return Err(OpenRefusal::NotADisk { what: "path that changes while it is opened" });
@@ -173,11 +173,11 @@ impl Kind {
     }
 }
 
-/// Opens with direct I/O; a file whose file system refuses that, without. Says which.
-fn open_file(path: &Path, kind: Kind) -> Result<(File, bool), OpenRefusal> {
+/// Opens with direct I/O, waiting for a killed process's claim to a device to end; a file whose file system refuses that, without. Says which.
+fn open_file(path: &Path, kind: Kind, patience: Duration) -> Result<(File, bool), OpenRefusal> {
     let claim = if kind == Kind::BlockDevice { device::OPEN_FLAGS } else { 0 };
     let open = |flags| File::options().read(true).write(true).custom_flags(flags).open(path);
-    match open(libc::O_DIRECT | claim) {
+    match while_busy(libc::EBUSY, patience, || open(libc::O_DIRECT | claim)) {
         Ok(file) => Ok((file, true)),
         Err(error) => match error.raw_os_error() {
             Some(libc::EINVAL) if kind == Kind::File => Ok((open(0).map_err(system("opening"))?, false)),

@@ -48,6 +48,9 @@ impl UringEngine {
         // A table of empty places: without it (it needs locked memory) plain descriptors do.
         let has_table = ring.submitter().register_files(&[-1; FILE_PLACES as usize]).is_ok();
         let free_places = if has_table { (0..FILE_PLACES).rev().collect() } else { Vec::new() };
+        // Each flush blocks a worker, and by default there are four a processor; a slow disk must not
+        // hold up the others'. Where this fails the default does.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [FLUSH_WORKERS, 0]);
         let descriptor = ring.as_raw_fd();
         let inner = Inner {
             most_in_kernel: ring.params().cq_entries() as usize,
@@ -410,6 +413,9 @@ const COMPLETION_ENTRIES: u32 = 4096;
 
 /// Disks whose descriptors the ring keeps.
 const FILE_PLACES: u32 = 64;
+
+/// Threads that the kernel may start for what blocks: more than a node has disks.
+const FLUSH_WORKERS: u32 = 32;
 
 /// The entry that watches the helper's event, among the numbers of slots.
 const HELPER: usize = usize::MAX;

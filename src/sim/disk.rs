@@ -337,9 +337,9 @@ const SLOW_PER_MILLION: u32 = 10_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::runtime::Runtime;
+    use crate::base::runtime::{Instant, Runtime};
     use crate::sim::executor::{Executor, World};
-    use crate::sim::fault::{Counters, Fault};
+    use crate::sim::fault::{Counters, Fault, Frequency};
     use crate::sim::medium::FlushGroup;
 
     const SIZE: u64 = 1 << 20;
@@ -529,6 +529,25 @@ mod tests {
         assert_eq!(rig.read(0).unwrap()[0], 3);
         let counters = rig.medium.counters();
         assert_eq!((counters.misdirected_writes, counters.phantom_writes), (1, 1));
+    }
+
+    #[test]
+    fn a_phantom_flush_keeps_nothing_and_chance_strikes_some() {
+        let rig = Rig::new(1);
+        let phantom = Fault::once(Operation::Flush, Effect::Phantom);
+        rig.medium.inject(Fault { frequency: Frequency::Chance { per_million: 500_000 }, ..phantom });
+        let kept = (0..100u64).filter(|&round| {
+            rig.write(0, 1 + u8::try_from(round).unwrap());
+            rig.run(rig.disk.flush()).unwrap();
+            rig.medium.unflushed_pages() == 0
+        });
+        let kept = kept.count() as u64;
+        assert!((30..70).contains(&kept));
+        assert_eq!(rig.medium.counters().phantom_flushes, 100 - kept);
+        let until = Instant(rig.executor.now().0 + 1_000_000_000);
+        rig.medium.stall_until(until);
+        rig.write(0, 1);
+        assert!(rig.executor.now() >= until);
     }
 
     #[test]
