@@ -12,7 +12,7 @@ use std::time::Duration;
 use gemel::base::buffer::AlignedBuf;
 use gemel::disk::file::{Allocation, CreateError, available_bytes, create};
 use gemel::disk::open::OpenRefusal;
-use gemel::disk::{Disk, DiskErrorKind, Engine, EnginePreference, OpenError, OpenOptions, open};
+use gemel::disk::{Disk, DiskErrorKind, Engine, EnginePreference, OpenOptions, open};
 
 const SIZE: u64 = 4 << 20;
 
@@ -21,12 +21,14 @@ fn engines() -> Vec<Engine> {
     preferences.into_iter().filter_map(|preference| Engine::start(preference).ok()).collect()
 }
 
-fn open_now(engine: &Engine, path: &Path) -> Result<Rc<dyn Disk>, OpenError> {
-    open(engine, path, &OpenOptions { lock_patience: Duration::ZERO })
+/// Opens what nobody else holds. The system may take a moment to free what was closed just now.
+fn opened(engine: &Engine, path: &Path) -> Rc<dyn Disk> {
+    open(engine, path, &OpenOptions::default()).unwrap()
 }
 
 fn refusal(engine: &Engine, path: &Path) -> OpenRefusal {
-    open_now(engine, path).err().expect("must be refused").reason
+    let at_once = OpenOptions { lock_patience: Duration::ZERO };
+    open(engine, path, &at_once).err().expect("must be refused").reason
 }
 
 fn write_everywhere(engine: &Engine, disk: &Rc<dyn Disk>) {
@@ -52,6 +54,45 @@ fn the_engine_that_runs_says_what_it_is() {
 }
 
 #[test]
+fn threads_serve_where_io_uring_is_not_permitted() {
+    // The filter binds this thread and its children only.
+    std::thread::spawn(|| {
+        forbid_io_uring();
+        let refused = Engine::start(EnginePreference::Uring).err().unwrap();
+        assert!(refused.to_string().contains("kernel.io_uring_disabled"), "{refused}");
+        let engine = Engine::start(EnginePreference::Automatic).unwrap();
+        assert_eq!(engine.to_string(), "threads");
+        let directory = tempfile::tempdir().unwrap();
+        create(&directory.path().join("disk"), SIZE, Allocation::Sparse).unwrap();
+        let disk = opened(&engine, &directory.path().join("disk"));
+        write_everywhere(&engine, &disk);
+        assert_eq!(engine.block_on(disk.read(SIZE - 4096, AlignedBuf::zeroed(4096))).unwrap()[0], 1);
+    })
+    .join()
+    .unwrap();
+}
+
+/// Answers io_uring_setup with EPERM in this thread from now on, as containers do.
+fn forbid_io_uring() {
+    let instruction =
+        |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let system_call = u32::try_from(libc::SYS_io_uring_setup).unwrap();
+    let mut filter = [
+        // The number of the system call is the first word of what a filter sees.
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, system_call),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs()),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: u16::try_from(filter.len()).unwrap(), filter: filter.as_mut_ptr() };
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+    // SAFETY: the kernel copies the program, which lives until the call returns.
+    let result = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(result, 0);
+}
+
+#[test]
 fn what_is_not_a_disk_is_refused_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     for engine in engines() {
@@ -66,7 +107,7 @@ fn what_is_not_a_disk_is_refused_with_the_reason() {
         File::create(&short).unwrap().set_len(4095).unwrap();
         assert!(matches!(refusal(&engine, &short), OpenRefusal::TooSmall { size_bytes: 4095 }));
         File::options().write(true).open(&short).unwrap().set_len(10_000).unwrap();
-        assert_eq!(open_now(&engine, &short).unwrap().properties().size_bytes, 8192);
+        assert_eq!(opened(&engine, &short).properties().size_bytes, 8192);
         std::fs::remove_file(&short).unwrap();
     }
 }
@@ -95,7 +136,7 @@ fn only_fully_written_files_share_their_flushes() {
     }
     let path = |name| directory.path().join(name);
     for (index, engine) in engines().into_iter().enumerate() {
-        let group = |name: &str| open_now(&engine, &path(name.to_owned())).unwrap().properties().flush_group;
+        let group = |name: &str| opened(&engine, &path(name.to_owned())).properties().flush_group;
         let (sparse, full) = (format!("sparse{index}"), format!("full{index}"));
         create(&path(sparse.clone()), SIZE, Allocation::Sparse).unwrap();
         create(&path(full.clone()), SIZE, Allocation::Preallocated).unwrap();
@@ -103,7 +144,7 @@ fn only_fully_written_files_share_their_flushes() {
         assert!(group(&full).is_some());
         // A discard leaves a shared file as it is, and punches one that is by itself.
         for (name, punched) in [(&sparse, true), (&full, false)] {
-            let disk = open_now(&engine, &path(name.clone())).unwrap();
+            let disk = opened(&engine, &path(name.clone()));
             write_everywhere(&engine, &disk);
             engine.block_on(disk.discard(0, 1 << 20)).unwrap();
             let buffer = engine.block_on(disk.read(0, AlignedBuf::zeroed(4096))).unwrap();
@@ -111,7 +152,7 @@ fn only_fully_written_files_share_their_flushes() {
             drop(disk);
             assert_eq!(group(name).is_none(), punched);
         }
-        let disk = open_now(&engine, &path(sparse.clone())).unwrap();
+        let disk = opened(&engine, &path(sparse.clone()));
         write_everywhere(&engine, &disk);
         drop(disk);
         assert_eq!(group(&sparse), group(&full), "written in full by now");
@@ -124,7 +165,7 @@ fn reads_behind_the_end_of_a_truncated_file_are_short() {
     for engine in engines() {
         let path = directory.path().join("disk");
         create(&path, SIZE, Allocation::Preallocated).unwrap();
-        let disk = open_now(&engine, &path).unwrap();
+        let disk = opened(&engine, &path);
         File::options().write(true).open(&path).unwrap().set_len(SIZE / 2 + 1000).unwrap();
         let read = |offset| engine.block_on(disk.read(offset, AlignedBuf::zeroed(8192)));
         assert!(read(SIZE / 2 - 8192).is_ok());
@@ -143,7 +184,7 @@ fn engines_finish_what_they_started_before_they_end() {
     for engine in engines() {
         let path = directory.path().join("disk");
         create(&path, SIZE, Allocation::Sparse).unwrap();
-        let disk = open_now(&engine, &path).unwrap();
+        let disk = opened(&engine, &path);
         let data = AlignedBuf::copy_of(&[9; 4096]).freeze();
         let mut last = None;
         for offset in (0..SIZE).step_by(4096) {
@@ -166,9 +207,7 @@ fn many_disks_share_an_engine_and_closing_one_frees_its_lock() {
     for (index, engine) in engines().into_iter().enumerate() {
         // More than the ring keeps places for.
         let paths: Vec<_> = (0..70).map(|disk| directory.path().join(format!("{index}-{disk}"))).collect();
-        let open_all = || {
-            paths.iter().map(|path| open(&engine, path, &OpenOptions::default()).unwrap()).collect::<Vec<_>>()
-        };
+        let open_all = || paths.iter().map(|path| opened(&engine, path)).collect::<Vec<_>>();
         paths.iter().for_each(|path| create(path, 1 << 16, Allocation::Sparse).unwrap());
         for round in 1..4u8 {
             let disks = open_all();
@@ -222,7 +261,7 @@ fn holds_a_disk_for_another_test() {
     let uring = std::env::var(HELD_ENGINE).unwrap() == "io_uring";
     let preference = if uring { EnginePreference::Uring } else { EnginePreference::Threads };
     let engine = Engine::start(preference).unwrap();
-    let disk = open_now(&engine, Path::new(&path)).unwrap();
+    let disk = opened(&engine, Path::new(&path));
     write_everywhere(&engine, &disk);
     println!("{HELD}");
     std::io::stdout().flush().unwrap();

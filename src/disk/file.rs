@@ -10,6 +10,9 @@
 //! - the file was synced after that, which opening does;
 //! - direct I/O works, else the data may be in the page cache, where only the file's own sync finds it.
 //!
+//! What it gives (`benches/disk.rs`; ext4, virtual disk, busy machine; medians): 4 KiB to each of four
+//! files at once and one flush 145 us and 80 us of CPU; with four flushes 216 us and 150 us of CPU.
+//!
 //! A file in a group is never punched: a discard is not carried out, so the file stays fully written.
 //! What is left to the administrator: not to defragment or reflink a disk's file while it is in use.
 
