@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -15,6 +16,9 @@ const CONTROL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("control"
 /// Events by sequence number.
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 const CONTROL_KEY: &str = "state";
+/// How long a killed predecessor may take to let go of the directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// The open, locked state directory.
 pub struct StateDirectory {
@@ -64,7 +68,7 @@ impl StateDirectory {
         let lock_path = path.join("gemeld.lock");
         let lock = File::options().read(true).write(true).create(true).truncate(false).open(&lock_path);
         let mut lock = lock.map_err(directory_error(&lock_path))?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !locked_in_time(&lock) {
             return Err(StateError::Locked { path: path.to_owned(), pid: read_pid(&mut lock) });
         }
         write_pid(&mut lock).map_err(directory_error(&lock_path))?;
@@ -135,6 +139,21 @@ impl StateDirectory {
 
     fn records_error(&self, source: redb::Error) -> StateError {
         StateError::Records { path: self.path.clone(), source: Box::new(source) }
+    }
+}
+
+/// Locks the file, waiting a moment for a holder that was killed: what it had in the kernel keeps its
+/// files open until it has ended.
+fn locked_in_time(lock: &File) -> bool {
+    let started = Instant::now();
+    loop {
+        if rustix::fs::flock(lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return true;
+        }
+        if started.elapsed() >= LOCK_PATIENCE {
+            return false;
+        }
+        std::thread::sleep(LOCK_RETRY);
     }
 }
 

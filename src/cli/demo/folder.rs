@@ -149,25 +149,19 @@ impl Ports {
             }
             return Ok(Self { iscsi });
         }
-        let free = || -> io::Result<Option<Self>> {
-            let first = TcpListener::bind((ADDRESS, 0))?;
-            let ports = Self { iscsi: first.local_addr()?.port() };
-            let room = ports.iscsi <= u16::MAX - 2;
-            let all = room
-                && TcpListener::bind((ADDRESS, ports.management())).is_ok()
-                && TcpListener::bind((ADDRESS, ports.console())).is_ok();
-            Ok(all.then_some(ports))
-        };
-        for _ in 0..100 {
-            match free() {
-                Ok(Some(ports)) => return Ok(ports),
-                Ok(None) => {}
-                Err(error) => return Err(CliError::Local(format!("cannot listen on {ADDRESS}: {error}"))),
-            }
-        }
-        Err(CliError::Local(format!(
-            "there are no three free ports in a row on {ADDRESS}; name one with --port"
-        )))
+        // Outside the range that the system takes ports of outgoing connections from, and beginning at
+        // another place in each process, so that two demos at a time do not meet.
+        let start = std::process::id() % CANDIDATES;
+        let candidates =
+            (0..CANDIDATES).map(|step| FIRST_CANDIDATE + 3 * ((start + step) % CANDIDATES) as u16);
+        let is_free = |port: u16| TcpListener::bind((ADDRESS, port)).is_ok();
+        let found = candidates
+            .map(|iscsi| Self { iscsi })
+            .find(|ports| is_free(ports.iscsi()) && is_free(ports.management()) && is_free(ports.console()));
+        found.ok_or_else(|| {
+            let reason = format!("there are no three free ports in a row on {ADDRESS}; name one with --port");
+            CliError::Local(reason)
+        })
     }
 
     /// iSCSI.
@@ -185,6 +179,10 @@ impl Ports {
         self.iscsi + 2
     }
 }
+
+/// Where ports for `--port 0` begin, and how many threes of them there are.
+const FIRST_CANDIDATE: u16 = 20_000;
+const CANDIDATES: u32 = 4_000;
 
 /// A path as a TOML string.
 fn quoted(path: &Path) -> String {

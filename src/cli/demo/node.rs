@@ -79,6 +79,12 @@ impl<'a> Node<'a> {
     /// The pid of the running process, whoever started it. A pid that now belongs to something else
     /// does not count.
     pub fn running_pid(&self) -> Option<u32> {
+        if let Some(child) = self.child.borrow_mut().as_mut()
+            && matches!(child.try_wait(), Ok(None))
+        {
+            // Known without its command line, which it does not have in its first moment.
+            return Some(child.id());
+        }
         let pid: u32 = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let configuration = self.configuration();

@@ -22,23 +22,18 @@ use crate::base::buffer::AlignedBuf;
 use crate::disk::{Disk, DiskFuture, DiskProperties, Engine};
 
 /// Tells the driver that there is work.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Kick {
     shared: Rc<Shared>,
 }
 
+#[derive(Default)]
 struct Shared {
     waker: RefCell<Option<Waker>>,
     kicked: Cell<bool>,
 }
 
 impl Kick {
-    /// A handle that no driver has yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { shared: Rc::new(Shared { waker: RefCell::default(), kicked: Cell::new(false) }) }
-    }
-
     /// There is something to submit, or to look out for.
     pub fn kick(&self) {
         if !self.shared.kicked.replace(true)

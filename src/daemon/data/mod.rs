@@ -106,7 +106,7 @@ struct World {
 }
 
 async fn open_disks(setup: &Setup, world: &World) -> Result<(DiskPool, &'static str), StartError> {
-    let kick = Kick::new();
+    let kick = Kick::default();
     let engine = start_engine(&setup.config)?;
     let name = match &engine {
         Engine::Uring(_) => "io_uring",
