@@ -7,9 +7,7 @@ use gemel::array::{MemberSet, Place, SegmentIndex, Uuid, parity};
 use gemel::base::checksum::{Crc32, Crc32c};
 use gemel::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use gemel::iscsi::pdu::framing::append_pdu;
-use gemel::iscsi::pdu::{
-    Cdb, Digests, InitiatorTaskTag, RawPdu, ScsiCommand, SerialNumber, TaskAttribute,
-};
+use gemel::iscsi::pdu::{Cdb, Digests, InitiatorTaskTag, RawPdu, ScsiCommand, SerialNumber, TaskAttribute};
 use gemel::store::batch::{BatchHeader, BatchKind, Content, Entry, SegmentUse};
 use gemel::store::map::{BlockMap, MapEntry, MapValue};
 
@@ -46,7 +44,8 @@ fn codec(criterion: &mut Criterion) {
         cdb: Cdb::new(&[0x8a; 16]),
     };
     let data = vec![0x5au8; 4096];
-    for (name, digests) in [("", Digests::default()), (" with digests", Digests { header: true, data: true })] {
+    for (name, digests) in [("", Digests::default()), (" with digests", Digests { header: true, data: true })]
+    {
         let mut wire = Vec::new();
         append_pdu(&mut wire, command.emit(), &[], &data, digests);
         let mut group = criterion.benchmark_group(format!("4 KiB write command{name}"));

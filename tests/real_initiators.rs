@@ -98,7 +98,8 @@ fn nothing_acknowledged_is_lost_by_sigkill() {
     let mut blocks = vec![Expected::default(); BLOCKS];
     let (mut stamp, mut random) = (0u64, 12_345u64);
     // `make soak` goes on for longer.
-    let minutes: u64 = std::env::var("SOAK_MINUTES").map_or(0, |text| text.parse().expect("a number of minutes"));
+    let minutes: u64 =
+        std::env::var("SOAK_MINUTES").map_or(0, |text| text.parse().expect("a number of minutes"));
     let (started, soak) = (Instant::now(), Duration::from_secs(60 * minutes));
     for round in (0..).take_while(|round| *round < 8 || started.elapsed() < soak) {
         let mut session = open(&node);
