@@ -44,9 +44,14 @@ fn run_suite(first_path: &str, second_path: &str) -> String {
         .expect("timeout (coreutils) can be run");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.code() {
+        Some(0) => text,
         Some(124 | 137) => panic!("iscsi-test-cu hangs:\n{text}"),
         Some(127) => panic!("iscsi-test-cu is missing: Debian package libiscsi-bin; `make test` installs it"),
-        _ => text,
+        _ => panic!(
+            "iscsi-test-cu ends with {}:\n{text}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        ),
     }
 }
 

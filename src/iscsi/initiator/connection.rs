@@ -1,7 +1,7 @@
 //! A connection in full feature phase: tasks, the command window, data in both directions.
 //!
 //! Invariants: a command is sent only inside the target's window (up to MaxCmdSN); a task's tag is free again
-//! only when its status has come; StatSN is followed without a gap (RFC 7143 section 4.2.2.2), and
+//! only when the event that ends it was taken; StatSN is followed without a gap (RFC 7143 section 4.2.2.2), and
 //! the data of a task arrives in order and inside what was asked for (DataPDUInOrder,
 //! DataSequenceInOrder).
 
@@ -112,9 +112,17 @@ impl Connection {
         self.transmit.advance(count);
     }
 
-    /// The next event.
+    /// The next event. The tag that it names is free from now on.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let event = self.events.pop_front()?;
+        match &event {
+            Event::Completed { tag, .. }
+            | Event::TaskManagement { tag, .. }
+            | Event::Pong { tag, .. }
+            | Event::Text { tag, .. } => self.free_tags.push(tag.0),
+            Event::LoggedOut(_) | Event::Asynchronous(_) | Event::Other { .. } => {}
+        }
+        Some(event)
     }
 
     /// Starts a command as soon as the window allows; an event with this tag ends it.
@@ -410,11 +418,7 @@ impl Connection {
     }
 
     fn end(&mut self, tag: InitiatorTaskTag) -> Option<Request> {
-        let request = self.requests.get_mut(tag.0 as usize)?.take();
-        if request.is_some() {
-            self.free_tags.push(tag.0);
-        }
-        request
+        self.requests.get_mut(tag.0 as usize)?.take()
     }
 
     /// Sends the commands that the window has room for.

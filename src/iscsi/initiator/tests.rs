@@ -128,6 +128,17 @@ fn commands_wait_for_the_window() {
 }
 
 #[test]
+fn a_tag_is_not_used_again_before_its_end_was_taken() {
+    let mut target = Target::new();
+    let mut connection = target.log_in(LoginSettings::normal("iqn.i", "iqn.t"), "").1;
+    let first = connection.submit(Command::new(&[0x28]).with_data_in(4));
+    feed(&mut connection, &pdu(target.data_in(first, 0, 0, Some(0)).emit(), b"abcd")).expect("in order");
+    assert_ne!(connection.submit(Command::new(&[0])), first);
+    assert!(connection.poll_event().is_some());
+    assert_eq!(connection.submit(Command::new(&[0])), first);
+}
+
+#[test]
 fn a_small_buffer_takes_any_cut_of_the_stream() {
     let mut buffer = ReceiveBuffer::new(200);
     let stream: Vec<u8> = (0..50u8)

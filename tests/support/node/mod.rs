@@ -29,8 +29,9 @@ impl Default for NodeSettings {
     fn default() -> Self {
         Self {
             disks: 4,
-            disk_bytes: 1 << 30,
-            allocation: Allocation::Sparse,
+            disk_bytes: 256 << 20,
+            // A flush of a sparse file waits for the file system's journal, and so for everybody else's writes.
+            allocation: Allocation::Preallocated,
             memory_pool: None,
             cpu: None,
             iscsi: String::new(),
