@@ -7,6 +7,7 @@
 
 pub mod budget;
 pub mod connection;
+pub mod fuzzing;
 pub mod initiator;
 pub mod login;
 pub mod names;
