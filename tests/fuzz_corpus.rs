@@ -1,6 +1,8 @@
 //! Replays the corpora of the fuzz targets, so that what fuzzing once found stays found without a
 //! fuzzer.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 /// Feeds every file of `fuzz/corpus/TARGET` to `target`.

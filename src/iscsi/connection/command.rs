@@ -162,6 +162,9 @@ impl FullFeature {
     pub(super) fn drop_task(&mut self, slot: u32) {
         let Some(task) = self.remove_task(slot) else { return };
         self.memory_line.retain(|waiting| *waiting != slot);
+        if self.memory_line.is_empty() {
+            self.basis.budget.stop_waiting();
+        }
         for (_, early) in &mut self.early {
             // Its CmdSN has come all the same.
             if matches!(early, Request::Command(early) if *early == slot) {

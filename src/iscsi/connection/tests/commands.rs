@@ -165,6 +165,10 @@ fn large_payload_bypasses_the_ring() {
     assert_eq!(wire.connection.receive_buffer().len(), 262_144 + 48 - 200_000);
     wire.send_bytes(&bytes[200_000..]);
     assert_eq!(wire.handed_up().data_out.concat(), pattern(262_144));
+    assert_eq!(wire.connection.receive_buffer().len(), 1024, "room for the next headers and little more");
+    let command = wire.command(2, Kind::Write(4096));
+    wire.send_command(&command, &pattern(4096));
+    assert_eq!(wire.connection.receive_buffer().len(), 65536, "small data comes in batches again");
 }
 
 #[test]

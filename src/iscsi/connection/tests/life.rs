@@ -75,6 +75,22 @@ fn data_that_never_comes_ends_the_connection() {
 }
 
 #[test]
+fn a_gap_that_nobody_fills_ends_the_connection() {
+    let mut wire = Wire::logged_in(Setup::default());
+    wire.next_command_sn();
+    let command = wire.command(1, Kind::NoData);
+    wire.send_command(&command, &[]);
+    for _ in 0..2 {
+        wire.pass(Duration::from_secs(15));
+        let ping = nop(&mut wire, 5, u32::MAX);
+        wire.send(&ping.emit(), &[], &[]);
+        wire.answers();
+    }
+    wire.pass(Duration::from_secs(15));
+    assert_eq!(wire.closed(), CloseReason::Stalled);
+}
+
+#[test]
 fn answers_that_nobody_takes_end_the_connection_and_stop_the_intake() {
     let mut wire = Wire::logged_in(Setup::default());
     let ping = nop(&mut wire, 5, u32::MAX);
