@@ -184,9 +184,14 @@ fn a_long_list_comes_in_parts() {
 
 #[test]
 fn text_in_a_normal_session() {
-    let mut wire = Wire::logged_in(Setup::default());
+    let mut setup = Setup::default();
+    setup.policy.targets = 2;
+    let mut wire = Wire::logged_in(setup);
     assert!(exchange(&mut wire, b"SendTargets=\0").1.starts_with(b"TargetName="));
-    assert_eq!(exchange(&mut wire, b"SendTargets=All\0").1, b"SendTargets=Reject\0");
+    let own = exchange(&mut wire, b"SendTargets=\0").1;
+    assert_eq!(exchange(&mut wire, b"SendTargets=All\0").1, own);
+    let named = format!("SendTargets={TARGET}-1\0");
+    assert!(exchange(&mut wire, named.as_bytes()).1.is_empty(), "another target is none of its business");
     let mixed = exchange(&mut wire, b"X-foo=1\0HeaderDigest=CRC32C\0MaxRecvDataSegmentLength=1024\0").1;
     let keys: Vec<_> = parse_keys(&mixed).unwrap().into_iter().map(|pair| (pair.key, pair.value)).collect();
     assert_eq!(keys, [("X-foo", "NotUnderstood"), ("HeaderDigest", "Reject")]);
