@@ -3,7 +3,7 @@
 //! Each connection may always hold its guarantee; what is beyond comes out of one shared limit. So
 //! data never takes more than `limit + connections x guarantee`, and a connection that asks for little
 //! is never stopped by those that ask for much. Who finds the limit exhausted waits in line and is
-//! woken in turn. A [`Charge`] is given back when it is dropped.
+//! woken in turn. A charge is given back when it is dropped.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

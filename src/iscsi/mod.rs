@@ -1,12 +1,13 @@
 //! The iSCSI target side (RFC 7143) as pure state machines: bytes in, effects out.
 //!
 //! Nothing here knows a socket, a clock or a runtime: the driver moves the bytes and passes the
-//! present and random bytes in. One [`Connection`](connection::Connection) for each TCP connection;
-//! one [`Sessions`](sessions::Sessions) and one [`DataBudget`](budget::DataBudget) for all of them.
+//! present and random bytes in. One [`Connection`] for each TCP connection;
+//! one [`Sessions`] and one [`DataBudget`] for all of them.
 //! CDBs, status and sense are opaque here (`scsi` makes and reads them; the daemon joins the two).
 
 pub mod budget;
 pub mod connection;
+pub mod fuzzing;
 pub mod initiator;
 pub mod login;
 pub mod names;

@@ -112,11 +112,12 @@ impl TextAssembler {
 pub struct TextWriter(Vec<u8>);
 
 impl TextWriter {
-    /// Adds `key=value` and its NUL.
+    /// Adds `key=value` and its NUL. A NUL inside the value, which could only come from a
+    /// configuration, is left out.
     pub fn push(&mut self, key: &str, value: &str) {
         self.0.extend_from_slice(key.as_bytes());
         self.0.push(b'=');
-        self.0.extend_from_slice(value.as_bytes());
+        self.0.extend(value.bytes().filter(|byte| *byte != 0));
         self.0.push(0);
     }
 

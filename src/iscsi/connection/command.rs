@@ -34,6 +34,10 @@ impl FullFeature {
         let failure = self.check_unsolicited(&command, data_length);
         let mut task = self.new_task(channel, command);
         task.failure = failure;
+        if data_length > task.transfer.wanted {
+            // Only where the whole budget is smaller than a first burst.
+            task.failure.get_or_insert(TaskFailure::TaskSetFull);
+        }
         let mut destination = Destination::Discard;
         if task.failure.is_none() && task.transfer.wanted > 0 {
             match self.take_memory(task.transfer.wanted) {
@@ -162,6 +166,9 @@ impl FullFeature {
     pub(super) fn drop_task(&mut self, slot: u32) {
         let Some(task) = self.remove_task(slot) else { return };
         self.memory_line.retain(|waiting| *waiting != slot);
+        if self.memory_line.is_empty() {
+            self.basis.budget.stop_waiting();
+        }
         for (_, early) in &mut self.early {
             // Its CmdSN has come all the same.
             if matches!(early, Request::Command(early) if *early == slot) {
@@ -249,7 +256,7 @@ impl FullFeature {
             charge: None,
             failure: None,
             transfer: Transfer {
-                wanted: expected_out.min(self.basis.settings.transfer_length),
+                wanted: expected_out.min(self.basis.transfer_length),
                 solicited: 0,
                 next_r2t_sn: 0,
                 sequences: Vec::new(),
@@ -276,7 +283,7 @@ impl FullFeature {
     /// turn has come.
     fn hand_up_or_wait(&mut self, channel: &mut Channel, slot: u32) {
         let Some(task) = self.tasks.get_mut(slot) else { return };
-        let returned = task.expected_in.min(self.basis.settings.transfer_length);
+        let returned = task.expected_in.min(self.basis.transfer_length);
         if returned > 0 && task.charge.is_none() {
             match self.basis.budget.try_charge(footprint(returned)) {
                 Some(charge) => task.charge = Some(charge),

@@ -209,7 +209,7 @@ impl TextExchange {
 }
 
 /// Longest data segment of a text response.
-const TEXT_SEGMENT_LIMIT: usize = 64 << 10;
+const TEXT_SEGMENT_LIMIT: usize = 256 << 10;
 
 /// Sense data of an event: as SPC-4 limits it.
 const MAXIMUM_EVENT_SENSE: usize = 252;

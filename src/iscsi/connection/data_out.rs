@@ -153,7 +153,7 @@ impl Sequence {
         if data.data_sn != self.next_data_sn {
             return Some(TaskFailure::ProtocolServiceCrc);
         }
-        let fits = data.buffer_offset == self.offset && length <= self.end - self.offset;
+        let fits = data.buffer_offset == self.offset && length <= self.end.saturating_sub(self.offset);
         (!fits).then_some(TaskFailure::IncorrectAmountOfData)
     }
 }

@@ -57,13 +57,14 @@ pub(super) fn answer(session: &mut FullFeature, text: &[u8]) -> Result<Vec<u8>, 
 fn send_targets(session: &FullFeature, value: &str, reply: &mut TextWriter) {
     let wanted = match (&session.session.kind, value) {
         (SessionKind::Discovery, "All") => None,
-        (SessionKind::Normal { target }, "") => Some(target.clone()),
-        (SessionKind::Discovery, "") | (SessionKind::Normal { .. }, "All") => {
-            return reply.push("SendTargets", REJECT);
-        }
-        (_, name) => match IscsiName::new(name) {
-            Ok(name) => Some(name),
-            Err(_) => return reply.push("SendTargets", REJECT),
+        // A normal session is told of its own target only. "All" is no value for it, but initiators
+        // that send it are better served with the truth than with a refusal.
+        (SessionKind::Normal { target }, "" | "All") => Some(target.clone()),
+        (SessionKind::Discovery, "") => return reply.push("SendTargets", REJECT),
+        (kind, name) => match (IscsiName::new(name), kind) {
+            (Ok(name), SessionKind::Normal { target }) if name != *target => return,
+            (Ok(name), _) => Some(name),
+            (Err(_), _) => return reply.push("SendTargets", REJECT),
         },
     };
     let basis = &session.basis;

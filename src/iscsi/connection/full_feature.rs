@@ -24,6 +24,7 @@ use crate::iscsi::pdu::{
     SerialNumber, TargetTransferTag, TaskManagementRequest, TextRequest,
 };
 use crate::iscsi::settings::Parameters;
+use crate::iscsi::text::MAXIMUM_TEXT_LENGTH;
 
 /// State of a session with its one connection.
 #[derive(Debug)]
@@ -206,6 +207,9 @@ impl FullFeature {
                 return self.begin_data_out(channel, header, &data, data_length as u32);
             }
             InitiatorPdu::NopOut(nop) => RequestPdu::NopOut(nop),
+            InitiatorPdu::Text(_) if data_length > MAXIMUM_TEXT_LENGTH => {
+                return refused(header, RejectReason::ProtocolError);
+            }
             InitiatorPdu::Text(request) => RequestPdu::Text(request),
             InitiatorPdu::TaskManagement(request) => RequestPdu::TaskManagement(request),
             InitiatorPdu::Logout(request) => RequestPdu::Logout(request),
@@ -374,14 +378,18 @@ impl FullFeature {
         }
     }
 
-    /// Whether data that was asked for has not come, or nothing that is to be sent was taken, for
+    /// Whether data or a command that must come has not come, or nothing that is to be sent was taken, for
     /// longer than `patience`.
     fn is_stalled(&self, channel: &Channel, patience: Duration) -> bool {
         let has_waited = |since: Instant| channel.now.since(since) > patience;
         let is_starved = |task: &Task| {
-            task.stage == TaskStage::Collecting
-                && !task.transfer.sequences.is_empty()
-                && has_waited(task.transfer.touched)
+            let is_waiting = match task.stage {
+                // A gap in CmdSN that nobody fills.
+                TaskStage::Early => true,
+                TaskStage::Collecting => !task.transfer.sequences.is_empty(),
+                _ => false,
+            };
+            is_waiting && has_waited(task.transfer.touched)
         };
         let is_stuck = !channel.transmitter.is_empty() && has_waited(channel.last_transmitted);
         is_stuck || self.tasks.iter().any(|(_, task)| is_starved(task))

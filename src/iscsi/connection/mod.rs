@@ -69,8 +69,7 @@ pub struct ConnectionContext {
     pub policy: Rc<dyn LoginPolicy>,
     /// Where buffers come from.
     pub pool: BufferPool,
-    /// Memory for data, shared by all connections. Its largest charge must allow for the setting
-    /// `transfer_length`, rounded up to a power of two.
+    /// Memory for data, shared by all connections.
     pub budget: DataBudget,
     /// Where the initiator has connected to.
     pub portal: Portal,
@@ -123,6 +122,8 @@ struct Basis {
     portal: Portal,
     pool: BufferPool,
     budget: MemberBudget,
+    /// The setting of that name, or what the budget can grant at all if that is less.
+    transfer_length: u32,
 }
 
 impl std::fmt::Debug for Basis {
@@ -155,7 +156,7 @@ impl Connection {
     #[must_use]
     pub fn new(context: ConnectionContext, now: Instant) -> Self {
         let ConnectionContext { settings, policy, pool, budget, portal, random, wake } = context;
-        debug_assert!(budget.largest_charge() >= u64::from(settings.transfer_length).next_power_of_two());
+        let transfer_length = settings.transfer_length.min(largest_transfer(&budget));
         let channel = Channel {
             receiver: Receiver::new(pool.clone(), LOGIN_RING_LENGTH),
             transmitter: Transmitter::default(),
@@ -175,7 +176,8 @@ impl Connection {
             portal: portal.clone(),
             random,
         });
-        let basis = Basis { settings, policy, portal, pool, budget: budget.member(wake) };
+        let budget = budget.member(wake);
+        let basis = Basis { settings, policy, portal, pool, budget, transfer_length };
         Self { channel, phase: Phase::Login(Box::new(LoginPhase { login, deadline, basis })) }
     }
 
@@ -550,6 +552,12 @@ impl Channel {
         };
         self.transmitter.push_pdu(response.emit(), &text, Digests::default());
     }
+}
+
+/// Longest transfer whose buffer, a power of two, `budget` can ever grant.
+fn largest_transfer(budget: &DataBudget) -> u32 {
+    let power = budget.largest_charge().checked_ilog2().unwrap_or(0);
+    1u32.checked_shl(power).unwrap_or(u32::MAX)
 }
 
 /// The instant `duration` after `start`.

@@ -24,6 +24,9 @@ pub(super) struct Receiver<T> {
     start: usize,
     end: usize,
     incoming: Option<Incoming<T>>,
+    /// The last payload bypassed the ring, so the next probably will: reads ask for little more
+    /// than its headers, because what comes with them has to be copied.
+    is_streaming: bool,
 }
 
 /// Where the data segment of a PDU goes.
@@ -62,7 +65,7 @@ pub(super) enum Received<T> {
 
 impl<T> Receiver<T> {
     pub(super) fn new(pool: BufferPool, ring_length: usize) -> Self {
-        Self { pool, ring_length, ring: None, start: 0, end: 0, incoming: None }
+        Self { pool, ring_length, ring: None, start: 0, end: 0, incoming: None, is_streaming: false }
     }
 
     /// Where the next bytes go; empty when no more can be taken in.
@@ -77,7 +80,9 @@ impl<T> Receiver<T> {
             self.end -= self.start;
             self.start = 0;
         }
-        &mut ring[self.end..]
+        let limit = if self.is_streaming { self.end + STREAMING_READ } else { ring.len() };
+        let limit = limit.min(ring.len());
+        &mut ring[self.end..limit]
     }
 
     /// `count` bytes have been written to the start of [`Self::buffer`].
@@ -86,6 +91,7 @@ impl<T> Receiver<T> {
             let Some(incoming) = &mut self.incoming else { return };
             assert!(count <= incoming.lengths.data - incoming.received, "more bytes than the buffer has");
             incoming.received += count;
+            self.is_streaming = true;
         } else if let Some(ring) = &self.ring {
             assert!(count <= ring.len() - self.end, "more bytes than the buffer has");
             self.end += count;
@@ -179,6 +185,7 @@ impl<T> Receiver<T> {
             return Ok(None);
         };
         self.start += copied + lengths.trailer();
+        self.is_streaming &= lengths.data >= DIRECT_ABOVE;
         let Incoming { destination, memory, .. } = incoming;
         // Discarded data can't be checked, and needs no check.
         let is_intact = is_intact || matches!(destination, Destination::Discard);
@@ -224,6 +231,9 @@ impl<T> Incoming<T> {
         }
     }
 }
+
+/// Bytes of a read that is expected to bring little more than headers.
+const STREAMING_READ: usize = 1024;
 
 /// Payload still to come from which on it bypasses the ring, in bytes. Below it, one read of the
 /// ring that brings the next headers along is cheaper than the copy.

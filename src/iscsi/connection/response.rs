@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::Channel;
 use super::event::{ScsiResult, TaskId};
 use super::full_feature::FullFeature;
-use super::task::{CHECK_CONDITION, Task, TaskFailure, TaskStage};
+use super::task::{Task, TaskFailure, TaskStage};
 use crate::iscsi::pdu::{
     DataIn, DataInStatus, Residual, ResponseSerials, ScsiResponse, ServiceResponse, TargetTransferTag,
 };
@@ -119,7 +119,6 @@ impl FullFeature {
         if result.sense.is_empty() {
             return Vec::new();
         }
-        debug_assert_eq!(result.status, CHECK_CONDITION, "sense data comes with CHECK CONDITION");
         let limit = self.parameters.send_data_segment_length as usize - 2;
         let sense = &result.sense[..result.sense.len().min(limit).min(MAXIMUM_SENSE_LENGTH)];
         let length = sense.len() as u16;

@@ -211,6 +211,6 @@ impl Tasks {
     }
 }
 
-pub(super) const CHECK_CONDITION: u8 = 0x02;
-pub(super) const TASK_SET_FULL: u8 = 0x28;
+const CHECK_CONDITION: u8 = 0x02;
+const TASK_SET_FULL: u8 = 0x28;
 const ABORTED_COMMAND: u8 = 0x0b;

@@ -3,4 +3,5 @@
 mod commands;
 mod initiator;
 mod life;
+mod memory;
 mod negative;

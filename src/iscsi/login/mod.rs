@@ -1,7 +1,7 @@
 //! Login: from the first PDU of a connection to an agreed session (RFC 7143 section 6.3).
 //!
-//! [`Login`] takes whole Login Requests and gives what to answer. Its phases are types: an opening
-//! that knows nothing, the [`SecurityStage`](security), the operational stage; each consumes itself
+//! `Login` takes whole Login Requests and gives what to answer. Its phases are types: an opening
+//! that knows nothing, the security stage, the operational stage; each consumes itself
 //! and gives the next. It guarantees that the last step is reached only by an initiator that the
 //! policy knows, allows, and has seen prove itself, and that a login keeps a bounded amount of
 //! memory and of rounds. Left to others: the serial numbers of the answers, time limits, and whether

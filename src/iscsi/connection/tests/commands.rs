@@ -165,6 +165,10 @@ fn large_payload_bypasses_the_ring() {
     assert_eq!(wire.connection.receive_buffer().len(), 262_144 + 48 - 200_000);
     wire.send_bytes(&bytes[200_000..]);
     assert_eq!(wire.handed_up().data_out.concat(), pattern(262_144));
+    assert_eq!(wire.connection.receive_buffer().len(), 1024, "room for the next headers and little more");
+    let command = wire.command(2, Kind::Write(4096));
+    wire.send_command(&command, &pattern(4096));
+    assert_eq!(wire.connection.receive_buffer().len(), 65536, "small data comes in batches again");
 }
 
 #[test]
@@ -416,6 +420,24 @@ fn a_command_beyond_the_transfer_limit_transfers_so_much() {
     let command = wire.command(2, Kind::Read(u32::MAX));
     wire.send_command(&command, &[]);
     assert!(matches!(wire.event(), Some(Event::Command(_))));
+}
+
+#[test]
+fn a_small_budget_limits_transfers_instead_of_blocking_them() {
+    let budget = DataBudget::new(300 << 10, 0);
+    let mut wire = Wire::logged_in(Setup { budget, ..Setup::default() });
+    let command = wire.command(1, Kind::Write(1 << 20));
+    wire.send_command(&command, &[]);
+    let r2t = requests(&mut wire).remove(0);
+    let pdu = wire.data_out(1, r2t.target_transfer_tag.0, 0, 0);
+    wire.send(&pdu.emit(), &[], &pattern(262_144));
+    let handed = wire.handed_up();
+    assert_eq!((handed.data_out.concat(), handed.expected_out), (pattern(262_144), 1 << 20));
+    // Smaller than one immediate piece: refused, not overrun.
+    let mut wire = Wire::logged_in(Setup { budget: DataBudget::new(16 << 10, 0), ..Setup::default() });
+    let command = wire.command(1, Kind::Write(65536));
+    wire.send_command(&command, &pattern(65536));
+    assert_eq!(wire.response().0, 0x28);
 }
 
 #[test]

@@ -75,6 +75,22 @@ fn data_that_never_comes_ends_the_connection() {
 }
 
 #[test]
+fn a_gap_that_nobody_fills_ends_the_connection() {
+    let mut wire = Wire::logged_in(Setup::default());
+    wire.next_command_sn();
+    let command = wire.command(1, Kind::NoData);
+    wire.send_command(&command, &[]);
+    for _ in 0..2 {
+        wire.pass(Duration::from_secs(15));
+        let ping = nop(&mut wire, 5, u32::MAX);
+        wire.send(&ping.emit(), &[], &[]);
+        wire.answers();
+    }
+    wire.pass(Duration::from_secs(15));
+    assert_eq!(wire.closed(), CloseReason::Stalled);
+}
+
+#[test]
 fn answers_that_nobody_takes_end_the_connection_and_stop_the_intake() {
     let mut wire = Wire::logged_in(Setup::default());
     let ping = nop(&mut wire, 5, u32::MAX);
@@ -168,9 +184,14 @@ fn a_long_list_comes_in_parts() {
 
 #[test]
 fn text_in_a_normal_session() {
-    let mut wire = Wire::logged_in(Setup::default());
+    let mut setup = Setup::default();
+    setup.policy.targets = 2;
+    let mut wire = Wire::logged_in(setup);
     assert!(exchange(&mut wire, b"SendTargets=\0").1.starts_with(b"TargetName="));
-    assert_eq!(exchange(&mut wire, b"SendTargets=All\0").1, b"SendTargets=Reject\0");
+    let own = exchange(&mut wire, b"SendTargets=\0").1;
+    assert_eq!(exchange(&mut wire, b"SendTargets=All\0").1, own);
+    let named = format!("SendTargets={TARGET}-1\0");
+    assert!(exchange(&mut wire, named.as_bytes()).1.is_empty(), "another target is none of its business");
     let mixed = exchange(&mut wire, b"X-foo=1\0HeaderDigest=CRC32C\0MaxRecvDataSegmentLength=1024\0").1;
     let keys: Vec<_> = parse_keys(&mixed).unwrap().into_iter().map(|pair| (pair.key, pair.value)).collect();
     assert_eq!(keys, [("X-foo", "NotUnderstood"), ("HeaderDigest", "Reject")]);

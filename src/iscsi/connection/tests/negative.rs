@@ -40,6 +40,19 @@ fn immediate_data_beyond_what_was_agreed() {
 }
 
 #[test]
+fn too_much_immediate_data_with_more_to_come() {
+    let keys = vec![("FirstBurstLength", "1024"), ("InitialR2T", "No")];
+    let mut wire = Wire::logged_in(Setup { keys, ..Setup::default() });
+    let mut command = wire.command(1, Kind::Write(8192));
+    command.is_final = false;
+    wire.send_command(&command, &pattern(2048));
+    let data = wire.data_out(1, u32::MAX, 0, 2048);
+    wire.send(&data.emit(), &[], &pattern(512));
+    assert_eq!(failed(&mut wire), INCORRECT_AMOUNT);
+    wire.assert_alive();
+}
+
+#[test]
 fn unsolicited_data_that_was_not_agreed_on() {
     let keys = vec![("InitialR2T", "Yes")];
     let mut wire = Wire::logged_in(Setup { keys, ..Setup::default() });
