@@ -39,3 +39,5 @@ mod vital_product_data;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,8 @@ mod persistent_out;
 mod reserve;
 pub mod state;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 
