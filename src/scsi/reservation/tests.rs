@@ -381,7 +381,7 @@ impl Model {
                     Some((_, holder)) => action_key == self.keys[holder],
                     None => false,
                 };
-                if action_key == 0 && !takes || !takes && !self.keys.contains(&action_key) {
+                if !takes && (action_key == 0 || !self.keys.contains(&action_key)) {
                     return false;
                 }
                 for index in 0..3 {
