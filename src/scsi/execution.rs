@@ -20,6 +20,9 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     pub(super) async fn run(&self, context: &Context<'_>, command: Command) -> Outcome {
         context.check_aborted()?;
         let nexus = context.nexus();
+        if !self.is_attached(nexus) {
+            return Err(Failure::Aborted); // the nexus was lost; whatever it sent goes with it
+        }
         let found = Operation::find(&command.cdb);
         let attention_exempt = matches!(
             found,

@@ -262,6 +262,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.this.upgrade().expect("whoever calls holds a reference")
     }
 
+    pub(super) fn is_attached(&self, nexus: NexusId) -> bool {
+        self.nexuses.borrow().contains_key(&nexus)
+    }
+
     /// What `look` finds in an attached nexus.
     pub(super) fn with_nexus<T>(&self, nexus: NexusId, look: impl FnOnce(&Nexus) -> T) -> Option<T> {
         self.nexuses.borrow().get(&nexus).map(|attached| look(&attached.nexus))
@@ -455,6 +459,16 @@ mod tests {
         assert_eq!(run(bench.unit.execute(task, write)).unwrap().status, Status::TaskAborted);
         assert!(bench.device.state().blocks.borrow().is_empty());
         assert_eq!(sense_of(&bench.send_from(other, &[0; 6], &[])), (6, 0x2f00));
+    }
+
+    #[test]
+    fn a_nexus_that_is_gone_has_no_effect_any_more() {
+        let bench = Bench::new();
+        run(bench.unit.detach(bench.nexus).wait());
+        let task = bench.unit.admit(bench.nexus, 1, TaskAttribute::Simple).unwrap();
+        let write = Command::with_data(&[0x0a, 0, 0, 1, 1, 0], vec![Bytes::from_static(&[7; 512])]);
+        assert_eq!(run(bench.unit.execute(task, write)), None);
+        assert!(bench.device.state().blocks.borrow().is_empty());
     }
 
     #[test]
