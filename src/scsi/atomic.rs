@@ -5,7 +5,8 @@ use bytes::Bytes;
 
 use super::cdb::Cdb;
 use super::command::{Failure, Outcome, Reply, Status, joined, slice_pieces, total_length};
-use super::logical_unit::{Context, LogicalUnit};
+use super::execution::Context;
+use super::logical_unit::LogicalUnit;
 use super::medium::{Extent, addressed, check_protect};
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::{BlockDevice, CompareOutcome};

@@ -14,9 +14,10 @@ use super::cdb::Cdb;
 use super::command::{Failure, Outcome, Reply, joined, total_length};
 use super::copy_parameters::{CopyList, Segment};
 use super::copy_results::CopyResult;
+use super::execution::Context;
 use super::identity::{InitiatorPort, NexusId};
 use super::limits;
-use super::logical_unit::{Context, LogicalUnit};
+use super::logical_unit::LogicalUnit;
 use super::medium::Extent;
 use super::operation::Access;
 use super::sense::{AdditionalSense, Sense, SenseKey};
@@ -187,3 +188,103 @@ fn unreachable_target() -> Failure {
 
 /// The nexus that copies have as tasks: no initiator's.
 const COPY_MANAGER: NexusId = NexusId(u64::MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scsi::command::{Response, Status};
+    use crate::scsi::testing::{Bench, MemoryDevice, good, run, sense_of};
+
+    /// Lets initiators reach one other unit.
+    struct Reach(Rc<LogicalUnit<MemoryDevice>>, [u8; 16]);
+
+    impl CopyResolver<MemoryDevice> for Reach {
+        fn resolve(&self, _: &InitiatorPort, naa: &[u8; 16]) -> Option<Rc<LogicalUnit<MemoryDevice>>> {
+            (*naa == self.1).then(|| self.0.clone())
+        }
+    }
+
+    const OTHER: [u8; 16] = [0x60; 16];
+
+    fn copy(bench: &Bench, id: u8, targets: &[[u8; 16]], segments: &[(u16, u16, u16, u64, u64)]) -> Response {
+        let mut list = vec![0; 16];
+        list[0] = id;
+        for naa in targets {
+            list.extend_from_slice(&[0xe4, 0, 0, 0, 1, 3, 0, 16]);
+            list.extend_from_slice(naa);
+            list.extend_from_slice(&[0; 8]);
+        }
+        let target_bytes = u16::try_from(list.len() - 16).unwrap();
+        for (source, destination, blocks, from, to) in segments {
+            list.extend_from_slice(&[0x02, 0, 0, 0x18]);
+            list.extend_from_slice(&source.to_be_bytes());
+            list.extend_from_slice(&destination.to_be_bytes());
+            list.extend_from_slice(&[0, 0]);
+            list.extend_from_slice(&blocks.to_be_bytes());
+            list.extend_from_slice(&from.to_be_bytes());
+            list.extend_from_slice(&to.to_be_bytes());
+        }
+        list[2..4].copy_from_slice(&target_bytes.to_be_bytes());
+        let segment_bytes = u32::try_from(segments.len() * 28).unwrap();
+        list[8..12].copy_from_slice(&segment_bytes.to_be_bytes());
+        send(bench, &list)
+    }
+
+    fn send(bench: &Bench, list: &[u8]) -> Response {
+        let mut cdb = [0; 16];
+        cdb[0] = 0x83;
+        cdb[10..14].copy_from_slice(&u32::try_from(list.len()).unwrap().to_be_bytes());
+        bench.send_data(&cdb, list)
+    }
+
+    fn own(bench: &Bench) -> [u8; 16] {
+        bench.unit.identity().naa()
+    }
+
+    #[test]
+    fn segments_are_copied_and_reported() {
+        let bench = Bench::new();
+        bench.send_data(&[0x0a, 0, 0, 0, 8, 0], &[3; 8 * 512]);
+        let done = copy(&bench, 7, &[own(&bench)], &[(0, 0, 4, 0, 100), (0, 0, 2, 0, 200)]);
+        assert_eq!(done.status, Status::Good);
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 100, 5, 0])), [[3; 2048].as_slice(), &[0; 512]].concat());
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 200, 2, 0])), [3; 1024]);
+        let status = good(&bench.send(&[0x84, 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0]));
+        assert_eq!(status, [0, 0, 0, 8, 1, 0, 2, 1, 0, 0, 0, 3]);
+        let unknown = bench.send(&[0x84, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0]);
+        assert_eq!(sense_of(&unknown), (5, 0x2400));
+    }
+
+    #[test]
+    fn failures_abort_the_copy_with_details() {
+        let bench = Bench::new();
+        let naa = own(&bench);
+        assert_eq!(sense_of(&copy(&bench, 1, &[naa], &[(0, 1, 1, 0, 1)])), (0xa, 0x0d02));
+        assert_eq!(sense_of(&copy(&bench, 1, &[OTHER], &[(0, 0, 1, 0, 1)])), (0xa, 0x0d02));
+        let response = copy(&bench, 1, &[naa], &[(0, 0, 1, 0, 1), (0, 0, 2, 0, 16383)]);
+        assert_eq!(sense_of(&response), (0xa, 0x0000));
+        let details = good(&bench.send(&[0x84, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 0, 0]));
+        assert_eq!((details[56], details[59], details[62]), (2, 18, 0xa));
+        assert_eq!(sense_of(&copy(&bench, 1, &[naa; 17], &[])), (5, 0x2606));
+        assert_eq!(sense_of(&copy(&bench, 1, &[naa], &[(0, 0, 0, 0, 0); 65])), (5, 0x2608));
+        assert_eq!(sense_of(&send(&bench, &[0; 15])), (5, 0x1a00));
+    }
+
+    #[test]
+    fn copies_between_units_need_reach_and_honour_reservations_there() {
+        let other = Bench::with_geometry(4096, 4096);
+        let bench = Bench::with_copies(512, Rc::new(Reach(other.unit.clone(), OTHER)));
+        bench.send_data(&[0x0a, 0, 0, 0, 16, 0], &[3; 16 * 512]);
+        let targets = [own(&bench), OTHER];
+        assert_eq!(copy(&bench, 1, &targets, &[(0, 1, 16, 0, 5)]).status, Status::Good);
+        assert_eq!(good(&other.send(&[0x08, 0, 0, 5, 2, 0])), [3; 8192]);
+        // Not a whole number of the destination's blocks.
+        assert_eq!(sense_of(&copy(&bench, 1, &targets, &[(0, 1, 4, 0, 5)])), (0xa, 0x260a));
+        // Another initiator has reserved the destination.
+        let stranger = other.attach(2);
+        other.send_from(stranger, &[0x16, 0, 0, 0, 0, 0], &[]);
+        assert_eq!(sense_of(&copy(&bench, 1, &targets, &[(0, 1, 16, 0, 5)])), (0xa, 0x0d02));
+        run(other.unit.reset(None).wait());
+        assert_eq!(copy(&bench, 1, &targets, &[(0, 1, 16, 0, 5)]).status, Status::Good);
+    }
+}

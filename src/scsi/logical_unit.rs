@@ -1,8 +1,7 @@
 //! The logical unit: one volume as its initiators see it.
 //!
 //! Life of a command: the transport admits a [`Task`] when the command arrives, collects its data-out,
-//! and executes it. Execution waits for the task's turn, then checks, in this order: abortion, unit
-//! attention, operation code, reservations, the state of the unit; then the command's own code runs.
+//! and executes it: the task waits for its turn, then the execution module checks and dispatches it.
 //!
 //! Invariant I16: whatever ends a nexus or its tasks ([`LogicalUnit::detach`], aborts, resets, PREEMPT
 //! AND ABORT) gives back a [`Drain`]; when it is over, no effect of these tasks can follow. The
@@ -13,19 +12,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::{Rc, Weak};
 
 use super::attention::UnitAttentions;
-use super::cdb::Cdb;
-use super::command::{Command, Failure, Outcome, Reply, Response, Status};
+use super::command::{Command, Failure, Response, Status};
 use super::copy::CopyResolver;
 use super::copy_results::CopyResults;
+use super::execution::Context;
 use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
 use super::limits;
 use super::mode_page::ModePages;
-use super::operation::{Access, Kind, Operation, Unknown};
+use super::operation::Access;
 use super::reservation::state::{PersistentState, Registrant};
 use super::reservation::store::RestoreError;
 use super::reservation::{PersistedReservations, ReservationStore, Reservations};
 use super::sanitize::Sanitizer;
 use super::sense::{AdditionalSense, Sense, SenseKey};
+use super::statistics::Statistics;
 use super::task_set::{Abort, Drain, Refusal, Task, TaskAttribute, TaskSet};
 use crate::base::runtime::RuntimeHandle;
 use crate::volume::device::BlockDevice;
@@ -149,14 +149,14 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// behind in the device is waited for by nobody.
     pub async fn execute(&self, task: Task, command: Command) -> Option<Response> {
         task.start().await;
-        let context = Context { task: &task, wanted: Cell::new(0) };
+        let context = Context::new(&task);
         let outcome = self.run(&context, command).await;
         match task.abort() {
             Some(Abort::Silent) => None,
             Some(Abort::Reported) => Some(Response::of(Status::TaskAborted)),
             None => {
                 let descriptor_format = self.mode_pages.borrow().descriptor_sense();
-                Response::from_outcome(outcome, context.wanted.get(), descriptor_format)
+                Response::from_outcome(outcome, context.wanted(), descriptor_format)
             }
         }
     }
@@ -220,108 +220,6 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         &self.statistics
     }
 
-    async fn run(&self, context: &Context<'_>, command: Command) -> Outcome {
-        context.check_aborted()?;
-        let nexus = context.nexus();
-        let found = Operation::find(&command.cdb);
-        let attention_exempt = matches!(
-            found,
-            Ok(Operation { kind: Kind::Inquiry | Kind::ReportLuns | Kind::RequestSense, .. })
-        );
-        if !attention_exempt && let Some(sense) = self.take_attention(nexus) {
-            return Err(sense.into());
-        }
-        if context.task.attribute() == TaskAttribute::Aca {
-            return Err(Sense::new(SenseKey::AbortedCommand, AdditionalSense::INVALID_MESSAGE).into());
-        }
-        let operation = found.map_err(|unknown| match unknown {
-            Unknown::OperationCode => Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE),
-            Unknown::ServiceAction => Sense::invalid_cdb_bit(1, 4),
-        })?;
-        let control = operation.usage.len() - 1;
-        if command.cdb.bit(control, 2) {
-            return Err(Sense::invalid_cdb_bit(control as u16, 2).into()); // NACA
-        }
-        let access = effective_access(operation, &command.cdb);
-        if !attention_exempt {
-            self.sanitizer.check(access)?;
-        }
-        self.check_reservations(context, access)?;
-        // No await between the check and this, so that whoever changes reservations either stops
-        // this command or waits for it.
-        if matches!(access, Access::Read | Access::Write) {
-            context.task.set_conflicts();
-        }
-        self.dispatch(context, operation.kind, command).await
-    }
-
-    async fn dispatch(&self, context: &Context<'_>, kind: Kind, command: Command) -> Outcome {
-        let Command { cdb, data_out, expected_in } = command;
-        match kind {
-            Kind::Read => self.read(&cdb, expected_in).await,
-            Kind::Write => self.write(context, &cdb, data_out).await,
-            Kind::WriteAndVerify => self.write_and_verify(context, &cdb, data_out).await,
-            Kind::Verify => self.verify(context, &cdb, data_out).await,
-            Kind::SynchronizeCache => self.synchronize_cache(&cdb).await,
-            Kind::Unmap => self.unmap(context, &cdb, data_out).await,
-            Kind::WriteSame => self.write_same(context, &cdb, data_out).await,
-            Kind::CompareAndWrite => self.compare_and_write(context, &cdb, data_out).await,
-            Kind::OrWrite => self.or_write(context, &cdb, data_out).await,
-            Kind::GetLbaStatus => self.get_lba_status(&cdb).await,
-            // Boxed: rare, and their state would make every command's future larger.
-            Kind::Reserve => Box::pin(self.reserve(context, &cdb)).await,
-            Kind::PersistentReserveOut => {
-                Box::pin(self.persistent_reserve_out(context, &cdb, data_out)).await
-            }
-            Kind::Sanitize => Box::pin(self.sanitize(context, &cdb, data_out)).await,
-            Kind::ExtendedCopy => Box::pin(self.extended_copy(context, &cdb, data_out)).await,
-            other => self.dispatch_immediate(context, other, &cdb, &data_out),
-        }
-    }
-
-    /// The commands that wait for nothing.
-    fn dispatch_immediate(
-        &self,
-        context: &Context<'_>,
-        kind: Kind,
-        cdb: &Cdb,
-        data_out: &[bytes::Bytes],
-    ) -> Outcome {
-        let nexus = context.nexus();
-        match kind {
-            Kind::TestUnitReady => Ok(Reply::good()),
-            Kind::RequestSense => self.request_sense(nexus, cdb),
-            Kind::Inquiry => self.inquiry(nexus, cdb),
-            Kind::ReportLuns => self.report_luns(nexus, cdb),
-            Kind::ReadCapacity10 => self.read_capacity_10(cdb),
-            Kind::ReadCapacity16 => self.read_capacity_16(cdb),
-            Kind::ModeSelect6 => self.mode_select_6(context, cdb, data_out),
-            Kind::ModeSense6 => self.mode_sense_6(cdb),
-            Kind::ModeSelect10 => self.mode_select_10(context, cdb, data_out),
-            Kind::ModeSense10 => self.mode_sense_10(cdb),
-            Kind::LogSense => self.log_sense(cdb),
-            Kind::Release => self.release(context, cdb),
-            Kind::PersistentReserveIn => self.persistent_reserve_in(cdb),
-            Kind::ReceiveCopyResults => self.receive_copy_results(nexus, cdb),
-            Kind::StartStopUnit => self.start_stop_unit(cdb),
-            Kind::PreventAllow => self.prevent_allow(cdb),
-            Kind::PreFetch => self.pre_fetch(cdb),
-            Kind::ReadDefectData => self.read_defect_data(cdb),
-            Kind::SendDiagnostic => self.send_diagnostic(cdb),
-            Kind::ReportTargetPortGroups => self.report_target_port_groups(cdb),
-            Kind::ReportSupportedOperationCodes => self.report_supported_operation_codes(cdb),
-            Kind::ReportSupportedTaskManagement => self.report_supported_task_management(cdb),
-            other => unreachable!("{other:?} is executed by dispatch"),
-        }
-    }
-
-    /// REQUEST SENSE (SPC-4 section 6.39): a pending unit attention, else nothing to say.
-    fn request_sense(&self, nexus: NexusId, cdb: &Cdb) -> Outcome {
-        let pending = self.sanitizer.in_progress().or_else(|| self.take_attention(nexus));
-        let sense = pending.unwrap_or(Sense::new(SenseKey::NoSense, AdditionalSense::NONE));
-        Ok(Reply::parameters(sense.encode(cdb.bit(1, 0)), usize::from(cdb.byte(4))))
-    }
-
     /// Refuses writing while SWP is set.
     pub(super) fn check_writable(&self) -> Result<(), Failure> {
         if self.mode_pages.borrow().write_protected() {
@@ -362,6 +260,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// This unit, for work that outlives the command.
     pub(super) fn shared(&self) -> Rc<Self> {
         self.this.upgrade().expect("whoever calls holds a reference")
+    }
+
+    pub(super) fn is_attached(&self, nexus: NexusId) -> bool {
+        self.nexuses.borrow().contains_key(&nexus)
     }
 
     /// What `look` finds in an attached nexus.
@@ -436,81 +338,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
     }
 
-    fn take_attention(&self, nexus: NexusId) -> Option<Sense> {
+    pub(super) fn take_attention(&self, nexus: NexusId) -> Option<Sense> {
         self.nexuses.borrow_mut().get_mut(&nexus)?.attentions.take()
-    }
-}
-
-/// How reservations restrict a command, where that depends on more than its operation code.
-fn effective_access(operation: &Operation, cdb: &Cdb) -> Access {
-    match operation.kind {
-        // START alone is allowed under every reservation (SBC-3 table 13).
-        Kind::StartStopUnit if cdb.bit(4, 0) && cdb.byte(4) >> 4 == 0 => Access::Query,
-        Kind::StartStopUnit => Access::Write,
-        Kind::PreventAllow if cdb.byte(4) & 3 == 0 => Access::Always,
-        Kind::PreventAllow => Access::Write,
-        _ => operation.access,
-    }
-}
-
-/// What a command's code knows of its task.
-pub(super) struct Context<'a> {
-    task: &'a Task,
-    /// Bytes of data-out that the command asked for.
-    wanted: Cell<u64>,
-}
-
-impl Context<'_> {
-    pub(super) fn task(&self) -> &Task {
-        self.task
-    }
-
-    pub(super) fn nexus(&self) -> NexusId {
-        self.task.nexus()
-    }
-
-    /// Declares how many bytes of data-out the command asks for.
-    pub(super) fn wants(&self, bytes: u64) {
-        self.wanted.set(bytes);
-    }
-
-    /// To be called before each device request: an aborted task starts no more of them.
-    pub(super) fn check_aborted(&self) -> Result<(), Failure> {
-        if self.task.is_aborted() { Err(Failure::Aborted) } else { Ok(()) }
-    }
-}
-
-/// Counters of a logical unit since its start.
-#[derive(Debug, Default)]
-pub struct Statistics {
-    /// READ commands that moved data.
-    pub reads: Cell<u64>,
-    /// Bytes that they read.
-    pub read_bytes: Cell<u64>,
-    /// WRITE commands that moved data.
-    pub writes: Cell<u64>,
-    /// Bytes that they wrote.
-    pub written_bytes: Cell<u64>,
-    /// Ranges released or filled by UNMAP and WRITE SAME.
-    pub unmaps: Cell<u64>,
-    /// Bytes in these ranges.
-    pub unmapped_bytes: Cell<u64>,
-}
-
-impl Statistics {
-    pub(super) fn count_read(&self, bytes: usize) {
-        self.reads.set(self.reads.get() + 1);
-        self.read_bytes.set(self.read_bytes.get() + bytes as u64);
-    }
-
-    pub(super) fn count_unmap(&self, bytes: u64) {
-        self.unmaps.set(self.unmaps.get() + 1);
-        self.unmapped_bytes.set(self.unmapped_bytes.get() + bytes);
-    }
-
-    pub(super) fn count_write(&self, bytes: usize) {
-        self.writes.set(self.writes.get() + 1);
-        self.written_bytes.set(self.written_bytes.get() + bytes as u64);
     }
 }
 
@@ -630,6 +459,16 @@ mod tests {
         assert_eq!(run(bench.unit.execute(task, write)).unwrap().status, Status::TaskAborted);
         assert!(bench.device.state().blocks.borrow().is_empty());
         assert_eq!(sense_of(&bench.send_from(other, &[0; 6], &[])), (6, 0x2f00));
+    }
+
+    #[test]
+    fn a_nexus_that_is_gone_has_no_effect_any_more() {
+        let bench = Bench::new();
+        run(bench.unit.detach(bench.nexus).wait());
+        let task = bench.unit.admit(bench.nexus, 1, TaskAttribute::Simple).unwrap();
+        let write = Command::with_data(&[0x0a, 0, 0, 1, 1, 0], vec![Bytes::from_static(&[7; 512])]);
+        assert_eq!(run(bench.unit.execute(task, write)), None);
+        assert!(bench.device.state().blocks.borrow().is_empty());
     }
 
     #[test]

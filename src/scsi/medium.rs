@@ -5,8 +5,9 @@ use bytes::Bytes;
 
 use super::cdb::Cdb;
 use super::command::{Failure, Outcome, Reply, slice_pieces, total_length};
+use super::execution::Context;
 use super::limits;
-use super::logical_unit::{Context, LogicalUnit};
+use super::logical_unit::LogicalUnit;
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::BlockDevice;
 

@@ -14,12 +14,14 @@ pub mod attention;
 pub mod cdb;
 pub mod command;
 pub mod copy;
+pub mod fuzzing;
 pub mod identity;
 pub mod limits;
 pub mod logical_unit;
 pub mod operation;
 pub mod reservation;
 pub mod sense;
+pub mod statistics;
 pub mod target;
 pub mod task_set;
 
@@ -27,6 +29,7 @@ mod atomic;
 mod capacity;
 mod copy_parameters;
 mod copy_results;
+mod execution;
 mod inquiry;
 mod maintenance;
 mod medium;
@@ -39,3 +42,5 @@ mod vital_product_data;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,9 @@
 
 use super::cdb::Cdb;
 use super::command::{Outcome, Reply, joined, total_length};
+use super::execution::Context;
 use super::limits;
-use super::logical_unit::{Context, LogicalUnit};
+use super::logical_unit::LogicalUnit;
 use super::mode_page::PageControl;
 use super::sense::{AdditionalSense, Sense};
 use crate::volume::device::{BlockDevice, DeviceGeometry};

@@ -5,8 +5,9 @@ use bytes::Bytes;
 
 use super::cdb::Cdb;
 use super::command::{Failure, Outcome, Reply, joined, total_length};
+use super::execution::Context;
 use super::limits;
-use super::logical_unit::{Context, LogicalUnit};
+use super::logical_unit::LogicalUnit;
 use super::medium::{Extent, addressed, check_protect, length_field};
 use super::sense::{AdditionalSense, Sense};
 use crate::volume::device::{AllocationRun, BlockDevice};

@@ -16,8 +16,9 @@ use futures::future::{Either, select};
 
 use super::cdb::Cdb;
 use super::command::{Failure, Outcome, Reply, joined, total_length};
+use super::execution::Context;
 use super::limits;
-use super::logical_unit::{Context, LogicalUnit};
+use super::logical_unit::LogicalUnit;
 use super::operation::Access;
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::{BlockDevice, DeviceError};

@@ -37,6 +37,8 @@ pub struct TaskSet {
 #[derive(Debug, Default)]
 struct Shared {
     tasks: RefCell<BTreeMap<u64, Rc<TaskState>>>,
+    /// Tasks in the set by nexus.
+    per_nexus: RefCell<BTreeMap<NexusId, usize>>,
     next_sequence: Cell<u64>,
     /// Resets whose drain is not over.
     resets: Cell<usize>,
@@ -52,13 +54,12 @@ impl TaskSet {
         if self.shared.resets.get() > 0 {
             return Err(Refusal::Busy);
         }
-        let near_limit = tasks.len() >= limits::TASKS_PER_NEXUS;
-        let of_nexus = |task: &&Rc<TaskState>| task.nexus == nexus;
-        if tasks.len() >= limits::TASKS
-            || near_limit && tasks.values().filter(of_nexus).count() >= limits::TASKS_PER_NEXUS
-        {
+        let mut counts = self.shared.per_nexus.borrow_mut();
+        let of_nexus = counts.entry(nexus).or_insert(0);
+        if tasks.len() >= limits::TASKS || *of_nexus >= limits::TASKS_PER_NEXUS {
             return Err(Refusal::Full);
         }
+        *of_nexus += 1;
         let sequence = self.shared.next_sequence.get();
         self.shared.next_sequence.set(sequence + 1);
         if attribute == TaskAttribute::Ordered {
@@ -161,6 +162,15 @@ impl TaskSet {
 }
 
 impl Shared {
+    /// Takes a task off its nexus's count.
+    fn leave(&self, nexus: NexusId) {
+        let mut counts = self.per_nexus.borrow_mut();
+        match counts.get_mut(&nexus) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => _ = counts.remove(&nexus),
+        }
+    }
+
     fn wake(&self) {
         for waker in self.waiting.take() {
             waker.wake();
@@ -304,6 +314,7 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.state.phase.set(Phase::Ended);
         self.set.tasks.borrow_mut().remove(&self.state.sequence);
+        self.set.leave(self.state.nexus);
         if self.state.attribute == TaskAttribute::Ordered {
             self.set.ordered_tasks.set(self.set.ordered_tasks.get() - 1);
         }

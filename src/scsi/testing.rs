@@ -11,10 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::command::{Command, Response};
-use super::copy::NoOthers;
+use super::copy::{CopyResolver, NoOthers};
 use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
 use super::logical_unit::{LogicalUnit, Services};
-use super::reservation::{PersistedReservations, Volatile};
+use super::reservation::{PersistedReservations, ReservationStore, Volatile};
 use super::task_set::TaskAttribute;
 use crate::base::runtime::{Instant, LocalBoxFuture, Runtime};
 use crate::volume::device::{AllocationRun, BlockDevice, CompareOutcome, DeviceError, DeviceGeometry};
@@ -191,11 +191,27 @@ impl Bench {
 
     pub(super) fn with_geometry(logical_block_bytes: u32, block_count: u64) -> Self {
         let device = MemoryDevice::new(logical_block_bytes, block_count);
+        Self::build(device, Rc::new(Volatile), Rc::new(NoOthers), &PersistedReservations::default())
+    }
+
+    pub(super) fn with_reservations(store: Rc<dyn ReservationStore>, saved: &PersistedReservations) -> Self {
+        Self::build(MemoryDevice::new(512, 16384), store, Rc::new(NoOthers), saved)
+    }
+
+    pub(super) fn with_copies(logical_block_bytes: u32, copies: Rc<dyn CopyResolver<MemoryDevice>>) -> Self {
+        let device = MemoryDevice::new(logical_block_bytes, 4096);
+        Self::build(device, Rc::new(Volatile), copies, &PersistedReservations::default())
+    }
+
+    fn build(
+        device: MemoryDevice,
+        reservations: Rc<dyn ReservationStore>,
+        copies: Rc<dyn CopyResolver<MemoryDevice>>,
+        saved: &PersistedReservations,
+    ) -> Self {
         let runtime = Rc::new(TestRuntime::default());
-        let services =
-            Services { runtime: runtime.clone(), reservations: Rc::new(Volatile), copies: Rc::new(NoOthers) };
-        let saved = PersistedReservations::default();
-        let unit = LogicalUnit::new(identity(), device.clone(), services, &saved).unwrap();
+        let services = Services { runtime: runtime.clone(), reservations, copies };
+        let unit = LogicalUnit::new(identity(), device.clone(), services, saved).unwrap();
         let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime };
         bench.clear_attentions(bench.nexus);
         bench

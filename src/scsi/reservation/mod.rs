@@ -2,7 +2,7 @@
 //! 5.5).
 //!
 //! [`state::PersistentState`] is the standard's rules as a value: each service action takes a state to
-//! the next one and says who is told. [`Reservations`] holds the state in force. PERSISTENT RESERVE OUT
+//! the next one and says who is told. `Reservations` holds the state in force. PERSISTENT RESERVE OUT
 //! works on one command at a time: the next state is saved, put in force, and the tasks that it forbids
 //! have ended before GOOD is answered (I17).
 
@@ -12,6 +12,8 @@ mod persistent_out;
 mod reserve;
 pub mod state;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 

@@ -8,8 +8,9 @@ use super::state::{Change, Refusal, Registrant};
 use super::store::PersistedReservations;
 use crate::scsi::cdb::Cdb;
 use crate::scsi::command::{Failure, Outcome, Reply, Status};
+use crate::scsi::execution::Context;
 use crate::scsi::identity::NexusId;
-use crate::scsi::logical_unit::{Context, LogicalUnit};
+use crate::scsi::logical_unit::LogicalUnit;
 use crate::scsi::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::BlockDevice;
 

@@ -4,7 +4,8 @@
 use super::state::Registrant;
 use crate::scsi::cdb::Cdb;
 use crate::scsi::command::{Failure, Outcome, Reply, Status};
-use crate::scsi::logical_unit::{Context, LogicalUnit};
+use crate::scsi::execution::Context;
+use crate::scsi::logical_unit::LogicalUnit;
 use crate::scsi::operation::Access;
 use crate::scsi::sense::Sense;
 use crate::volume::device::BlockDevice;
