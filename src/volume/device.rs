@@ -15,7 +15,8 @@ pub trait BlockDevice {
     async fn read(&self, address: u64, count: u64) -> Result<Vec<Bytes>, DeviceError>;
     /// Writes `data`, whose length is a multiple of the logical block size, from `address` on.
     async fn write(&self, address: u64, data: Vec<Bytes>) -> Result<(), DeviceError>;
-    /// Writes the one logical block `pattern` to each of `count` blocks from `address` on.
+    /// Writes the one logical block `pattern` to each of `count` blocks from `address` on. A failure
+    /// may leave a first part of the range written.
     async fn write_same(&self, address: u64, count: u64, pattern: Bytes) -> Result<(), DeviceError>;
     /// Atomically compares the blocks from `address` on with `compare` and, when they are equal,
     /// writes `data` there. Both have the same length.
