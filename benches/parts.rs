@@ -3,7 +3,8 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use gemel::array::{MemberSet, Place, SegmentIndex, Uuid, parity};
+use gemel::array::superblock::Uuid;
+use gemel::array::{MemberSet, Place, SegmentIndex, parity};
 use gemel::base::checksum::{Crc32, Crc32c};
 use gemel::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use gemel::iscsi::pdu::framing::append_pdu;
