@@ -1,5 +1,6 @@
 //! XOR parity over rows of blocks.
 
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::BLOCK_SIZE;
 
 /// Adds `source` to `target`, bit by bit without carry. Both have the same length, a multiple of 8.
@@ -19,6 +20,7 @@ pub fn xor_into(target: &mut [u8], source: &[u8]) {
 pub fn of_columns(parity: &mut [u8], columns: &[Vec<bytes::Bytes>]) {
     let height = parity.len() / BLOCK_SIZE;
     debug_assert!(columns.iter().all(|column| column.len() == height));
+    let height = height - usize::from(mutant::is(Mutant::ParityMissesLastRow));
     for row in 0..height {
         let target = &mut parity[row * BLOCK_SIZE..(row + 1) * BLOCK_SIZE];
         target.copy_from_slice(&columns[0][row]);

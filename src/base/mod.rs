@@ -6,6 +6,7 @@ pub mod checksum;
 pub mod codec;
 pub mod event;
 pub mod histogram;
+pub mod mutant;
 pub mod runtime;
 pub mod signal;
 pub mod units;

@@ -14,6 +14,7 @@ use crate::array::geometry::{StripeLayout, data_columns};
 use crate::array::{Array, MemberSet, SegmentIndex};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 
 use super::batch::{BatchHeader, BatchKind, Content, Entry, HEADS, HeadRecord, SegmentUse, height};
@@ -42,6 +43,12 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
         let table = encode_table(&contents, &releasable);
         (releasable, table)
     };
+    let releasable = if mutant::is(Mutant::ReuseBeforeCheckpoint) {
+        release(shared, releasable, &[]).await;
+        Vec::new()
+    } else {
+        releasable
+    };
     let mut writer = CheckpointWriter::new(shared.clone());
     let written = write_contents(shared, &mut writer, table).await;
     let reference = match written {
@@ -52,6 +59,8 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
         }
     };
     shared.array.flush().await.map_err(|_| StoreError::Offline)?;
+    let late = mutant::is(Mutant::CheckpointPositionAfterMap);
+    let position = if late { shared.log.borrow().position() } else { position };
     let root = Root { checkpoint: Some(reference), replay: Some(position), joints: Vec::new() };
     shared.array.commit(root.encode()).await.map_err(|_| StoreError::Offline)?;
     *shared.root.borrow_mut() = root;

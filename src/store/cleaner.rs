@@ -8,6 +8,8 @@
 use std::rc::Rc;
 
 use crate::array::{MemberSet, SegmentIndex};
+use crate::base::checksum::Crc32;
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BlockAddress, VolumeId};
 
 use super::batch::{BatchHeader, BatchKind, Content, Entry};
@@ -170,7 +172,11 @@ fn move_of(
     if let MapValue::Data { place, checksum } = live.value {
         let plain = checksum.bind(&entry.identity());
         payload = image.verified(members, place.slot(), place.row(), plain);
-        if payload.is_some() {
+        let raw = image.raw(place.slot(), place.row(), 1).filter(|_| mutant::is(Mutant::MoveUnverified));
+        if let Some(raw) = raw {
+            entry.content = Content::Moved { checksum: Crc32::of(&raw).bind(&entry.identity()) };
+            payload = Some(raw);
+        } else if payload.is_some() {
             entry.content = Content::Moved { checksum };
         }
     }

@@ -38,7 +38,7 @@ impl SegmentImage {
     }
 
     /// `count` rows of a column as the disk gave them.
-    fn raw(&self, slot: Slot, row: u32, count: u32) -> Option<Bytes> {
+    pub(super) fn raw(&self, slot: Slot, row: u32, count: u32) -> Option<Bytes> {
         let column = self.columns.get(slot.index())?.as_ref()?;
         let readable = !column.unreadable.iter().any(|bad| (row..row + count).contains(bad));
         let range = row as usize * BLOCK_SIZE..(row + count) as usize * BLOCK_SIZE;

@@ -15,6 +15,7 @@ use crate::array::geometry::{StripeLayout, data_columns};
 use crate::array::superblock::Uuid;
 use crate::array::{MemberSet, Place, SegmentIndex};
 use crate::base::checksum::Crc32;
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::BLOCK_SIZE;
 
 use super::batch::{
@@ -255,8 +256,12 @@ impl Log {
 
     /// Last batch of the unbroken run of written ones.
     pub(super) fn written_through(&self) -> u64 {
-        let unbroken = self.in_flight.iter().take_while(|batch| batch.written);
-        unbroken.last().map_or(self.durable, |batch| batch.number)
+        let mut unbroken = self.in_flight.iter().take_while(|batch| batch.written);
+        if mutant::is(Mutant::AcknowledgeOutOfOrder) {
+            let newest = self.in_flight.iter().rfind(|batch| batch.written);
+            return newest.map_or(self.durable, |batch| batch.number);
+        }
+        unbroken.by_ref().last().map_or(self.durable, |batch| batch.number)
     }
 
     /// Builds the next batch of `head` from what waits; with nothing waiting, an empty one that only
@@ -366,8 +371,10 @@ impl Log {
     }
 
     fn head_records(&self) -> [HeadRecord; HEADS] {
-        let record =
-            |head: &Head| HeadRecord { current: head.current.map(|open| open.segment_use), next: head.next };
+        let record = |head: &Head| HeadRecord {
+            current: head.current.map(|open| open.segment_use),
+            next: head.next.filter(|_| !mutant::is(Mutant::NextSegmentNotNamed)),
+        };
         [record(&self.heads[0]), record(&self.heads[1])]
     }
 }

@@ -13,6 +13,7 @@ pub mod map;
 pub mod root;
 pub mod segments;
 
+mod audit;
 mod checkpoint;
 mod cleaner;
 mod image;

@@ -10,6 +10,7 @@ use crate::array::{Array, OpenError};
 use crate::base::buffer::{AlignedBuf, is_block_aligned};
 use crate::base::checksum::Crc32;
 use crate::base::event::EventSink;
+use crate::base::mutant::{self, Mutant};
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, Version, VolumeId};
 
@@ -65,7 +66,7 @@ impl Store {
         let must_checkpoint = root.joints.len() >= MAX_JOINTS;
         if root.replay.is_none() {
             root.replay = Some(recovered.position);
-        } else if !must_checkpoint {
+        } else if !must_checkpoint && !mutant::is(Mutant::ForgetJoint) {
             root.joints.push(recovered.position);
         }
         let shared = Rc::new(Shared {
@@ -186,6 +187,10 @@ impl Store {
         self.shared.array.is_offline() || self.shared.stopped.get()
     }
 
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     fn submit(&self, items: Vec<Item>) -> impl Future<Output = Result<(), StoreError>> + 'static {
         let (tracker, done) = Tracker::new();
         if self.is_offline() {
@@ -213,8 +218,8 @@ impl Store {
         for write in writes {
             let item = match write {
                 BlockWrite::Data { address, data, checksum } => {
-                    let is_new_block =
-                        !contents.map.get(volume, address).is_some_and(|entry| entry.value.is_mapped());
+                    let is_new_block = mutant::is(Mutant::OverwriteNeedsSpace)
+                        || !contents.map.get(volume, address).is_some_and(|entry| entry.value.is_mapped());
                     new_blocks += u64::from(is_new_block);
                     let identity = BlockIdentity { volume, address, version };
                     let content = Content::Data { checksum: checksum.bind(&identity) };

@@ -8,6 +8,7 @@ use futures::future::join_all;
 use crate::array::{Array, MemberSet, Place};
 use crate::base::checksum::Crc32;
 use crate::base::event::{Event, Severity};
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, VolumeId};
 
 use super::interface::StoreError;
@@ -117,7 +118,9 @@ async fn read_run(shared: &Rc<Shared>, volume: VolumeId, run: &Run) -> Result<Ve
     };
     let array = &shared.array;
     if let Ok(buffer) = array.read_rows(place.segment(), place.slot(), place.row(), run.count).await {
-        let good = |(block, checksum): (&[u8], &Crc32)| Crc32::of(block) == *checksum;
+        let good = |(block, checksum): (&[u8], &Crc32)| {
+            Crc32::of(block) == *checksum || mutant::is(Mutant::ReadUnverified)
+        };
         if buffer.chunks(BLOCK_SIZE).zip(checksums).all(good) {
             return Ok(vec![buffer.freeze()]);
         }
@@ -170,7 +173,7 @@ pub(super) async fn read_verified(
         array.note_read_error(slot);
     }
     let rebuilt = array.reconstruct_rows(segment, members, slot, row, 1).await.ok()?;
-    if Crc32::of(&rebuilt) != checksum {
+    if Crc32::of(&rebuilt) != checksum && !mutant::is(Mutant::ReconstructUnverified) {
         return None;
     }
     let block = rebuilt.freeze();
@@ -187,6 +190,9 @@ struct Held {
 impl Held {
     fn of(shared: &Rc<Shared>, run: &Run) -> Option<Self> {
         let Source::Rows { place, .. } = run.source else { return None };
+        if mutant::is(Mutant::ReleaseUnderReaders) {
+            return None;
+        }
         shared.contents.borrow_mut().segments.get_mut(place.segment()).readers += 1;
         Some(Self { shared: shared.clone(), place })
     }

@@ -12,6 +12,7 @@ use futures::future::join_all;
 use crate::array::{Array, ArrayError, MemberSet, Slot, parity};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::BLOCK_SIZE;
 
 use super::batch::{BatchHeader, BatchKind, Content};
@@ -88,9 +89,11 @@ pub(super) async fn recover(array: &Array) -> Result<Recovered, RecoveryError> {
         apply(array, &mut contents, &header).await?;
     }
     let mut position = walk.positions[kept];
-    position.incarnation = walk.newest_incarnation + 1;
+    position.incarnation = walk.newest_incarnation + u64::from(!mutant::is(Mutant::KeepIncarnation));
     finish(&mut contents, &position)?;
-    array.flush().await.map_err(offline)?;
+    if !mutant::is(Mutant::TailNotFlushed) {
+        array.flush().await.map_err(offline)?;
+    }
     Ok(Recovered { contents, root, position, report })
 }
 
@@ -217,7 +220,8 @@ impl<'a> Walk<'a> {
                 header.kind == BatchKind::Log
                     && header.pool == pool
                     && header.place == segment_use
-                    && header.incarnation == position.incarnation
+                    && (header.incarnation == position.incarnation
+                        || mutant::is(Mutant::AcceptOldIncarnation))
                     && header.number == position.last_number + 1
                     && header.previous == position.last_checksum
             };
@@ -266,7 +270,7 @@ impl<'a> Walk<'a> {
         let mut report = RecoveryReport::default();
         let mut kept = self.headers.iter().take_while(|header| header.number <= self.proven).count();
         while let Some(header) = self.headers.get(kept) {
-            if !make_whole(self.array, header).await? {
+            if !make_whole(self.array, header).await? && !mutant::is(Mutant::ReplayPastBrokenBatch) {
                 break;
             }
             report.kept_unproven += 1;
@@ -342,11 +346,13 @@ async fn make_whole(array: &Array, header: &BatchHeader) -> Result<bool, Recover
     let Some(columns) = whole_columns(header, block, rebuilt) else { return Ok(false) };
     for (slot, found) in &raw {
         let expected = expected_column(header, *slot, &columns);
-        if found.as_deref() != Some(&expected[..]) {
+        if found.as_deref() != Some(&expected[..]) && !mutant::is(Mutant::TailNotRepaired) {
             array.repair_rows(segment, *slot, row, expected).await;
         }
     }
-    array.flush().await.map_err(offline)?;
+    if !mutant::is(Mutant::TailNotFlushed) {
+        array.flush().await.map_err(offline)?;
+    }
     Ok(true)
 }
 
@@ -406,7 +412,14 @@ async fn apply(array: &Array, contents: &mut Contents, header: &BatchHeader) -> 
             let read = super::read::read_verified(array, header.members, place, checksum).await;
             payload = Some(read.ok_or(lost)?);
         }
-        contents.apply(entry, place, payload.as_ref());
+        let forgotten = match entry.content {
+            Content::Hole { .. } => mutant::is(Mutant::HoleForgottenAtReplay),
+            Content::VolumeDropped => mutant::is(Mutant::DropForgottenAtReplay),
+            _ => false,
+        };
+        if !forgotten {
+            contents.apply(entry, place, payload.as_ref());
+        }
     }
     Ok(())
 }

@@ -8,6 +8,8 @@ use std::rc::Rc;
 
 use futures::future::{Either, select};
 
+use crate::base::mutant::{self, Mutant};
+
 use super::batch::HEADS;
 use super::interface::StoreError;
 use super::log::{Batch, FOREGROUND, Supply};
@@ -58,7 +60,7 @@ fn start_batch(shared: &Rc<Shared>, head: usize) -> bool {
 fn seal(shared: &Rc<Shared>) {
     let wanted = {
         let log = shared.log.borrow();
-        log.is_idle() && log.needs_seal()
+        log.is_idle() && log.needs_seal() && !mutant::is(Mutant::SealOmitted)
     };
     if wanted {
         build(shared, FOREGROUND);
@@ -113,7 +115,7 @@ async fn run_flusher(shared: Rc<Shared>) {
             written.await;
             continue;
         }
-        if shared.array.flush().await.is_err() {
+        if !mutant::is(Mutant::AcknowledgeBeforeFlush) && shared.array.flush().await.is_err() {
             return;
         }
         settle(&shared, through);
@@ -127,7 +129,7 @@ fn settle(shared: &Shared, through: u64) {
         let mut contents = shared.contents.borrow_mut();
         for item in &batch.items {
             contents.apply(&item.entry, item.place, item.payload.as_ref());
-            if item.is_new_block {
+            if item.is_new_block && !mutant::is(Mutant::ReservationLeaks) {
                 shared.reserved_blocks.set(shared.reserved_blocks.get() - 1);
             }
         }

@@ -1,0 +1,129 @@
+//! Seeded bugs, for proof that the simulator finds such bugs.
+//!
+//! The code asks [`is`] where a known mistake would be made. In builds without the feature `mutants`
+//! (and outside the crate's own tests) the answer is the constant `false`, so nothing of this is in a
+//! product. A mutant is switched on for one thread, as one simulated world runs on one.
+
+/// A mistake that a store like this one could make. Each is found by a seed: see docs/simulator.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the names say what goes wrong
+pub enum Mutant {
+    AcknowledgeBeforeFlush,
+    FlushOneDisk,
+    AcknowledgeBeforeExclusion,
+    AcknowledgeOutOfOrder,
+    RetryFailedFlush,
+    ParityMissesLastRow,
+    ReconstructWithoutOneMember,
+    ReconstructUnverified,
+    ReadUnverified,
+    ReadBeforeWrite,
+    ElectLowestGeneration,
+    UseStaleDisk,
+    SuperblockNotFlushed,
+    SuperblockByGeneration,
+    NoSpaceFailsDisk,
+    ReplayPastBrokenBatch,
+    AcceptOldIncarnation,
+    KeepIncarnation,
+    ForgetJoint,
+    TailNotRepaired,
+    TailNotFlushed,
+    HoleForgottenAtReplay,
+    DropForgottenAtReplay,
+    NextSegmentNotNamed,
+    SealOmitted,
+    CheckpointPositionAfterMap,
+    ReuseBeforeCheckpoint,
+    ReleaseUnderReaders,
+    MoveAppliedAlways,
+    MoveUnverified,
+    ReservationLeaks,
+    OverwriteNeedsSpace,
+}
+
+impl Mutant {
+    /// Every mutant.
+    pub const ALL: [Self; 32] = [
+        Self::AcknowledgeBeforeFlush,
+        Self::FlushOneDisk,
+        Self::AcknowledgeBeforeExclusion,
+        Self::AcknowledgeOutOfOrder,
+        Self::RetryFailedFlush,
+        Self::ParityMissesLastRow,
+        Self::ReconstructWithoutOneMember,
+        Self::ReconstructUnverified,
+        Self::ReadUnverified,
+        Self::ReadBeforeWrite,
+        Self::ElectLowestGeneration,
+        Self::UseStaleDisk,
+        Self::SuperblockNotFlushed,
+        Self::SuperblockByGeneration,
+        Self::NoSpaceFailsDisk,
+        Self::ReplayPastBrokenBatch,
+        Self::AcceptOldIncarnation,
+        Self::KeepIncarnation,
+        Self::ForgetJoint,
+        Self::TailNotRepaired,
+        Self::TailNotFlushed,
+        Self::HoleForgottenAtReplay,
+        Self::DropForgottenAtReplay,
+        Self::NextSegmentNotNamed,
+        Self::SealOmitted,
+        Self::CheckpointPositionAfterMap,
+        Self::ReuseBeforeCheckpoint,
+        Self::ReleaseUnderReaders,
+        Self::MoveAppliedAlways,
+        Self::MoveUnverified,
+        Self::ReservationLeaks,
+        Self::OverwriteNeedsSpace,
+    ];
+}
+
+/// Whether the present thread is to make this mistake.
+#[cfg(any(test, feature = "mutants"))]
+#[must_use]
+pub fn is(mutant: Mutant) -> bool {
+    ACTIVE.get() == Some(mutant)
+}
+
+/// Whether the present thread is to make this mistake: no.
+#[cfg(not(any(test, feature = "mutants")))]
+#[inline(always)]
+#[must_use]
+pub const fn is(_: Mutant) -> bool {
+    false
+}
+
+/// Runs `work` on this thread with one mistake switched on.
+#[cfg(any(test, feature = "mutants"))]
+pub fn with<T>(mutant: Mutant, work: impl FnOnce() -> T) -> T {
+    struct Off;
+    impl Drop for Off {
+        fn drop(&mut self) {
+            ACTIVE.set(None);
+        }
+    }
+    ACTIVE.set(Some(mutant));
+    let _off = Off;
+    work()
+}
+
+#[cfg(any(test, feature = "mutants"))]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mutant_is_on_only_within_its_run() {
+        assert!(!is(Mutant::ForgetJoint));
+        with(Mutant::ForgetJoint, || {
+            assert!(is(Mutant::ForgetJoint) && !is(Mutant::SealOmitted));
+        });
+        assert!(!is(Mutant::ForgetJoint));
+    }
+}

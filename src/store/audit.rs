@@ -1,0 +1,51 @@
+//! A check of the store's own books: the map against the segment table, for tests and diagnosis.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::array::SegmentIndex;
+
+use super::pool::Store;
+use super::segments::{Segment, SegmentState};
+
+impl Store {
+    /// Compares what the segment table counts with what the map refers to.
+    ///
+    /// # Errors
+    /// The first contradiction, in words.
+    pub fn audit(&self) -> Result<(), String> {
+        let contents = self.shared().contents.borrow();
+        let mut live: BTreeMap<SegmentIndex, u32> = BTreeMap::new();
+        let mut places = HashSet::new();
+        for (volume, address, _, place) in contents.map.data_entries() {
+            if !places.insert(place) {
+                return Err(format!("{place:?} of {volume:?} {address:?} is used twice"));
+            }
+            if !contents.volumes.contains_key(&volume) {
+                return Err(format!("{address:?} belongs to {volume:?}, which does not exist"));
+            }
+            *live.entry(place.segment()).or_default() += 1;
+        }
+        for (index, segment) in contents.segments.iter() {
+            let referenced = live.get(&index).copied().unwrap_or(0);
+            if segment.live_blocks != referenced {
+                return Err(format!("{index:?} counts {} blocks, has {referenced}", segment.live_blocks));
+            }
+            let may_be_live = matches!(segment.state, SegmentState::Open | SegmentState::Sealed);
+            if referenced > 0 && !may_be_live {
+                return Err(format!("{index:?} is {:?} and holds {referenced} blocks", segment.state));
+            }
+        }
+        let mapped: u64 = contents.volumes.keys().map(|volume| contents.map.mapped_blocks(*volume)).sum();
+        if mapped != contents.map.total_mapped_blocks() {
+            return Err(format!("{mapped} blocks by volume, {} in all", contents.map.total_mapped_blocks()));
+        }
+        Ok(())
+    }
+
+    /// Every segment as the store knows it now.
+    #[must_use]
+    pub fn segments(&self) -> Vec<(SegmentIndex, Segment)> {
+        let contents = self.shared().contents.borrow();
+        contents.segments.iter().map(|(index, segment)| (index, *segment)).collect()
+    }
+}
