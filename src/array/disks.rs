@@ -9,13 +9,14 @@ use futures::future::{Either, join_all, select};
 
 use crate::base::buffer::{AlignedBuf, BufferPool};
 use crate::base::event::EventSink;
+use crate::base::mutant::{self, Mutant};
 use crate::base::runtime::{Instant, RuntimeHandle};
 use crate::base::signal::Signal;
 use crate::base::units::BLOCK_SIZE;
-use crate::disk::{Disk, DiskError, DiskErrorKind, DiskFuture};
+use crate::disk::{DiskError, DiskErrorKind, DiskFuture};
 
 use super::geometry::{Geometry, MemberSet, SegmentIndex, Slot, StripeLayout};
-use super::membership::Membership;
+use super::membership::{Membership, OpenDisk};
 use super::parity;
 use super::superblock::{PoolRecord, Uuid};
 
@@ -106,7 +107,7 @@ pub enum DiskState {
 impl Array {
     pub(super) fn new(
         record: PoolRecord,
-        disks: Vec<Option<Rc<dyn Disk>>>,
+        disks: Vec<Option<OpenDisk>>,
         runtime: RuntimeHandle,
         buffers: BufferPool,
         events: EventSink,
@@ -233,6 +234,9 @@ impl Array {
         assert_eq!(columns.len(), layout.data_columns());
         let height = columns[0].len();
         let offset = self.shared.geometry.offset(segment, first_row);
+        if mutant::is(Mutant::ReadBeforeWrite) {
+            let _ = self.read_rows(segment, layout.data_slot(0), first_row, 1).await;
+        }
         let mut writes = Vec::with_capacity(columns.len() + 1);
         if let Some(slot) = layout.parity_slot() {
             let mut buffer = self.shared.buffers.get(height * BLOCK_SIZE);
@@ -254,7 +258,9 @@ impl Array {
             add(&self.shared.counters.writes, 1);
             add(&self.shared.counters.written_bytes, bytes as u64);
             match self.watched(slot, disk.write(offset, pieces.clone())).await {
-                Some(Err(error)) if error.kind == DiskErrorKind::NoSpace => {
+                Some(Err(error))
+                    if error.kind == DiskErrorKind::NoSpace && !mutant::is(Mutant::NoSpaceFailsDisk) =>
+                {
                     // A full file system is no broken disk. The same bytes go to the same rows, which
                     // nobody has been told of, once there is space.
                     self.shared.starved.set(true);
@@ -279,6 +285,9 @@ impl Array {
                 None => groups.push((group, vec![slot])),
             }
         }
+        if mutant::is(Mutant::FlushOneDisk) {
+            groups.truncate(1);
+        }
         join_all(groups.into_iter().map(|(_, slots)| self.flush_device(slots))).await;
         self.shared.membership.settled().await
     }
@@ -287,7 +296,11 @@ impl Array {
     async fn flush_device(&self, slots: Vec<Slot>) {
         let Some(disk) = self.shared.membership.disk(slots[0]) else { return };
         add(&self.shared.counters.flushes, 1);
-        if let Some(Err(error)) = self.watched(slots[0], disk.flush()).await {
+        let mut flushed = self.watched(slots[0], disk.flush()).await;
+        if mutant::is(Mutant::RetryFailedFlush) && matches!(flushed, Some(Err(_))) {
+            flushed = self.watched(slots[0], disk.flush()).await;
+        }
+        if let Some(Err(error)) = flushed {
             slots.iter().for_each(|slot| self.disk_left(*slot, &error.to_string()));
         }
     }
@@ -329,7 +342,10 @@ impl Array {
         row: u32,
         count: u32,
     ) -> Result<AlignedBuf, ArrayError> {
-        let others = members.without(slot);
+        let mut others = members.without(slot);
+        if let Some(one) = others.iter().next().filter(|_| mutant::is(Mutant::ReconstructWithoutOneMember)) {
+            others = others.without(one);
+        }
         if !members.contains(slot) || others == MemberSet::EMPTY {
             return Err(ArrayError::Unreadable);
         }

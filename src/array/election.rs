@@ -1,5 +1,6 @@
 //! Formatting disks into an array, and finding the array again among the disks that are there.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -7,11 +8,13 @@ use futures::future::join_all;
 
 use crate::base::buffer::{AlignedBuf, BufferPool};
 use crate::base::event::EventSink;
+use crate::base::mutant::{self, Mutant};
 use crate::base::runtime::RuntimeHandle;
 use crate::disk::{Disk, DiskError};
 
 use super::disks::Array;
 use super::geometry::{Geometry, MAX_DISKS, MemberSet, Slot};
+use super::membership::OpenDisk;
 use super::superblock::{
     COPY_OFFSETS, DiskRecord, FORMAT_VERSION, PoolRecord, SUPERBLOCK_BYTES, Superblock, SuperblockError,
     Uuid, copy_offset,
@@ -165,7 +168,7 @@ impl Array {
         events: EventSink,
     ) -> Result<(Self, OpenReport), OpenError> {
         let mut report = OpenReport::default();
-        let mut found: Vec<(Rc<dyn Disk>, Superblock)> = Vec::new();
+        let mut found: Vec<(OpenDisk, Superblock)> = Vec::new();
         for disk in disks {
             let superblock = match read_superblock(&disk).await {
                 Ok(superblock) => superblock,
@@ -175,7 +178,9 @@ impl Array {
                 }
             };
             match superblock {
-                Ok(superblock) => found.push((disk, superblock)),
+                Ok((superblock, copy)) => {
+                    found.push((OpenDisk { disk, newest_copy: Cell::new(copy) }, superblock));
+                }
                 Err(error @ (SuperblockError::Blank | SuperblockError::Damaged)) => {
                     report.unused.push((disk.properties().path.clone(), error.to_string()));
                 }
@@ -185,11 +190,17 @@ impl Array {
                 }
             }
         }
-        let Some((_, newest)) = found.iter().max_by_key(|(_, superblock)| superblock.record.generation)
-        else {
+        let generation = |(_, superblock): &&(OpenDisk, Superblock)| match superblock.record.generation {
+            generation if mutant::is(Mutant::ElectLowestGeneration) => u64::MAX - generation,
+            generation => generation,
+        };
+        let Some((_, newest)) = found.iter().max_by_key(generation) else {
             return Err(OpenError::NoPool(report.unused));
         };
-        let record = newest.record.clone();
+        let mut record = newest.record.clone();
+        if mutant::is(Mutant::UseStaleDisk) {
+            record.disks.iter_mut().for_each(|disk| disk.member = true);
+        }
         let by_slot = assign_slots(found, &record, &mut report)?;
         check_enough(&record, &by_slot, &mut report)?;
         Ok((Self::new(record, by_slot, runtime, buffers, events), report))
@@ -198,12 +209,13 @@ impl Array {
 
 /// Puts each disk into the slot that the ruling record gives it.
 fn assign_slots(
-    found: Vec<(Rc<dyn Disk>, Superblock)>,
+    found: Vec<(OpenDisk, Superblock)>,
     record: &PoolRecord,
     report: &mut OpenReport,
-) -> Result<Vec<Option<Rc<dyn Disk>>>, OpenError> {
-    let mut by_slot: Vec<Option<Rc<dyn Disk>>> = vec![None; record.disks.len()];
-    for (disk, superblock) in found {
+) -> Result<Vec<Option<OpenDisk>>, OpenError> {
+    let mut by_slot: Vec<Option<OpenDisk>> = vec![None; record.disks.len()];
+    for (found, superblock) in found {
+        let disk = &found.disk;
         let path = disk.properties().path.clone();
         let slot = superblock.slot;
         if superblock.record.pool != record.pool {
@@ -213,7 +225,7 @@ fn assign_slots(
         match record.disks.get(slot.index()) {
             Some(known) if known.uuid == own && known.member => {
                 if let Some(other) = &by_slot[slot.index()] {
-                    let reason = format!("it is a copy of {}", other.properties().path);
+                    let reason = format!("it is a copy of {}", other.disk.properties().path);
                     return Err(OpenError::Refused { path, reason });
                 }
                 if disk.properties().size_bytes < superblock.needed_bytes() {
@@ -222,7 +234,7 @@ fn assign_slots(
                         reason: "it is shorter than when it was formatted".into(),
                     });
                 }
-                by_slot[slot.index()] = Some(disk);
+                by_slot[slot.index()] = Some(found);
             }
             _ => report.unused.push((path, "the pool went on without it, its data is stale".to_owned())),
         }
@@ -233,7 +245,7 @@ fn assign_slots(
 /// Refuses to open an array whose data parity could not give back.
 fn check_enough(
     record: &PoolRecord,
-    by_slot: &[Option<Rc<dyn Disk>>],
+    by_slot: &[Option<OpenDisk>],
     report: &mut OpenReport,
 ) -> Result<(), OpenError> {
     let present = by_slot.iter().filter(|disk| disk.is_some()).count();
@@ -249,19 +261,22 @@ fn check_enough(
     Ok(())
 }
 
-/// The newer valid copy on a disk; when there is none, what is wrong with the first.
-async fn read_superblock(disk: &Rc<dyn Disk>) -> Result<Result<Superblock, SuperblockError>, DiskError> {
-    let mut best: Option<Superblock> = None;
+/// The newer valid copy on a disk and which one it is; when there is none, what is wrong.
+async fn read_superblock(
+    disk: &Rc<dyn Disk>,
+) -> Result<Result<(Superblock, u64), SuperblockError>, DiskError> {
+    let mut best: Option<(Superblock, u64)> = None;
     let mut problem = SuperblockError::Blank;
-    for offset in COPY_OFFSETS {
+    for (copy, offset) in (0..).zip(COPY_OFFSETS) {
         let bytes = disk.read(offset, AlignedBuf::zeroed(SUPERBLOCK_BYTES)).await?;
         match Superblock::decode(&bytes) {
-            Ok(newer @ Superblock { .. })
-                if best.as_ref().is_none_or(|best| best.record.generation < newer.record.generation) =>
-            {
-                best = Some(newer);
+            Ok(found) => {
+                let is_newer = |best: &(Superblock, u64)| best.0.record.generation < found.record.generation;
+                if best.as_ref().is_none_or(is_newer) {
+                    best = Some((found, copy));
+                }
             }
-            Ok(_) | Err(SuperblockError::Blank) => {}
+            Err(SuperblockError::Blank) => {}
             // A newer release's copy rules out using the other one: it may be long out of date.
             Err(error @ SuperblockError::NewerVersion { .. }) => return Ok(Err(error)),
             Err(error) => problem = error,
@@ -273,7 +288,7 @@ async fn read_superblock(disk: &Rc<dyn Disk>) -> Result<Result<Superblock, Super
 async fn refuse_unless_blank(disk: &Rc<dyn Disk>) -> Result<(), OpenError> {
     let path = disk.properties().path.clone();
     let reason = match read_superblock(disk).await? {
-        Ok(superblock) => format!("it belongs to pool {}", superblock.record.pool),
+        Ok((superblock, _)) => format!("it belongs to pool {}", superblock.record.pool),
         Err(SuperblockError::Blank) => {
             let head = disk.read(0, AlignedBuf::zeroed(BLANK_BYTES)).await?;
             if head.iter().all(|byte| *byte == 0) {

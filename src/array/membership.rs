@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use crate::base::event::{Event, EventSink, Severity};
+use crate::base::mutant::{self, Mutant};
 use crate::base::signal::Signal;
 use crate::disk::{Disk, DiskError};
 
@@ -21,7 +22,7 @@ use super::superblock::{PoolRecord, Superblock, copy_offset};
 
 /// The state of membership; shared by the array's operations.
 pub(super) struct Membership {
-    disks: Vec<Option<Rc<dyn Disk>>>,
+    disks: Vec<Option<OpenDisk>>,
     state: RefCell<State>,
     // One commit at a time: a generation is written to every disk before the next is formed.
     committing: futures::lock::Mutex<()>,
@@ -29,6 +30,14 @@ pub(super) struct Membership {
     /// Notified at every change of state.
     changed: Signal,
     events: EventSink,
+}
+
+/// A disk that was found, and where its superblock is.
+#[derive(Clone)]
+pub(super) struct OpenDisk {
+    pub(super) disk: Rc<dyn Disk>,
+    /// Which of the two copies is the newest valid one: 0 or 1.
+    pub(super) newest_copy: Cell<u64>,
 }
 
 struct State {
@@ -42,7 +51,7 @@ struct State {
 impl Membership {
     /// `disks` by slot; members of `record` without a disk count as failing from the start, so that
     /// the first commit excludes them.
-    pub(super) fn new(record: PoolRecord, disks: Vec<Option<Rc<dyn Disk>>>, events: EventSink) -> Self {
+    pub(super) fn new(record: PoolRecord, disks: Vec<Option<OpenDisk>>, events: EventSink) -> Self {
         let slots = record.disks.len();
         let mut failing = MemberSet::EMPTY;
         let mut reasons = vec![None; slots];
@@ -95,12 +104,12 @@ impl Membership {
         if !self.live().contains(slot) {
             return None;
         }
-        self.disks[slot.index()].clone()
+        self.any_disk(slot).cloned()
     }
 
     /// The disk in `slot`, whether it may be used or not.
     pub(super) fn any_disk(&self, slot: Slot) -> Option<&Rc<dyn Disk>> {
-        self.disks[slot.index()].as_ref()
+        self.disks[slot.index()].as_ref().map(|member| &member.disk)
     }
 
     /// Stops using the disk in `slot`. Beyond what parity covers, the array goes offline instead.
@@ -150,7 +159,9 @@ impl Membership {
     /// Returns when no member is failing: every exclusion is durable. What a failing disk missed may
     /// be acknowledged only after this.
     pub(super) async fn settled(&self) -> Result<(), ArrayError> {
-        while !self.failing().difference(MemberSet::EMPTY).eq(&MemberSet::EMPTY) {
+        while !mutant::is(Mutant::AcknowledgeBeforeExclusion)
+            && !self.failing().difference(MemberSet::EMPTY).eq(&MemberSet::EMPTY)
+        {
             self.commit(None).await?;
         }
         if self.is_offline() { Err(ArrayError::Offline) } else { Ok(()) }
@@ -201,11 +212,20 @@ impl Membership {
         (record, excluded)
     }
 
+    /// Writes over the older copy on the disk, whatever the generation: the newest that it holds
+    /// stays until this one is whole.
     async fn write_superblock(&self, slot: Slot, record: &PoolRecord) -> Result<(), DiskError> {
-        let Some(disk) = &self.disks[slot.index()] else { return Ok(()) };
+        let Some(member) = &self.disks[slot.index()] else { return Ok(()) };
         let bytes: Bytes = Superblock { slot, record: record.clone() }.encode().freeze();
-        disk.write(copy_offset(record.generation), vec![bytes]).await?;
-        disk.flush().await
+        let by_generation = mutant::is(Mutant::SuperblockByGeneration);
+        let copy = if by_generation { record.generation % 2 } else { 1 - member.newest_copy.get() };
+        member.disk.write(copy_offset(copy), vec![bytes]).await?;
+        if mutant::is(Mutant::SuperblockNotFlushed) {
+            return Ok(());
+        }
+        member.disk.flush().await?;
+        member.newest_copy.set(copy);
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The superblock: which pool and slot a disk belongs to, who else belongs, and the store's root.
 //!
-//! Two copies a disk, at byte 0 and byte 512 KiB, written alternately by generation, so that a torn
-//! write leaves the older one. The highest valid generation among the disks rules: membership and the
+//! Two copies a disk, at byte 0 and byte 512 KiB. A new generation goes over the older copy of that
+//! disk, so that a torn write leaves the one before. The highest valid generation among the disks rules: membership and the
 //! store's root switch together, in one generation. Layout in docs/on-disk-format.md.
 
 use crate::base::buffer::AlignedBuf;
@@ -19,10 +19,10 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Most bytes that the store's root may take.
 pub const MAX_ROOT_BYTES: usize = 6144;
 
-/// Byte offset of the copy that generation `generation` is written to.
+/// Byte offset of copy 0 or 1.
 #[must_use]
-pub fn copy_offset(generation: u64) -> u64 {
-    COPY_OFFSETS[(generation % 2) as usize]
+pub fn copy_offset(copy: u64) -> u64 {
+    COPY_OFFSETS[(copy % 2) as usize]
 }
 
 /// Where the two copies lie on each disk.
