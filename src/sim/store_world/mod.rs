@@ -1,35 +1,42 @@
-//! A node's store in the simulator: clients that write, read and unmap, crashes, a disk that
-//! misbehaves, restarts; and an oracle that knows what every block may be.
+//! A node's store in the simulator: clients that write, read and unmap, crashes, disks that
+//! misbehave, restarts; and an oracle that knows what every block may be.
 //!
-//! One run is a few *lives* of one pool. Each ends in a power cut or a clean stop; the next one opens
-//! the pool again and checks every block. All faults of a run strike one disk, so within the promise
-//! of RAID 5 no client ever sees an error.
+//! One run is a few *lives* of one pool, under one [`Theme`]. Each life ends in a power cut or a
+//! clean stop; the next one opens the pool again and checks every block and the store's books. Where
+//! faults stay within the promise of RAID 5 (they strike one disk), no client ever sees an error;
+//! beyond it, errors are allowed and wrong data never is. docs/simulator.md lists the oracles.
 
+mod client;
+mod lost_batch;
 mod oracle;
+mod plan;
+mod scrub;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::future::{Either, join_all, select};
+use futures::future::{Either, LocalBoxFuture, join_all, select};
 
-use self::oracle::Oracle;
+pub use self::plan::Theme;
+
+use self::client::{Client, Site};
+use self::oracle::VolumeState;
+use self::plan::Plan;
 use super::disk::SimulatedDisk;
 use super::executor::{Executor, World};
-use super::fault::{Effect, Fault, Frequency};
 use super::medium::SimulatedMedium;
 use super::random::Random;
 use crate::array::superblock::Uuid;
-use crate::array::{Array, FormatOptions};
-use crate::base::buffer::{AlignedBuf, BufferPool};
-use crate::base::checksum::Crc32;
+use crate::array::{Array, FormatOptions, MemberSet, OpenError};
+use crate::base::buffer::BufferPool;
 use crate::base::event::Event;
 use crate::base::runtime::Runtime;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
-use crate::disk::{Disk, DiskErrorKind, Operation};
-use crate::store::interface::{BlockStore, BlockWrite};
-use crate::store::{Store, StoreOptions};
+use crate::disk::Disk;
+use crate::store::interface::{BlockStore, StoreError};
+use crate::store::segments::SegmentState;
+use crate::store::{PoolError, RecoveryError, Store, StoreOptions};
 
 /// What a run did, for totals and for proof that rare paths were met.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,23 +46,76 @@ pub struct Report {
     pub reads: u64,
     pub crashes: u64,
     pub clean_stops: u64,
+    pub interrupted_formats: u64,
+    pub interrupted_openings: u64,
     pub disks_lost: u64,
+    pub disks_withheld: u64,
+    pub stale_disks_refused: u64,
+    pub all_disks_gone: u64,
     pub rebuilt_blocks: u64,
     pub moved_blocks: u64,
     pub checkpoints: u64,
     pub kept_unproven: u64,
     pub discarded_batches: u64,
+    pub degraded_wide_segments: u64,
+    pub refused_for_space: u64,
+    pub dropped_volumes: u64,
+    pub scrubbed_rows: u64,
+    pub lives_without_reads: u64,
+    pub lost_batches_refused: u64,
+    pub medium_errors: u64,
+    pub refused_openings: u64,
     pub trace_hash: u64,
 }
 
-/// Runs one seed.
+impl Report {
+    /// Every count with its name, the trace's hash apart.
+    #[must_use]
+    pub fn counts(&self) -> [(&'static str, u64); 23] {
+        [
+            ("writes", self.writes),
+            ("reads", self.reads),
+            ("crashes", self.crashes),
+            ("clean stops", self.clean_stops),
+            ("interrupted formats", self.interrupted_formats),
+            ("interrupted openings", self.interrupted_openings),
+            ("disks lost", self.disks_lost),
+            ("disks withheld", self.disks_withheld),
+            ("stale disks refused", self.stale_disks_refused),
+            ("times all disks were gone", self.all_disks_gone),
+            ("rebuilt blocks", self.rebuilt_blocks),
+            ("moved blocks", self.moved_blocks),
+            ("checkpoints", self.checkpoints),
+            ("unproven batches kept", self.kept_unproven),
+            ("batches discarded", self.discarded_batches),
+            ("segments wide for want of space", self.degraded_wide_segments),
+            ("writes refused for want of space", self.refused_for_space),
+            ("volumes dropped", self.dropped_volumes),
+            ("rows scrubbed", self.scrubbed_rows),
+            ("lives without a read", self.lives_without_reads),
+            ("lost batches refused", self.lost_batches_refused),
+            ("medium errors beyond the promise", self.medium_errors),
+            ("openings refused beyond the promise", self.refused_openings),
+        ]
+    }
+}
+
+/// Runs one seed under the theme that it draws.
 ///
 /// # Errors
 /// What went wrong, with the seed.
 pub fn run(seed: u64) -> Result<Report, String> {
+    run_theme(seed, Theme::of(seed))
+}
+
+/// Runs one seed under `theme`.
+///
+/// # Errors
+/// What went wrong, with the seed.
+pub fn run_theme(seed: u64, theme: Theme) -> Result<Report, String> {
     let executor = Executor::new(seed);
     let random = Random::new(seed ^ 0x5eed);
-    let pool = PoolUnderTest::new(&random);
+    let pool = PoolUnderTest::new(Plan::new(theme, &random), &random);
     let limit = executor_sleep(&executor, LONGEST_RUN);
     let result = executor.block_on(async {
         match select(Box::pin(pool.live_and_die(&executor, &random)), limit).await {
@@ -65,8 +125,8 @@ pub fn run(seed: u64) -> Result<Report, String> {
     });
     let mut report = match result {
         Ok(Ok(report)) => report,
-        Ok(Err(problem)) => return Err(format!("seed {seed}: {problem}")),
-        Err(stuck) => return Err(format!("seed {seed}: {stuck}")),
+        Ok(Err(problem)) => return Err(format!("seed {seed} ({theme:?}): {problem}")),
+        Err(stuck) => return Err(format!("seed {seed} ({theme:?}): {stuck} while {}", pool.phase.get())),
     };
     report.trace_hash = executor.trace_hash();
     Ok(report)
@@ -74,73 +134,366 @@ pub fn run(seed: u64) -> Result<Report, String> {
 
 /// The media of a pool, and the oracle: what survives crashes.
 struct PoolUnderTest {
+    plan: Plan,
     media: Vec<Rc<SimulatedMedium>>,
-    /// The one disk that faults strike.
-    victim: usize,
-    blocks: u64,
-    oracle: Rc<RefCell<Oracle>>,
+    site: Rc<Site>,
     report: Cell<Report>,
-    errors: Rc<RefCell<Option<String>>>,
     /// What the run is doing, for the message when it hangs.
     phase: Cell<&'static str>,
 }
 
+/// A life's end, as far as the next one is concerned.
+enum Opened {
+    Store(Store, Rc<World>),
+    /// The pool can't be opened any more, as may happen in this run.
+    Refused,
+}
+
 impl PoolUnderTest {
-    fn new(random: &Random) -> Self {
-        let disks = 3 + random.index(3);
-        let segments = 40 + random.below(24);
-        let bytes = (1 << 20) + segments * SEGMENT_BYTES;
-        let media =
-            (0..disks).map(|n| SimulatedMedium::new(&format!("disk{n}"), bytes, random.next())).collect();
-        // Eight tenths of what the pool offers, over two volumes.
-        let offered = (segments - 14) * SEGMENT_ROWS * (disks as u64 - 1) * 84 / 100;
-        let blocks = offered * (1 + random.below(8)) / 10 / VOLUMES;
-        Self {
-            media,
-            victim: random.index(disks),
-            blocks,
-            oracle: Rc::new(RefCell::new(Oracle::new(VOLUMES, blocks))),
-            report: Cell::new(Report::default()),
-            errors: Rc::default(),
-            phase: Cell::new("formatting"),
-        }
+    fn new(plan: Plan, random: &Random) -> Self {
+        let bytes = (1 << 20) + plan.segments * SEGMENT_BYTES;
+        let medium = |n| SimulatedMedium::new(&format!("disk{n}"), bytes, random.next());
+        let media = (0..plan.disks).map(medium).collect();
+        let site = Site::new(plan.theme, plan.blocks);
+        Self { plan, media, site, report: Cell::default(), phase: Cell::new("formatting") }
     }
 
     async fn live_and_die(&self, executor: &Executor, random: &Random) -> Result<Report, String> {
-        let world = executor.world("format");
-        let disks = self.disks(&world);
-        let options = FormatOptions { segment_bytes: Some(SEGMENT_BYTES), overwrite_foreign: false };
-        Array::format(&disks, &options, Uuid([7; 16])).await.map_err(|error| error.to_string())?;
-        let lives = 2 + random.below(5);
-        for life in 1..=lives {
-            let world = executor.world("node");
+        self.format(executor, random).await?;
+        for life in 1..=self.plan.lives {
             self.phase.set("opening the pool");
-            let store = self.open(&world, life as u32).await?;
+            let Opened::Store(store, world) = self.open(executor, random, life).await? else { break };
             self.phase.set("checking every block");
-            self.check_everything(&store).await?;
-            if life == lives {
-                break;
+            self.check_everything(&store, life).await?;
+            if life < self.plan.lives {
+                self.phase.set("serving");
+                self.serve(executor, random, &world, &store, life).await?;
             }
-            self.phase.set("serving");
-            self.inject_faults(random);
-            let clients = self.start_clients(&world, &store, random, life as u32);
-            let lifetime = Duration::from_micros(1000 + random.below(400_000));
-            match select(clients, executor_sleep(executor, lifetime)).await {
-                Either::Left(_) if random.coin() => {
-                    self.phase.set("closing the pool");
-                    store.close().await;
-                    self.note(|report| report.clean_stops += 1);
+            let destroys = self.plan.theme == Theme::LostBatch && random.below(3) == 0;
+            if destroys {
+                if self.destroy_a_batch(executor, &world, &store).await? {
+                    break;
                 }
-                _ => self.note(|report| report.crashes += 1),
+                continue; // nothing to destroy: an ordinary power cut
             }
-            self.take_statistics(&store);
-            world.crash();
-            self.media.iter().for_each(|medium| medium.crash());
-            if let Some(error) = self.errors.borrow_mut().take() {
-                return Err(error);
+            if life == self.plan.lives {
+                self.phase.set("closing the pool");
+                store.close().await;
+                self.scrub(&store)?;
             }
+            self.die(&world, &store)?;
         }
         Ok(self.report.get())
+    }
+
+    /// Formats the pool, at times with the power failing meanwhile.
+    async fn format(&self, executor: &Executor, random: &Random) -> Result<(), String> {
+        for attempt in 1u8.. {
+            let world = executor.world("format");
+            let disks = self.disks(&world);
+            let again = FormatOptions { segment_bytes: Some(SEGMENT_BYTES), overwrite_foreign: attempt > 1 };
+            let format = Box::pin(Array::format(&disks, &again, Uuid([attempt; 16])));
+            let interrupts = self.plan.interrupts && attempt < 4;
+            let patience = if interrupts { random.below(20_000) } else { 1 << 40 };
+            let power_cut = executor_sleep(executor, Duration::from_micros(patience));
+            match select(format, power_cut).await {
+                Either::Left((result, _)) => return result.map_err(|error| format!("format: {error}")),
+                Either::Right(_) => self.note(|report| report.interrupted_formats += 1),
+            }
+            self.cut_power(&world);
+        }
+        Ok(())
+    }
+
+    /// Opens the pool, at times with the power failing meanwhile, and puts the volumes there.
+    async fn open(&self, executor: &Executor, random: &Random, life: u32) -> Result<Opened, String> {
+        self.media.iter().for_each(|medium| medium.clear_faults());
+        let withheld = self.choose_withheld(random);
+        for attempt in 0.. {
+            let world = executor.world("node");
+            let mut disks = self.disks(&world);
+            if let Some(disk) = withheld {
+                disks.remove(disk);
+            }
+            random.shuffle(&mut disks);
+            let interrupts = self.plan.interrupts && attempt < 3 && random.coin();
+            let patience = if interrupts { random.below(30_000) } else { 1 << 40 };
+            let power_cut = executor_sleep(executor, Duration::from_micros(patience));
+            let opening = Box::pin(self.open_once(disks, &world, life));
+            let ended = outcome(select(opening, power_cut).await);
+            match ended {
+                Some(Ok(store)) => {
+                    let missing =
+                        withheld.map_or(MemberSet::EMPTY, |disk| MemberSet::EMPTY.with(plan::slot(disk)));
+                    self.check_members(&store, missing)?;
+                    return Ok(Opened::Store(store, world));
+                }
+                Some(Err(refused)) if self.may_refuse(&refused) => {
+                    self.note(|report| report.refused_openings += 1);
+                    return Ok(Opened::Refused);
+                }
+                Some(Err(refused)) => return Err(format!("open: {refused}")),
+                None => self.note(|report| report.interrupted_openings += 1),
+            }
+            self.cut_power(&world);
+        }
+        Ok(Opened::Refused)
+    }
+
+    /// At times the disk that faults strike is not there at a start.
+    fn choose_withheld(&self, random: &Random) -> Option<usize> {
+        let victim = *self.plan.victims.first()?;
+        let one_fault = self.plan.theme == Theme::OneFault;
+        // Half a pool of two may not go on alone, unless it knows that it is the better half.
+        let may_miss = self.plan.disks > 2 || self.site.expelled.get().contains(plan::slot(victim));
+        let withheld = (one_fault && may_miss && random.below(8) == 0).then_some(victim);
+        self.note(|report| report.disks_withheld += u64::from(withheld.is_some()));
+        withheld
+    }
+
+    async fn open_once(
+        &self,
+        disks: Vec<Rc<dyn Disk>>,
+        world: &Rc<World>,
+        life: u32,
+    ) -> Result<Store, Refusal> {
+        let events: Rc<RefCell<Vec<Event>>> = Rc::default();
+        let sink = {
+            let events = events.clone();
+            Rc::new(move |event| events.borrow_mut().push(event))
+        };
+        let buffers = BufferPool::new(1 << 20);
+        let (array, found) = Array::open(disks, world.clone(), buffers, sink.clone()).await?;
+        let options = StoreOptions { checkpoint_log_bytes: 2 << 20, ..StoreOptions::default() };
+        let (store, recovery) = Store::open(array, world.clone(), options, sink).await?;
+        self.note(|report| {
+            report.kept_unproven += recovery.kept_unproven;
+            report.discarded_batches += recovery.discarded_batches;
+            report.stale_disks_refused += found.unused.len() as u64;
+        });
+        self.find_volumes(&store, life).await?;
+        Ok(store)
+    }
+
+    async fn find_volumes(&self, store: &Store, life: u32) -> Result<(), Refusal> {
+        let found: Vec<u32> = store.volumes().iter().map(|(volume, _, _)| volume.0).collect();
+        self.site.oracle.borrow_mut().settle_volumes(&found).map_err(Refusal::Oracle)?;
+        for volume in 0..VOLUMES as u32 {
+            if !found.contains(&volume) {
+                self.site.oracle.borrow_mut().create(volume, self.plan.blocks);
+            }
+            let version = Version { epoch: life, sequence: 0 };
+            store.put_volume(VolumeId(volume), version, b"volume").await?;
+            self.site.oracle.borrow_mut().set_state(volume, VolumeState::Exists);
+        }
+        Ok(())
+    }
+
+    /// Whether the pool may refuse to open in this run.
+    fn may_refuse(&self, refused: &Refusal) -> bool {
+        self.plan.theme == Theme::TwoFaults && !matches!(refused, Refusal::Oracle(_))
+    }
+
+    /// A disk that the pool went on without is not used again; without faults all disks are used.
+    fn check_members(&self, store: &Store, missing: MemberSet) -> Result<(), String> {
+        let live = store.array().live();
+        let all = store.array().geometry().all_slots();
+        if live.intersection(self.site.expelled.get().iter().fold(missing, MemberSet::with))
+            != MemberSet::EMPTY
+        {
+            return Err(format!("{live:?} are in use, {:?} had been left behind", self.site.expelled.get()));
+        }
+        if !self.plan.theme.has_faults() && live != all {
+            return Err(format!("no disk failed, and only {live:?} of {all:?} are in use"));
+        }
+        // Opening has committed a generation without those that are not in use.
+        self.site.expelled.set(all.difference(live));
+        Ok(())
+    }
+
+    /// Every block is what the oracle says, and the books are right.
+    async fn check_everything(&self, store: &Store, life: u32) -> Result<(), String> {
+        let found: Vec<u32> = store.volumes().iter().map(|(volume, _, _)| volume.0).collect();
+        let existing = self.site.oracle.borrow_mut().settle_volumes(&found)?;
+        let mut is_whole = true;
+        for (volume, blocks) in existing {
+            for address in 0..blocks {
+                let floor = self.site.oracle.borrow().floor(volume, address);
+                let data = match store.read(VolumeId(volume), BlockAddress(address), 1).await {
+                    Ok(data) => data.concat(),
+                    Err(error) if self.site.tolerates(&error) => {
+                        is_whole = false;
+                        continue;
+                    }
+                    Err(error) => return Err(format!("life {life}, check of {volume}/{address}: {error}")),
+                };
+                let mut oracle = self.site.oracle.borrow_mut();
+                let checked = oracle.check(volume, address, floor, &data);
+                checked.map_err(|problem| format!("life {life}: {problem}"))?;
+                oracle.settle_for_good(volume, address);
+            }
+            let (mapped, used) =
+                (self.site.oracle.borrow().mapped_blocks(volume), store.volume_used_bytes(VolumeId(volume)));
+            if is_whole && mapped * BLOCK_SIZE as u64 != used {
+                return Err(format!(
+                    "life {life}: volume {volume} has {mapped} blocks and uses {used} bytes"
+                ));
+            }
+        }
+        store.audit().map_err(|problem| format!("life {life}: audit: {problem}"))
+    }
+
+    /// Clients at work for a while, faults included.
+    async fn serve(
+        &self,
+        executor: &Executor,
+        random: &Random,
+        world: &Rc<World>,
+        store: &Store,
+        life: u32,
+    ) -> Result<(), String> {
+        for victim in &self.plan.victims {
+            plan::inject_fault(&self.media[*victim], self.plan.theme == Theme::TwoFaults, random);
+        }
+        let reads_before = self.disk_reads();
+        let errors_before = self.write_and_flush_errors();
+        let clients = self.start_clients(world, store, random, life);
+        let lifetime = Duration::from_micros(1000 + random.below(self.plan.lifetime.as_micros() as u64));
+        let trouble = self.trouble(executor, random, lifetime);
+        let is_short = select(clients, executor_sleep(executor, lifetime));
+        let (ended, ()) = futures::future::join(is_short, trouble).await;
+        let is_idle = matches!(ended, Either::Left(_));
+        if let Some(problem) = self.site.problem.borrow_mut().take() {
+            return Err(format!("life {life}: {problem}"));
+        }
+        self.check_failures(executor, store, &errors_before).await?;
+        if self.plan.theme == Theme::WritesOnly && store.statistics().moved_blocks.get() == 0 {
+            let reads = self.disk_reads() - reads_before;
+            if reads > 0 {
+                return Err(format!("life {life}: {reads} disk reads by writes"));
+            }
+            self.note(|report| report.lives_without_reads += 1);
+        }
+        if is_idle && random.coin() && !store.is_offline() {
+            self.phase.set("closing the pool");
+            store.close().await;
+            store.audit().map_err(|problem| format!("life {life}: audit: {problem}"))?;
+            self.note(|report| report.clean_stops += 1);
+        }
+        Ok(())
+    }
+
+    /// A disk that failed a write or a flush is out of use from its first error on.
+    async fn check_failures(&self, executor: &Executor, store: &Store, before: &[u64]) -> Result<(), String> {
+        if !self.plan.theme.has_faults() {
+            return Ok(());
+        }
+        let now = self.write_and_flush_errors();
+        executor_sleep(executor, Duration::from_millis(1)).await;
+        for disk in (0..self.plan.disks).filter(|disk| now[*disk] > before[*disk]) {
+            if store.array().live().contains(plan::slot(disk)) && !store.is_offline() {
+                return Err(format!("disk {disk} failed a write or a flush and is still in use"));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_and_flush_errors(&self) -> Vec<u64> {
+        let counters = self.media.iter().map(|medium| medium.counters());
+        counters.map(|counters| counters.write_errors + counters.flush_errors).collect()
+    }
+
+    /// What befalls all disks together in this life.
+    async fn trouble(&self, executor: &Executor, random: &Random, lifetime: Duration) {
+        let moment = |share: u64| lifetime.mul_f64(share as f64 / 100.0);
+        match self.plan.theme {
+            Theme::AllDisksGone if random.coin() => {
+                executor_sleep(executor, moment(random.below(100))).await;
+                let lose_cache = random.coin();
+                self.media.iter().for_each(|medium| medium.disappear(lose_cache));
+                self.note(|report| report.all_disks_gone += 1);
+            }
+            Theme::NoSpaceUnderDisks => {
+                let size = self.media[0].size_bytes();
+                let limit = (1 << 20) + (size - (1 << 20)) * random.below(100) / 100;
+                let narrow = random.index(self.media.len() + 1);
+                let limited = |n: usize| n == narrow || narrow == self.media.len();
+                for (_, medium) in self.media.iter().enumerate().filter(|(n, _)| limited(*n)) {
+                    medium.limit_space(Some(limit));
+                }
+                self.site.starved.set(true);
+                executor_sleep(executor, moment(random.below(150))).await;
+                self.media.iter().for_each(|medium| medium.limit_space(None));
+                // Those who wait look again every half second.
+                executor_sleep(executor, Duration::from_secs(2)).await;
+            }
+            _ => {}
+        }
+    }
+
+    fn start_clients(
+        &self,
+        world: &Rc<World>,
+        store: &Store,
+        random: &Random,
+        epoch: u32,
+    ) -> LocalBoxFuture<'static, ()> {
+        let client =
+            || Client { site: self.site.clone(), store: store.clone(), random: random.fork(), epoch };
+        let mut work: Vec<LocalBoxFuture<'static, ()>> = Vec::new();
+        for _ in 0..1 + random.index(6) {
+            work.push(Box::pin(client().work()));
+        }
+        if self.plan.tenants {
+            work.push(Box::pin(client().keep_tenants()));
+        }
+        let start = |work: LocalBoxFuture<'static, ()>| {
+            let (sender, receiver) = futures::channel::oneshot::channel::<()>();
+            world.spawn(Box::pin(async move {
+                work.await;
+                let _ = sender.send(());
+            }));
+            receiver
+        };
+        let done: Vec<_> = work.into_iter().map(start).collect();
+        Box::pin(async move { drop(join_all(done).await) })
+    }
+
+    /// The end of a life: the power goes, whatever was going on.
+    fn die(&self, world: &Rc<World>, store: &Store) -> Result<(), String> {
+        let statistics = store.statistics();
+        let (all, live) = (store.array().geometry().all_slots(), store.array().live());
+        let is_wide =
+            |members: MemberSet| members == all && live != all && store.array().geometry().disk_count > 1;
+        let segments = store.segments();
+        let wide =
+            segments.iter().filter(|(_, s)| s.state == SegmentState::Open && is_wide(s.members)).count();
+        self.note(|report| {
+            report.rebuilt_blocks += statistics.rebuilt_blocks.get();
+            report.moved_blocks += statistics.moved_blocks.get();
+            report.checkpoints += statistics.checkpoints.get();
+            report.disks_lost += u64::from(live != all);
+            report.degraded_wide_segments += wide as u64;
+            report.writes += statistics.written_blocks.get();
+            report.reads += statistics.read_blocks.get();
+            report.crashes += 1;
+            report.refused_for_space += self.site.refusals.take();
+            report.medium_errors += self.site.medium_errors.take();
+            report.dropped_volumes += self.site.drops.take();
+        });
+        self.cut_power(world);
+        self.site.problem.borrow_mut().take().map_or(Ok(()), Err)
+    }
+
+    fn cut_power(&self, world: &Rc<World>) {
+        world.crash();
+        for medium in &self.media {
+            medium.crash();
+            medium.reappear();
+            medium.limit_space(None);
+        }
+        self.site.starved.set(false);
+        self.site.pending_blocks.set(0);
     }
 
     fn disks(&self, world: &Rc<World>) -> Vec<Rc<dyn Disk>> {
@@ -148,109 +501,8 @@ impl PoolUnderTest {
         self.media.iter().map(open).collect()
     }
 
-    async fn open(&self, world: &Rc<World>, epoch: u32) -> Result<Store, String> {
-        let events: Rc<RefCell<Vec<Event>>> = Rc::default();
-        let sink = {
-            let events = events.clone();
-            Rc::new(move |event| events.borrow_mut().push(event))
-        };
-        let buffers = BufferPool::new(1 << 20);
-        let opened = Array::open(self.disks(world), world.clone(), buffers, sink.clone()).await;
-        let (array, _) = opened.map_err(|error| format!("open: {error}"))?;
-        let options = StoreOptions { checkpoint_log_bytes: 2 << 20, ..StoreOptions::default() };
-        let (store, recovery) = Store::open(array, world.clone(), options, sink)
-            .await
-            .map_err(|error| format!("recover: {error}; events {:?}", events.borrow()))?;
-        self.note(|report| {
-            report.kept_unproven += recovery.kept_unproven;
-            report.discarded_batches += recovery.discarded_batches;
-        });
-        for volume in 0..VOLUMES as u32 {
-            let version = Version { epoch, sequence: 0 };
-            let put = store.put_volume(VolumeId(volume), version, b"volume").await;
-            put.map_err(|error| format!("volume: {error}"))?;
-        }
-        Ok(store)
-    }
-
-    /// Faults of the one disk, for the life that begins.
-    fn inject_faults(&self, random: &Random) {
-        let medium = &self.media[self.victim];
-        medium.clear_faults();
-        let chance = Frequency::Chance { per_million: 3000 };
-        let fail = |operation, effect| Fault { operation, range: None, frequency: chance, effect };
-        let anywhere = random.below(medium.size_bytes() / 4096) * 4096;
-        match random.below(9) {
-            0 => medium.inject(fail(Operation::Write, Effect::Fail(DiskErrorKind::Io(5)))),
-            1 => medium.inject(fail(Operation::Flush, Effect::Fail(DiskErrorKind::Io(5)))),
-            2 => medium.inject(fail(Operation::Read, Effect::Fail(DiskErrorKind::Io(5)))),
-            3 => medium.inject(fail(Operation::Write, Effect::Phantom)),
-            4 => medium.inject(fail(Operation::Flush, Effect::Phantom)),
-            5 => medium.inject(fail(Operation::Write, Effect::Misdirect { to: anywhere })),
-            6 => medium.inject(fail(Operation::Write, Effect::Stall(Duration::from_secs(30)))),
-            7 => (0..4).for_each(|_| {
-                let at = random.below(medium.size_bytes() / 512) * 512;
-                if random.coin() { medium.rot(at..at + 512) } else { medium.make_unreadable(at..at + 512) }
-            }),
-            _ => {}
-        }
-    }
-
-    async fn check_everything(&self, store: &Store) -> Result<(), String> {
-        for volume in 0..VOLUMES {
-            for address in 0..self.blocks {
-                let floor = self.oracle.borrow().floor(volume, address);
-                let data = store.read(VolumeId(volume as u32), BlockAddress(address), 1).await;
-                let data = data.map_err(|error| format!("check of {volume}/{address}: {error}"))?;
-                self.oracle.borrow_mut().check(volume, address, floor, &data.concat())?;
-                self.oracle.borrow_mut().settle_for_good(volume, address);
-            }
-        }
-        Ok(())
-    }
-
-    /// Clients that work until each has done its share; the first error ends the run.
-    fn start_clients(
-        &self,
-        world: &Rc<World>,
-        store: &Store,
-        random: &Random,
-        epoch: u32,
-    ) -> futures::future::LocalBoxFuture<'static, ()> {
-        let clients = (0..1 + random.index(6)).map(|_| Client {
-            store: store.clone(),
-            oracle: self.oracle.clone(),
-            random: random.fork(),
-            blocks: self.blocks,
-            epoch,
-            errors: self.errors.clone(),
-        });
-        let done: Vec<_> = clients
-            .map(|client| {
-                let (sender, receiver) = futures::channel::oneshot::channel::<()>();
-                world.spawn(Box::pin(async move {
-                    if let Err(error) = client.work().await {
-                        client.errors.borrow_mut().get_or_insert(error);
-                    }
-                    let _ = sender.send(());
-                }));
-                receiver
-            })
-            .collect();
-        Box::pin(async move { drop(join_all(done).await) })
-    }
-
-    fn take_statistics(&self, store: &Store) {
-        let statistics = store.statistics();
-        let lost = store.array().geometry().disk_count - store.array().live().width();
-        self.note(|report| {
-            report.rebuilt_blocks += statistics.rebuilt_blocks.get();
-            report.moved_blocks += statistics.moved_blocks.get();
-            report.checkpoints += statistics.checkpoints.get();
-            report.disks_lost += u64::from(lost > 0);
-            report.writes += statistics.written_blocks.get();
-            report.reads += statistics.read_blocks.get();
-        });
+    fn disk_reads(&self) -> u64 {
+        self.media.iter().map(|medium| medium.counters().reads).sum()
     }
 
     fn note(&self, change: impl FnOnce(&mut Report)) {
@@ -260,81 +512,42 @@ impl PoolUnderTest {
     }
 }
 
-struct Client {
-    store: Store,
-    oracle: Rc<RefCell<Oracle>>,
-    random: Random,
-    blocks: u64,
-    epoch: u32,
-    errors: Rc<RefCell<Option<String>>>,
+/// Why a pool did not open.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Array(#[from] OpenError),
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    #[error("volumes: {0}")]
+    Volume(#[from] StoreError),
+    #[error("volumes: {0}")]
+    Oracle(String),
 }
 
-impl Client {
-    async fn work(&self) -> Result<(), String> {
-        for _ in 0..20 + self.random.below(400) {
-            let volume = self.random.below(VOLUMES);
-            let address = self.random.below(self.blocks);
-            let count = (1 + self.random.below(if self.random.chance(50_000) { 64 } else { 6 }))
-                .min(self.blocks - address);
-            match self.random.below(10) {
-                0 => self.unmap(volume, address, count).await?,
-                1..=3 => self.read(volume, address, count).await?,
-                _ => self.write(volume, address, count).await?,
-            }
-        }
-        Ok(())
+impl Refusal {
+    fn is_lost_batch(&self) -> bool {
+        let Self::Pool(PoolError::Recovery(error)) = self else { return false };
+        matches!(error, RecoveryError::AcknowledgedBatchLost { .. })
     }
+}
 
-    async fn write(&self, volume: u64, address: u64, count: u64) -> Result<(), String> {
-        let sequence = self.oracle.borrow_mut().submit(volume, address, count, false);
-        let block = |n: u64| {
-            let mut data = AlignedBuf::zeroed(BLOCK_SIZE);
-            Oracle::stamp(&mut data, volume, address + n, sequence);
-            let data: Bytes = data.freeze();
-            BlockWrite::Data { address: BlockAddress(address + n), checksum: Crc32::of(&data), data }
-        };
-        self.append(volume, address, count, sequence, (0..count).map(block).collect()).await
-    }
-
-    async fn unmap(&self, volume: u64, address: u64, count: u64) -> Result<(), String> {
-        let sequence = self.oracle.borrow_mut().submit(volume, address, count, true);
-        let hole = BlockWrite::Hole { address: BlockAddress(address), count };
-        self.append(volume, address, count, sequence, vec![hole]).await
-    }
-
-    async fn append(
-        &self,
-        volume: u64,
-        address: u64,
-        count: u64,
-        sequence: u64,
-        writes: Vec<BlockWrite>,
-    ) -> Result<(), String> {
-        let version = Version { epoch: self.epoch, sequence };
-        let done = self.store.append(VolumeId(volume as u32), version, writes).await;
-        done.map_err(|error| format!("write of {volume}/{address}: {error}"))?;
-        self.oracle.borrow_mut().acknowledge(volume, address, count, sequence);
-        Ok(())
-    }
-
-    async fn read(&self, volume: u64, address: u64, count: u64) -> Result<(), String> {
-        let floors: Vec<u64> = (0..count).map(|n| self.oracle.borrow().floor(volume, address + n)).collect();
-        let data = self.store.read(VolumeId(volume as u32), BlockAddress(address), count).await;
-        let data = data.map_err(|error| format!("read of {volume}/{address}: {error}"))?.concat();
-        for ((n, block), floor) in (0..).zip(data.chunks(BLOCK_SIZE)).zip(floors) {
-            self.oracle.borrow_mut().check(volume, address + n, floor, block)?;
-        }
-        Ok(())
+/// What a future gave, unless the power cut came first.
+fn outcome<T, F>(ended: Either<(T, LocalBoxFuture<'static, ()>), ((), F)>) -> Option<T> {
+    match ended {
+        Either::Left((result, _)) => Some(result),
+        Either::Right(_) => None,
     }
 }
 
 /// A sleep that belongs to no node, so that it outlives crashes.
-fn executor_sleep(executor: &Executor, duration: Duration) -> futures::future::LocalBoxFuture<'static, ()> {
+fn executor_sleep(executor: &Executor, duration: Duration) -> LocalBoxFuture<'static, ()> {
     executor.world("clock").sleep(duration)
 }
 
 /// Virtual time after which a run counts as hanging.
-const LONGEST_RUN: Duration = Duration::from_secs(600);
+const LONGEST_RUN: Duration = Duration::from_secs(900);
 const SEGMENT_ROWS: u64 = 16;
 const SEGMENT_BYTES: u64 = SEGMENT_ROWS * BLOCK_SIZE as u64;
+/// Lasting volumes.
 const VOLUMES: u64 = 2;

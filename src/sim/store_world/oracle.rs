@@ -1,14 +1,33 @@
 //! What every block may be: the last settled write, or one that is in flight, and never again what
-//! it was before.
+//! it was before; and which volumes there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::units::BLOCK_SIZE;
 
 /// The history of all blocks, as far as it still matters.
+#[derive(Default)]
 pub(super) struct Oracle {
-    blocks: Vec<Vec<Block>>,
-    next_sequence: u64,
+    volumes: BTreeMap<u32, Volume>,
+    last_sequence: u64,
+}
+
+struct Volume {
+    state: VolumeState,
+    blocks: Vec<Block>,
+}
+
+/// What is known of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VolumeState {
+    /// Its creation was not acknowledged.
+    Creating,
+    /// It exists.
+    Exists,
+    /// Its end was asked for and not acknowledged.
+    Dropping,
+    /// It is gone.
+    Dropped,
 }
 
 #[derive(Default)]
@@ -21,20 +40,60 @@ struct Block {
     past_holes: BTreeSet<u64>,
 }
 
+/// Consecutive blocks of a volume.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    pub(super) volume: u32,
+    pub(super) address: u64,
+    pub(super) count: u64,
+}
+
 impl Oracle {
-    pub(super) fn new(volumes: u64, blocks: u64) -> Self {
-        let volume = || {
-            (0..blocks)
-                .map(|_| Block { candidates: BTreeMap::from([(0, true)]), ..Block::default() })
-                .collect()
-        };
-        Self { blocks: (0..volumes).map(|_| volume()).collect(), next_sequence: 1 }
+    /// A volume of `blocks` blocks is about to be created.
+    pub(super) fn create(&mut self, volume: u32, blocks: u64) {
+        let blank = || Block { candidates: BTreeMap::from([(0, true)]), ..Block::default() };
+        let blocks = (0..blocks).map(|_| blank()).collect();
+        self.volumes.insert(volume, Volume { state: VolumeState::Creating, blocks });
+    }
+
+    pub(super) fn set_state(&mut self, volume: u32, state: VolumeState) {
+        if let Some(known) = self.volumes.get_mut(&volume) {
+            known.state = state;
+        }
+    }
+
+    /// A number that no volume has had.
+    pub(super) fn unused_volume(&self) -> u32 {
+        self.volumes.last_key_value().map_or(0, |(last, _)| last + 1)
+    }
+
+    /// After a restart: compares with the volumes that are there; what is there now stays, what is
+    /// not never comes back. Returns those that exist with their sizes.
+    pub(super) fn settle_volumes(&mut self, found: &[u32]) -> Result<Vec<(u32, u64)>, String> {
+        let mut existing = Vec::new();
+        for (number, volume) in &mut self.volumes {
+            let there = found.contains(number);
+            match (volume.state, there) {
+                (VolumeState::Exists, false) => return Err(format!("volume {number} is gone")),
+                (VolumeState::Dropped, true) => return Err(format!("volume {number} came back")),
+                (_, true) => {
+                    volume.state = VolumeState::Exists;
+                    existing.push((*number, volume.blocks.len() as u64));
+                }
+                (_, false) => volume.state = VolumeState::Dropped,
+            }
+        }
+        match found.iter().find(|number| !self.volumes.contains_key(number)) {
+            Some(unknown) => Err(format!("volume {unknown} was never created")),
+            None => Ok(existing),
+        }
     }
 
     /// Fills a block so that every sector of it tells volume, address, sequence number and position.
-    pub(super) fn stamp(data: &mut [u8], volume: u64, address: u64, sequence: u64) {
+    pub(super) fn stamp(data: &mut [u8], volume: u32, address: u64, sequence: u64) {
         for (sector, bytes) in data.chunks_mut(512).enumerate() {
-            for (field, value) in [STAMP, volume, address, sequence, sector as u64].into_iter().enumerate() {
+            let fields = [STAMP, u64::from(volume), address, sequence, sector as u64];
+            for (field, value) in fields.into_iter().enumerate() {
                 bytes[field * 8..field * 8 + 8].copy_from_slice(&value.to_le_bytes());
             }
             bytes[40..].fill((sequence % 251) as u8);
@@ -42,30 +101,49 @@ impl Oracle {
     }
 
     /// A write begins: its sequence number.
-    pub(super) fn submit(&mut self, volume: u64, address: u64, count: u64, is_hole: bool) -> u64 {
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        for block in &mut self.blocks[volume as usize][address as usize..(address + count) as usize] {
+    pub(super) fn submit(&mut self, extent: Extent, is_hole: bool) -> u64 {
+        self.last_sequence += 1;
+        let sequence = self.last_sequence;
+        for block in self.blocks(extent) {
             block.candidates.insert(sequence, is_hole);
         }
         sequence
     }
 
     /// A write was acknowledged.
-    pub(super) fn acknowledge(&mut self, volume: u64, address: u64, count: u64, sequence: u64) {
-        for block in &mut self.blocks[volume as usize][address as usize..(address + count) as usize] {
-            block.raise(sequence);
+    pub(super) fn acknowledge(&mut self, extent: Extent, sequence: u64) {
+        self.blocks(extent).iter_mut().for_each(|block| block.raise(sequence));
+    }
+
+    /// A write was refused, and with it all of its blocks.
+    pub(super) fn refuse(&mut self, extent: Extent, sequence: u64) {
+        for block in self.blocks(extent) {
+            block.candidates.remove(&sequence);
         }
     }
 
+    /// Whether every block of the extent certainly holds data, so that overwriting takes no space.
+    pub(super) fn is_mapped(&mut self, extent: Extent) -> bool {
+        self.blocks(extent).iter().all(|block| {
+            let settled = block.candidates.get(&block.floor) == Some(&false);
+            settled && block.candidates.values().all(|is_hole| !is_hole)
+        })
+    }
+
+    /// Blocks that hold data for certain, when nothing is in doubt.
+    pub(super) fn mapped_blocks(&self, volume: u32) -> u64 {
+        let mapped = |block: &&Block| block.candidates.get(&block.floor) == Some(&false);
+        self.volumes[&volume].blocks.iter().filter(mapped).count() as u64
+    }
+
     /// What a read that begins now must at least see.
-    pub(super) fn floor(&self, volume: u64, address: u64) -> u64 {
-        self.blocks[volume as usize][address as usize].floor
+    pub(super) fn floor(&self, volume: u32, address: u64) -> u64 {
+        self.volumes[&volume].blocks[address as usize].floor
     }
 
     /// Checks what a read that began at `floor` has seen.
-    pub(super) fn check(&mut self, volume: u64, address: u64, floor: u64, data: &[u8]) -> Result<(), String> {
-        let block = &mut self.blocks[volume as usize][address as usize];
+    pub(super) fn check(&mut self, volume: u32, address: u64, floor: u64, data: &[u8]) -> Result<(), String> {
+        let block = &mut self.blocks(Extent { volume, address, count: 1 })[0];
         let at = format!("block {volume}/{address}");
         let sequence = if data.iter().all(|byte| *byte == 0) {
             // Any hole that may be the newest: the oldest of them promises least.
@@ -95,8 +173,8 @@ impl Oracle {
 
     /// After a restart, once a block was read: what it is now it stays, and writes of the earlier
     /// life that it does not show never appear.
-    pub(super) fn settle_for_good(&mut self, volume: u64, address: u64) {
-        let block = &mut self.blocks[volume as usize][address as usize];
+    pub(super) fn settle_for_good(&mut self, volume: u32, address: u64) {
+        let block = &mut self.blocks(Extent { volume, address, count: 1 })[0];
         block.past_holes.clear();
         let settled_hole = block.candidates.get(&block.floor).copied().unwrap_or(true);
         if settled_hole {
@@ -106,6 +184,11 @@ impl Oracle {
             let floor = block.floor;
             block.candidates.retain(|sequence, _| *sequence == floor);
         }
+    }
+
+    fn blocks(&mut self, extent: Extent) -> &mut [Block] {
+        let volume = self.volumes.get_mut(&extent.volume).expect("clients use volumes that were created");
+        &mut volume.blocks[extent.address as usize..(extent.address + extent.count) as usize]
     }
 }
 
@@ -122,3 +205,59 @@ impl Block {
 }
 
 const STAMP: u64 = 0x6765_6d65_6c00_0001;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Extent = Extent { volume: 0, address: 0, count: 1 };
+
+    fn data(sequence: u64) -> Vec<u8> {
+        let mut data = vec![0; BLOCK_SIZE];
+        Oracle::stamp(&mut data, 0, 0, sequence);
+        data
+    }
+
+    fn oracle() -> Oracle {
+        let mut oracle = Oracle::default();
+        oracle.create(0, 1);
+        oracle
+    }
+
+    #[test]
+    fn lost_torn_old_and_foreign_blocks_are_told() {
+        let mut oracle = oracle();
+        let first = oracle.submit(ONE, false);
+        oracle.acknowledge(ONE, first);
+        assert!(oracle.check(0, 0, first, &vec![0; BLOCK_SIZE]).is_err());
+        let second = oracle.submit(ONE, false);
+        oracle.check(0, 0, first, &data(first)).unwrap();
+        oracle.check(0, 0, first, &data(second)).unwrap();
+        assert!(oracle.check(0, 0, second, &data(first)).is_err());
+        assert!(oracle.check(0, 0, second, &data(second + 9)).is_err());
+        let mut torn = data(second);
+        torn[512..1024].copy_from_slice(&data(first)[512..1024]);
+        assert!(oracle.check(0, 0, first, &torn).is_err());
+    }
+
+    #[test]
+    fn after_a_restart_nothing_changes_any_more() {
+        let mut oracle = oracle();
+        let first = oracle.submit(ONE, false);
+        oracle.acknowledge(ONE, first);
+        let second = oracle.submit(ONE, false);
+        oracle.check(0, 0, first, &data(first)).unwrap();
+        oracle.settle_for_good(0, 0);
+        assert!(oracle.check(0, 0, first, &data(second)).is_err());
+    }
+
+    #[test]
+    fn volumes_neither_vanish_nor_return() {
+        let mut oracle = oracle();
+        oracle.set_state(0, VolumeState::Exists);
+        assert!(oracle.settle_volumes(&[]).is_err());
+        oracle.set_state(0, VolumeState::Dropping);
+        assert_eq!(oracle.settle_volumes(&[]), Ok(vec![]));
+        assert!(oracle.settle_volumes(&[0]).is_err());
+    }
+}
