@@ -84,8 +84,17 @@ fn theme_for(mutant: Mutant) -> Option<Theme> {
     }
 }
 
-/// Those that take hundreds of seeds.
-const SLOW: [Mutant; 0] = [];
+/// Those that take more seeds than that.
+const SLOW: [Mutant; 8] = [
+    Mutant::MoveUnverified,
+    Mutant::AcknowledgeOutOfOrder,
+    Mutant::SuperblockNotFlushed,
+    Mutant::SuperblockByGeneration,
+    Mutant::TailNotRepaired,
+    Mutant::TailNotFlushed,
+    Mutant::ReleaseUnderReaders,
+    Mutant::ReuseBeforeCheckpoint,
+];
 
 /// Most seeds for a mutant when time is short.
-const QUICK_SEEDS: u64 = 300;
+const QUICK_SEEDS: u64 = 60;

@@ -323,14 +323,6 @@ fn power_that_fails_again_while_a_commit_is_being_mended_leaves_a_superblock() {
     }
 }
 
-#[cfg(feature = "mutants")]
-#[test]
-fn superblock_copies_chosen_by_generation_do_not_survive_that() {
-    use gemel::base::mutant::{Mutant, with};
-    let survives = |seed| with(Mutant::SuperblockByGeneration, || survives_repeated_power_cuts(seed));
-    assert!(!(1..4000).all(survives), "the test above proves nothing");
-}
-
 /// One generation reaches some disks, the next opening writes a newer one: a cut in either must leave
 /// each disk with a copy that counts.
 fn survives_repeated_power_cuts(seed: u64) -> bool {

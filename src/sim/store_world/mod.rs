@@ -355,6 +355,10 @@ impl PoolUnderTest {
         for victim in &self.plan.victims {
             plan::inject_fault(&self.media[*victim], self.plan.theme == Theme::TwoFaults, random);
         }
+        if self.plan.theme == Theme::TwoFaults && random.coin() {
+            let victims: Vec<_> = self.plan.victims.iter().map(|victim| &self.media[*victim]).collect();
+            plan::rot_rows(&victims, random);
+        }
         let reads_before = self.disk_reads();
         let errors_before = self.write_and_flush_errors();
         let clients = self.start_clients(world, store, random, life);

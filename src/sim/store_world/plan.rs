@@ -1,5 +1,6 @@
 //! What a run is about: drawn from its seed.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::array::Slot;
@@ -148,6 +149,14 @@ pub(super) fn inject_fault(medium: &SimulatedMedium, beyond: bool, random: &Rand
         8 => medium.inject(fault(Operation::Flush, Effect::Phantom)),
         9 => medium.inject(fault(Operation::Write, Effect::Misdirect { to: anywhere })),
         _ => {}
+    }
+}
+
+/// Rot at equal places of several disks: parity can't give back what was there.
+pub(super) fn rot_rows(media: &[&Rc<SimulatedMedium>], random: &Random) {
+    for _ in 0..32 {
+        let at = random.below(media[0].size_bytes() / 4096) * 4096;
+        media.iter().for_each(|medium| medium.rot(at..at + 4096));
     }
 }
 
