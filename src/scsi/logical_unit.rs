@@ -410,14 +410,17 @@ mod tests {
     }
 
     #[test]
-    fn a_write_with_less_data_than_announced_writes_whole_blocks() {
+    fn a_write_with_less_data_than_announced_writes_what_came() {
         let bench = Bench::new();
         let response = bench.send_data(&[0x0a, 0, 0, 0, 2, 0], &[1; 512]);
         assert_eq!((response.status, response.data_out_length), (Status::Good, 1024));
         assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 2, 0]))[511..514], [1, 0, 0]);
-        let response = bench.send_data(&[0x0a, 0, 0, 0, 1, 0], &[2; 200]);
-        assert_eq!(sense_of(&response), (5, 0x0e03));
-        assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 1, 0])), [1; 512]);
+        let response = bench.send_data(&[0x2e, 0, 0, 0, 0, 0, 0, 0, 2, 0], &[2; 700]);
+        assert_eq!((response.status, response.data_out_length), (Status::Good, 1024));
+        let expected = [[2; 700].as_slice(), &[0; 324]].concat();
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 2, 0])), expected);
+        assert_eq!(bench.send(&[0x0a, 0, 0, 0, 1, 0]).status, Status::Good);
+        assert_eq!(good(&bench.send(&[0x08, 0, 0, 0, 2, 0])), expected);
     }
 
     #[test]

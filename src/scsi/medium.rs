@@ -4,12 +4,12 @@
 use bytes::Bytes;
 
 use super::cdb::Cdb;
-use super::command::{Failure, Outcome, Reply, slice_pieces, total_length};
+use super::command::{Failure, Outcome, Reply, Status, joined, slice_pieces, total_length};
 use super::execution::Context;
 use super::limits;
 use super::logical_unit::LogicalUnit;
 use super::sense::{AdditionalSense, Sense, SenseKey};
-use crate::volume::device::BlockDevice;
+use crate::volume::device::{BlockDevice, CompareOutcome};
 
 /// A range of logical blocks inside the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,21 +85,46 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         Ok(if sent == bytes { data_out } else { slice_pieces(&data_out, 0, bytes) })
     }
 
-    /// The same for a write. An initiator may announce fewer bytes than its CDB asks to write; as many
-    /// whole blocks are written then, and the residual count tells it (RFC 7143 section 11.4.5.1).
-    fn data_to_write(
-        &self,
-        context: &Context<'_>,
-        data_out: Vec<Bytes>,
-        bytes: usize,
-    ) -> Result<Vec<Bytes>, Failure> {
-        let sent = total_length(&data_out);
-        let whole_blocks = sent.is_multiple_of(self.block_bytes() as usize);
-        if sent < bytes && whole_blocks {
-            context.wants(bytes as u64);
-            return Ok(data_out);
+    /// What a write of `bytes` gets from the initiator. One may announce fewer bytes than its CDB asks to
+    /// write; these are written then, and the residual count tells it (RFC 7143 section 11.4.5.1).
+    fn data_to_write(&self, context: &Context<'_>, data_out: Vec<Bytes>, bytes: usize) -> Vec<Bytes> {
+        context.wants(bytes as u64);
+        if total_length(&data_out) <= bytes { data_out } else { slice_pieces(&data_out, 0, bytes) }
+    }
+
+    /// Writes `data` at `address`; where it ends inside a block, the rest of that block stays.
+    async fn write_data(&self, context: &Context<'_>, address: u64, data: Vec<Bytes>) -> Result<(), Failure> {
+        let block_bytes = self.block_bytes() as usize;
+        let bytes = total_length(&data);
+        let whole = bytes - bytes % block_bytes;
+        if whole == bytes {
+            // The common case hands the pieces on as they came.
+            if bytes > 0 {
+                self.device().write(address, data).await?;
+            }
+        } else {
+            if whole > 0 {
+                self.device().write(address, slice_pieces(&data, 0, whole)).await?;
+            }
+            let part = joined(&slice_pieces(&data, whole, bytes), block_bytes);
+            self.write_part(context, address + (whole / block_bytes) as u64, &part).await?;
         }
-        self.data_out(context, data_out, bytes)
+        self.statistics().count_write(bytes);
+        Ok(())
+    }
+
+    /// Writes `part` to the start of one block, such that no other write to the block is lost.
+    async fn write_part(&self, context: &Context<'_>, address: u64, part: &[u8]) -> Result<(), Failure> {
+        for _ in 0..PART_ATTEMPTS {
+            context.check_aborted()?;
+            let stored = joined(&self.device().read(address, 1).await?, self.block_bytes() as usize);
+            let merged: Bytes = part.iter().chain(&stored[part.len()..]).copied().collect();
+            context.check_aborted()?;
+            if self.device().compare_and_write(address, stored, merged).await? == CompareOutcome::Written {
+                return Ok(());
+            }
+        }
+        Err(Failure::Status(Status::Busy)) // others keep writing the block
     }
 
     /// READ (6), (10), (12), (16).
@@ -130,12 +155,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.check_extent(extent)?;
         let bytes = self.transfer_bytes(cdb, extent.count)?;
         self.check_writable()?;
-        let data = self.data_to_write(context, data_out, bytes)?;
-        let bytes = total_length(&data);
-        if bytes > 0 {
-            self.device().write(extent.address, data).await?;
-            self.statistics().count_write(bytes);
-        }
+        let data = self.data_to_write(context, data_out, bytes);
+        self.write_data(context, extent.address, data).await?;
         Ok(Reply::good())
     }
 
@@ -155,14 +176,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.check_extent(extent)?;
         let bytes = self.transfer_bytes(cdb, extent.count)?;
         self.check_writable()?;
-        let data = self.data_to_write(context, data_out, bytes)?;
-        let bytes = total_length(&data);
-        if bytes > 0 {
-            self.device().write(extent.address, data.clone()).await?;
-            self.statistics().count_write(bytes);
-            let count = bytes as u64 / u64::from(self.block_bytes());
-            self.compare(context, Extent { count, ..extent }, &data).await?;
-        }
+        let data = self.data_to_write(context, data_out, bytes);
+        self.write_data(context, extent.address, data.clone()).await?;
+        let count = (total_length(&data) / self.block_bytes() as usize) as u64;
+        self.compare(context, Extent { count, ..extent }, &data).await?;
         Ok(Reply::good())
     }
 
@@ -248,6 +265,9 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         u64::from(limits::CHUNK_BYTES / self.block_bytes())
     }
 }
+
+/// How often writing part of a block starts over because another write came between.
+const PART_ATTEMPTS: usize = 32;
 
 /// BYTCHK of VERIFY and WRITE AND VERIFY.
 fn byte_check(cdb: &Cdb) -> u8 {

@@ -200,7 +200,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
                     Erasure::Overwrite { passes } => {
                         let pattern = passes[pass as usize].clone();
                         self.device().write_same(at, count, pattern).await?;
-                        self.services().runtime.sleep(overwrite_pause()).await;
+                        self.services()
+                            .runtime
+                            .sleep(overwrite_pause(self.block_bytes(), count, blocks))
+                            .await;
                     }
                 }
                 at += count;
@@ -214,9 +217,12 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     }
 }
 
-/// Pause after each step of an overwrite.
-fn overwrite_pause() -> Duration {
-    Duration::from_secs(1) * limits::TRANSFER_BYTES / OVERWRITE_BYTES_PER_SECOND
+/// Pause after a step of an overwrite over `blocks` in all, of which the step is `count`: for its share
+/// of the bandwidth, and of the least time that an overwrite takes.
+fn overwrite_pause(block_bytes: u32, count: u64, blocks: u64) -> Duration {
+    let at_full_pace = count as f64 * f64::from(block_bytes) / OVERWRITE_BYTES_PER_SECOND;
+    let at_least = OVERWRITE_SECONDS * count as f64 / blocks as f64;
+    Duration::from_secs_f64(at_full_pace.max(at_least))
 }
 
 const OVERWRITE: u8 = 1;
@@ -224,7 +230,10 @@ const BLOCK_ERASE: u8 = 2;
 const EXIT_FAILURE_MODE: u8 = 0x1f;
 const OVERWRITE_HEADER_BYTES: usize = 4;
 /// Most that an overwrite writes in a second.
-const OVERWRITE_BYTES_PER_SECOND: u32 = 128 << 20;
+const OVERWRITE_BYTES_PER_SECOND: f64 = 128.0 * 1024.0 * 1024.0;
+/// Least time that a pass takes, on however small a unit: initiators take the operation for a long one,
+/// and look for it seconds after they have asked.
+const OVERWRITE_SECONDS: f64 = 8.0;
 /// Range that is unmapped at a time.
 const UNMAP_STEP_BYTES: u32 = 1 << 30;
 
