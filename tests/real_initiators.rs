@@ -7,7 +7,7 @@ mod initiator;
 mod node;
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -193,13 +193,11 @@ fn stamps(length: usize) -> Vec<u8> {
 
 /// Runs an initiator and demands success; gives what it printed.
 fn run(program: &str, arguments: &[&str]) -> String {
-    let limit = Duration::from_secs(120).as_secs().to_string();
-    let output = Command::new("timeout")
-        .args(["--kill-after=5", &limit, program])
+    let output = node::bounded(program, "120")
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .expect("timeout (coreutils) can be run");
+        .expect("setpriv (util-linux) can be run");
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(

@@ -56,7 +56,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
                 return Err(Sense::invalid_parameter(UNMAP_HEADER_BYTES + index * 16 + 8).into());
             }
             if count > 0 {
-                extents.push(extent);
+                append_extent(&mut extents, extent);
             }
         }
         Ok(extents)
@@ -182,8 +182,18 @@ const LBA_STATUS_WINDOW_BYTES: u32 = 256 << 20;
 /// Windows' worth of mapped blocks after which an answer ends.
 const LBA_STATUS_WINDOWS: u64 = 8;
 
+/// Adds `extent`, to the one before where it goes on from there: a list of single blocks is one change of the
+/// volume, not as many.
+fn append_extent(extents: &mut Vec<Extent>, extent: Extent) {
+    match extents.last_mut() {
+        Some(last) if last.address + last.count == extent.address => last.count += extent.count,
+        _ => extents.push(extent),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::{Extent, append_extent};
     use crate::scsi::command::Status;
     use crate::scsi::testing::{Bench, good, sense_of};
 
@@ -220,6 +230,16 @@ mod tests {
             lba_status(&bench, 9, 24)[4..24],
             [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 7, 1, 0, 0, 0]
         );
+    }
+
+    #[test]
+    fn extents_that_go_on_from_each_other_are_one() {
+        let mut extents = Vec::new();
+        for (address, count) in [(0, 1), (1, 1), (2, 6), (9, 1), (8, 1)] {
+            append_extent(&mut extents, Extent { address, count });
+        }
+        let extents: Vec<_> = extents.iter().map(|extent| (extent.address, extent.count)).collect();
+        assert_eq!(extents, [(0, 8), (9, 1), (8, 1)]);
     }
 
     #[test]

@@ -67,8 +67,8 @@ fn close(open: Option<(String, Vec<&str>)>, results: &mut Vec<TestResult>) -> Re
     Ok(())
 }
 
-/// The names in a list of skips, each with its reason: `Suite.Test`, then indented lines.
-pub fn listed_skips(list: &str) -> BTreeMap<&str, &str> {
+/// The names in a list, each with its reason: `Suite.Test`, then the reason in an indented line.
+fn listed(list: &str) -> BTreeMap<&str, &str> {
     let mut listed = BTreeMap::new();
     let mut name = "";
     for line in list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -80,33 +80,88 @@ pub fn listed_skips(list: &str) -> BTreeMap<&str, &str> {
     listed
 }
 
-/// A table in Markdown: suites with their counts, then the skips with their reasons.
-pub fn table(results: &[TestResult]) -> String {
-    let mut suites: Vec<(&str, [usize; 3])> = vec![];
-    for result in results {
-        let suite = result.name.split('.').next().unwrap_or_default();
-        if suites.last().is_none_or(|(last, _)| *last != suite) {
-            suites.push((suite, [0; 3]));
-        }
-        let counts = &mut suites.last_mut().expect("one was just made sure of").1;
-        counts[0] += 1;
-        counts[1] += usize::from(result.outcome == Outcome::Failed);
-        counts[2] += usize::from(!result.skips.is_empty());
-    }
-    let sum = |index: usize| suites.iter().map(|(_, counts)| counts[index]).sum::<usize>();
-    let mut text = format!("{} tests, {} failed, {} skipped in part or whole.\n\n", sum(0), sum(1), sum(2));
-    text += "| suite | tests | failed | skipped |\n|---|---:|---:|---:|\n";
-    for (suite, [tests, failed, skipped]) in &suites {
-        let _ = writeln!(text, "| {suite} | {tests} | {failed} | {skipped} |");
-    }
-    let listed = listed_skips(include_str!("skips.txt"));
-    text += "\n| skipped | what the suite says | why |\n|---|---|---|\n";
-    for result in results.iter().filter(|result| !result.skips.is_empty()) {
-        let reason = listed.get(&*result.name).unwrap_or(&"");
-        let _ = writeln!(text, "| {} | {} | {reason} |", result.name, result.skips.join("; "));
-    }
-    text
+/// The results of the two runs of the suite, which have the same tests in the same order.
+pub struct Results {
+    pub runs: [Vec<TestResult>; 2],
 }
+
+impl Results {
+    /// What nothing excuses, and excuses that are not needed.
+    pub fn problems(&self) -> Vec<String> {
+        let names: Vec<_> = self.runs[0].iter().map(|result| &result.name).collect();
+        if !self.runs[1].iter().map(|result| &result.name).eq(names) {
+            return vec!["the runs have different tests".to_owned()];
+        }
+        let (skips, faults) = (listed(SKIPS), listed(TOOL_FAULTS));
+        let mut problems = vec![];
+        for results in self.pairs() {
+            let name = &*results[0].name;
+            let failed = results.iter().filter(|result| result.outcome == Outcome::Failed).count();
+            if failed == 2 || (failed == 1 && !faults.contains_key(name)) {
+                problems.extend(
+                    results.iter().map(|result| format!("{:?} {name}:\n{}", result.outcome, result.details)),
+                );
+            } else if failed == 0 && faults.contains_key(name) {
+                problems.push(format!("listed as a fault of the tool, but it passes: {name}"));
+            }
+            let is_skipped = results.iter().all(|result| !result.skips.is_empty());
+            match (is_skipped, skips.contains_key(name)) {
+                (true, false) => {
+                    problems.push(format!(
+                        "skipped without a listed reason: {name}: {}",
+                        results[0].skips.join("; ")
+                    ));
+                }
+                (false, true) => problems.push(format!("listed as skipped, but it is not: {name}")),
+                _ => {}
+            }
+        }
+        problems
+    }
+
+    /// A table in Markdown: suites with their counts, then the excuses with their reasons.
+    pub fn table(&self) -> String {
+        let mut suites: Vec<(&str, [usize; 4])> = vec![];
+        for results in self.pairs() {
+            let suite = results[0].name.split('.').next().unwrap_or_default();
+            if suites.last().is_none_or(|(last, _)| *last != suite) {
+                suites.push((suite, [0; 4]));
+            }
+            let counts = &mut suites.last_mut().expect("one was just made sure of").1;
+            counts[0] += 1;
+            for (count, result) in counts[1..].iter_mut().zip(results) {
+                *count += usize::from(result.outcome == Outcome::Failed);
+            }
+            counts[3] += usize::from(results.iter().all(|result| !result.skips.is_empty()));
+        }
+        let sum = |index: usize| suites.iter().map(|(_, counts)| counts[index]).sum::<usize>();
+        let mut text = format!(
+            "{} tests; {} failed with 512-byte sectors and two paths, {} with 4 KiB sectors and one path; {} skipped in \
+             part or whole in both.\n\n",
+            sum(0),
+            sum(1),
+            sum(2),
+            sum(3)
+        );
+        text += "| suite | tests | failed (512, two paths) | failed (4096, one path) | skipped |\n";
+        text += "|---|---:|---:|---:|---:|\n";
+        for (suite, [tests, failed, failed_4096, skipped]) in &suites {
+            let _ = writeln!(text, "| {suite} | {tests} | {failed} | {failed_4096} | {skipped} |");
+        }
+        text += "\n| fails in one run, for the tool's own reason | why |\n|---|---|\n";
+        text.extend(listed(TOOL_FAULTS).iter().map(|(name, why)| format!("| {name} | {why} |\n")));
+        text += "\n| skipped | why |\n|---|---|\n";
+        text.extend(listed(SKIPS).iter().map(|(name, why)| format!("| {name} | {why} |\n")));
+        text
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = [&TestResult; 2]> {
+        self.runs[0].iter().zip(&self.runs[1]).map(|(first, second)| [first, second])
+    }
+}
+
+const SKIPS: &str = include_str!("skips.txt");
+const TOOL_FAULTS: &str = include_str!("tool_faults.txt");
 
 #[test]
 fn the_output_of_a_run_is_understood() {
@@ -130,6 +185,6 @@ fn the_output_of_a_run_is_understood() {
 
 #[test]
 fn skips_are_listed_with_reasons() {
-    let listed = listed_skips("# why\n\nA.B\n    no media\nC.D\n    no tape\n");
-    assert_eq!(listed.into_iter().collect::<Vec<_>>(), [("A.B", "no media"), ("C.D", "no tape")]);
+    let skips = listed("# why\n\nA.B\n    no media\nC.D\n    no tape\n");
+    assert_eq!(skips.into_iter().collect::<Vec<_>>(), [("A.B", "no media"), ("C.D", "no tape")]);
 }

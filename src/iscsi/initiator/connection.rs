@@ -285,7 +285,7 @@ impl Connection {
             && pdu.expected_data_sn != 0
             && pdu.expected_data_sn != *data_sn
         {
-            return Err(InitiatorError::Protocol("ExpDataSN is not the number of Data-In PDUs"));
+            return Err(InitiatorError::Protocol("ExpDataSN is not the number of Data-In or R2T PDUs"));
         }
         let sense = ScsiResponse::sense_of(segment);
         self.complete(pdu.initiator_task_tag, pdu.status, pdu.response.0, pdu.residual, sense)
@@ -316,11 +316,15 @@ impl Connection {
 
     fn handle_ready_to_transfer(&mut self, pdu: &ReadyToTransfer) -> Result<(), InitiatorError> {
         self.widen_window(&pdu.serials);
-        let Some(Some(Request::Command { command, .. })) =
-            self.requests.get(pdu.initiator_task_tag.0 as usize)
+        let Some(Some(Request::Command { command, data_sn, .. })) =
+            self.requests.get_mut(pdu.initiator_task_tag.0 as usize)
         else {
             return Err(InitiatorError::Protocol("R2T for a task that is no command"));
         };
+        if pdu.r2t_sn != *data_sn {
+            return Err(InitiatorError::Protocol("a gap in R2TSN"));
+        }
+        *data_sn += 1;
         let (offset, length) = (pdu.buffer_offset as usize, pdu.desired_data_transfer_length as usize);
         if length == 0 || length > self.parameters.maximum_burst_length {
             return Err(InitiatorError::Protocol("R2T of no length or beyond MaxBurstLength"));

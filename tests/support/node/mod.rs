@@ -203,6 +203,15 @@ impl Drop for Node {
     }
 }
 
+/// A command that runs `program` for at most `limit_s` seconds, and not beyond the end of who started it.
+pub fn bounded(program: &str, limit_s: &str) -> Command {
+    let die_with_parent = ["--pdeathsig", "KILL"];
+    let mut command = Command::new("setpriv");
+    command.args(die_with_parent).args(["timeout", "--kill-after=5", limit_s]);
+    command.arg("setpriv").args(die_with_parent).arg(program);
+    command
+}
+
 /// The iSCSI name of a volume's target.
 pub fn target_name(volume: &str) -> String {
     format!("iqn.2026-11.io.gemel:test:{volume}")
