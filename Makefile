@@ -1,8 +1,10 @@
 # The commands of gemel's developers and first users. Each is one line that works by itself.
 
 MINUTES ?= 60
+SECONDS ?= 60
+SEEDS ?= 2000
 
-.PHONY: demo test verify bench soak
+.PHONY: demo test verify sim mutants fuzz bench soak
 
 # A whole storage node on this machine, until Ctrl-C.
 demo:
@@ -16,6 +18,20 @@ test:
 # What CI checks. Writes nothing outside target/.
 verify:
 	scripts/verify.sh
+
+# The simulator: random runs of the store with crashes and faults. SEED=n replays one seed.
+sim:
+	SEEDS=$(SEEDS) cargo test --test store_sim random -- --nocapture
+
+# Every seeded bug, and the seed that finds it. SEEDS is the most that are tried for each.
+mutants:
+	SEEDS=$(SEEDS) cargo test --features mutants --test mutants -- --nocapture
+
+# Each fuzz target for SECONDS, with the nightly toolchain and cargo-fuzz.
+fuzz:
+	for target in $$(cargo +nightly fuzz list); do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) || exit 1; \
+	done
 
 # End to end over iSCSI on loopback, beside tgtd and the raw disk. CASES=random-write-32 picks some.
 bench:

@@ -76,4 +76,4 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Seeds of a run without `SEEDS`: what continuous integration has time for.
-const CI_SEEDS: u64 = 1500;
+const CI_SEEDS: u64 = 400;

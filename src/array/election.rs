@@ -190,11 +190,16 @@ impl Array {
                 }
             }
         }
-        let generation = |(_, superblock): &&(OpenDisk, Superblock)| match superblock.record.generation {
-            generation if mutant::is(Mutant::ElectLowestGeneration) => u64::MAX - generation,
-            generation => generation,
+        // The pool of most of the disks is the one that is meant; within it the newest generation rules.
+        let in_pool = |pool: Uuid| found.iter().filter(|(_, other)| other.record.pool == pool).count();
+        let rank = |(_, superblock): &&(OpenDisk, Superblock)| {
+            let generation = match superblock.record.generation {
+                generation if mutant::is(Mutant::ElectLowestGeneration) => u64::MAX - generation,
+                generation => generation,
+            };
+            (in_pool(superblock.record.pool), generation)
         };
-        let Some((_, newest)) = found.iter().max_by_key(generation) else {
+        let Some((_, newest)) = found.iter().max_by_key(rank) else {
             return Err(OpenError::NoPool(report.unused));
         };
         let mut record = newest.record.clone();
@@ -267,8 +272,15 @@ async fn read_superblock(
 ) -> Result<Result<(Superblock, u64), SuperblockError>, DiskError> {
     let mut best: Option<(Superblock, u64)> = None;
     let mut problem = SuperblockError::Blank;
+    let mut unreadable = Vec::new();
     for (copy, offset) in (0..).zip(COPY_OFFSETS) {
-        let bytes = disk.read(offset, AlignedBuf::zeroed(SUPERBLOCK_BYTES)).await?;
+        let bytes = match disk.read(offset, AlignedBuf::zeroed(SUPERBLOCK_BYTES)).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                unreadable.push(error);
+                continue;
+            }
+        };
         match Superblock::decode(&bytes) {
             Ok(found) => {
                 let is_newer = |best: &(Superblock, u64)| best.0.record.generation < found.record.generation;
@@ -282,7 +294,11 @@ async fn read_superblock(
             Err(error) => problem = error,
         }
     }
-    Ok(best.ok_or(problem))
+    match (best, unreadable.pop()) {
+        (Some(best), _) => Ok(Ok(best)),
+        (None, Some(error)) => Err(error),
+        (None, None) => Ok(Err(problem)),
+    }
 }
 
 async fn refuse_unless_blank(disk: &Rc<dyn Disk>) -> Result<(), OpenError> {

@@ -127,15 +127,17 @@ async fn clean(shared: &Rc<Shared>, victims: Vec<SegmentIndex>) -> bool {
 
 /// The live blocks of a segment, verified, as moves; `None` when the array went offline.
 async fn collect(shared: &Rc<Shared>, segment: SegmentIndex) -> Option<Vec<Item>> {
-    let (generation, members) = {
+    let (generation, members, last_batch) = {
         let contents = shared.contents.borrow();
         let info = contents.segments.get(segment);
-        (info.generation, info.members)
+        (info.generation, info.members, info.last_batch)
     };
     let image = SegmentImage::read(&shared.array, segment).await.ok()?;
     let memberships: [MemberSet; 2] = [members, shared.array.live()];
-    let accept =
-        |header: &BatchHeader| header.kind == BatchKind::Log && header.place.generation == generation;
+    // Behind the last batch may lie one that a recovery discarded.
+    let accept = |header: &BatchHeader| {
+        header.kind == BatchKind::Log && header.place.generation == generation && header.number <= last_batch
+    };
     let batches = image.batches(&memberships, accept);
     let contents = shared.contents.borrow();
     let statements = batches.iter().flat_map(BatchHeader::entries_with_places);

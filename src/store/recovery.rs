@@ -54,6 +54,12 @@ pub enum RecoveryError {
         /// Number of the batch.
         number: u64,
     },
+    /// The log went on behind a recovery that no readable superblock tells of.
+    #[error(
+        "the newest superblocks can't be read: the log goes on behind what the readable ones know, and opening the \
+         pool would lose writes. Bring back a missing disk, or restore this node from its peer"
+    )]
+    StaleSuperblock,
     /// The map points at a segment that is not in use.
     #[error("the map is inconsistent; restore this node from its peer")]
     Inconsistent,
@@ -196,7 +202,7 @@ impl<'a> Walk<'a> {
             self.headers.push(header);
             self.positions.push(position);
         }
-        self.look_beyond();
+        self.look_beyond()?;
         let last = self.position().last_number;
         if joints.peek().is_some() || self.proven > last {
             return Err(RecoveryError::AcknowledgedBatchLost { number: last + 1 });
@@ -234,22 +240,26 @@ impl<'a> Walk<'a> {
         Ok(None)
     }
 
-    /// Looks behind the end of the chain for proof that more had been acknowledged.
-    fn look_beyond(&mut self) {
+    /// Looks behind the end of the chain for proof that more had been acknowledged, or that the log
+    /// went on in an incarnation that the superblock does not know.
+    fn look_beyond(&mut self) -> Result<(), RecoveryError> {
         let position = self.position();
         for (_, image) in &self.images {
             for header in image.stray_headers() {
                 let named = |head: &HeadPosition| [head.current, head.next].contains(&Some(header.place));
-                let of_this_run = header.kind == BatchKind::Log
+                let is_beyond = header.kind == BatchKind::Log
                     && header.pool == self.array.pool()
-                    && header.incarnation == position.incarnation
                     && header.number > position.last_number
                     && position.heads.iter().any(named);
-                if of_this_run {
+                if is_beyond && header.incarnation > position.incarnation {
+                    return Err(RecoveryError::StaleSuperblock);
+                }
+                if is_beyond && header.incarnation == position.incarnation {
                     self.proven = self.proven.max(header.acknowledged_through);
                 }
             }
         }
+        Ok(())
     }
 
     /// Drops images that no head names any more.

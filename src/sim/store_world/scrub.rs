@@ -37,6 +37,8 @@ impl PoolUnderTest {
                 header.place.segment == index
                     && header.place.generation == segment.generation
                     && header.first_row == row
+                    // Behind the last batch may lie one that a recovery discarded.
+                    && header.number <= segment.last_batch
             };
             let found = segment
                 .members
