@@ -455,6 +455,6 @@ fn add(counter: &Cell<u64>, amount: u64) {
 }
 
 /// Longest time without any progress before a disk counts as failed.
-pub const STALL_LIMIT: Duration = Duration::from_secs(10);
+pub const STALL_LIMIT: Duration = Duration::from_secs(6);
 const WATCHDOG_PERIOD: Duration = Duration::from_millis(500);
 const STARVED_RETRY: Duration = Duration::from_millis(500);
