@@ -10,7 +10,7 @@ step() {
 
 step cargo fmt --check
 step cargo clippy --locked --all-targets -- -D warnings
-RUSTDOCFLAGS="-D warnings" step cargo doc --locked --no-deps --document-private-items
+RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" step cargo doc --locked --no-deps --document-private-items
 
 if cargo deny --version >/dev/null 2>&1; then
     step cargo deny --log-level error check licenses bans sources
