@@ -4,7 +4,7 @@ MINUTES ?= 60
 SECONDS ?= 60
 SEEDS ?= 2000
 
-.PHONY: demo test verify sim mutants fuzz bench soak
+.PHONY: demo test verify conformance sim mutants fuzz bench soak
 
 # A whole storage node on this machine, until Ctrl-C.
 demo:
@@ -18,6 +18,11 @@ test:
 # What CI checks. Writes nothing outside target/.
 verify:
 	scripts/verify.sh
+
+# The whole of libiscsi's iscsi-test-cu with both sector sizes; ends with a table.
+conformance:
+	scripts/prerequisites.sh test
+	cargo test --test conformance -- --ignored --nocapture
 
 # The simulator: random runs of the store with crashes and faults. SEED=n replays one seed.
 sim:

@@ -20,6 +20,7 @@ use report::{Results, parse};
 const TIME_LIMIT_S: &str = "600";
 
 #[test]
+#[ignore = "Sanitize.Reset leaves iscsi-test-cu hanging behind a cold reset; `make conformance` runs this"]
 fn every_test_of_libiscsi_passes_or_is_excused_for_a_known_reason() {
     let runs = std::thread::scope(|scope| {
         let two_paths = scope.spawn(|| run("512", true));
