@@ -22,7 +22,7 @@ verify:
 # The whole of libiscsi's iscsi-test-cu with both sector sizes; ends with a table.
 conformance:
 	scripts/prerequisites.sh test
-	cargo test --test conformance -- --ignored --nocapture
+	cargo test --test conformance -- --nocapture
 
 # The simulator: random runs of the store with crashes and faults. SEED=n replays one seed.
 sim:

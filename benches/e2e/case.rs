@@ -12,17 +12,19 @@ pub struct Case {
     pub sessions: usize,
 }
 
+/// In this order: sequential reads come before the random writes, which scatter what a log holds, and once after them.
 pub const CASES: &[Case] = &[
+    sequential("read-128k", false, 128 << 10, 8),
+    sequential("write-128k", true, 128 << 10, 8),
+    sequential("read-1m", false, 1 << 20, 4),
+    sequential("write-1m", true, 1 << 20, 4),
     random("random-read-1", false, 1, 1),
     random("random-write-1", true, 1, 1),
     random("random-read-32", false, 32, 1),
     random("random-write-32", true, 32, 1),
     random("random-read-4x32", false, 32, 4),
     random("random-write-4x32", true, 32, 4),
-    sequential("read-128k", false, 128 << 10, 8),
-    sequential("write-128k", true, 128 << 10, 8),
-    sequential("read-1m", false, 1 << 20, 4),
-    sequential("write-1m", true, 1 << 20, 4),
+    sequential("read-1m-scattered", false, 1 << 20, 4),
 ];
 
 const fn random(name: &'static str, writes: bool, queue_depth: usize, sessions: usize) -> Case {

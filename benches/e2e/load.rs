@@ -57,6 +57,10 @@ pub fn run(portal: &Portal, case: &Case, duration: Duration) -> Result<Measureme
     let usage = Usage::of(portal.process)?.since(&before);
 
     for session in &mut sessions {
+        // A logout with commands in flight would abort them.
+        for _ in 0..case.queue_depth {
+            while !matches!(session.next_event()?, Event::Completed { .. }) {}
+        }
         session.connection.log_out();
         while !matches!(session.next_event()?, Event::LoggedOut(_)) {}
     }

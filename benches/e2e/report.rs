@@ -46,7 +46,7 @@ impl Report {
     pub fn print(&mut self, case: &Case) {
         if !std::mem::replace(&mut self.has_head, true) {
             println!(
-                "{:<16} {:<12} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10}",
+                "{:<17} {:<13} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10}",
                 "case", "target", "IOPS", "MB/s", "mean us", "p99 us", "CPU us/IO", "read B/IO", "write B/IO"
             );
         }
@@ -58,7 +58,7 @@ impl Report {
                 false => format!("{:.0}", median(rounds, |round| of(round) as f64 / round.operations as f64)),
             };
             println!(
-                "{:<16} {:<12} {:>8.0} {:>8.0} {:>9.0} {:>9.0} {:>9.1} {:>9} {:>10}",
+                "{:<17} {:<13} {:>8.0} {:>8.0} {:>9.0} {:>9.0} {:>9.1} {:>9} {:>10}",
                 case.name,
                 target,
                 per_second,
@@ -82,7 +82,7 @@ impl Report {
             let ratio = own / peer;
             let verdict = if ratio >= goal.ratio { "reached" } else { "MISSED" };
             println!(
-                "goal {:<16} {ratio:>6.2}x {:<12} of at least {}x: {verdict}",
+                "goal {:<17} {ratio:>6.2}x {:<13} of at least {}x: {verdict}",
                 goal.case, goal.peer, goal.ratio
             );
         }
@@ -92,7 +92,7 @@ impl Report {
             };
             let verdict = if own / peer <= CPU_GOAL { "reached" } else { "MISSED" };
             println!(
-                "goal {case:<16} {:>6.2}x CPU of tgtd-direct an I/O, at most {CPU_GOAL}x: {verdict}",
+                "goal {case:<17} {:>6.2}x CPU of tgtd-direct an I/O, at most {CPU_GOAL}x: {verdict}",
                 own / peer
             );
         }

@@ -51,8 +51,9 @@ pub fn parse(output: &str) -> Result<Vec<TestResult>, String> {
 
 fn close(open: Option<(String, Vec<&str>)>, results: &mut Vec<TestResult>) -> Result<(), String> {
     let Some((name, lines)) = open else { return Ok(()) };
-    let ends = |word: &str| lines.iter().any(|line| line.trim_end().ends_with(word) && !line.contains("["));
-    let outcome = match (ends("FAILED"), ends("passed")) {
+    // The result stands at the start of a line; what the tool says of its own cleaning up may follow it.
+    let says = |word: &str| lines.iter().any(|line| line.starts_with(word));
+    let outcome = match (says("FAILED"), says("passed")) {
         (true, _) => Outcome::Failed,
         (false, true) => Outcome::Passed,
         (false, false) => return Err(format!("{name} has no result: {}", lines.join("\n"))),
@@ -166,7 +167,7 @@ const TOOL_FAULTS: &str = include_str!("tool_faults.txt");
 #[test]
 fn the_output_of_a_run_is_understood() {
     let output = "Suite: Inquiry\n  Test: Standard ...passed\n  Test: EVPD ...    [FAILED] page 0x83\nFAILED\n    \
-        1. test.c:38\nSuite: Unmap\n  Test: VPD ...    [SKIPPED] UNMAP is not there.\npassed\n\n\
+        1. test.c:38\nSuite: Unmap\n  Test: VPD ...    [SKIPPED] UNMAP is not there.\npassed    [FAILED] at the end\n\n\
         Run Summary:    Type  Total    Ran Passed Failed Inactive\n              suites     2     2    n/a 0 0\n               \
         tests     3     3      2      1        0\n";
     let results = parse(output).expect("well formed");
