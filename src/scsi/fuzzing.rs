@@ -105,6 +105,13 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        // A background task holds its unit, which holds the runtime.
+        drop(self.runtime.tasks.take());
+    }
+}
+
 /// Runs background tasks beside the command that waits for them; time does not pass.
 #[derive(Default)]
 struct Background {
