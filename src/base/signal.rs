@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use slab::Slab;
+
 /// Wakes all who wait for it. Who waits checks its own condition again.
 #[derive(Clone, Default)]
 pub struct Signal {
@@ -15,7 +17,7 @@ pub struct Signal {
 #[derive(Default)]
 struct Waiters {
     round: u64,
-    wakers: Vec<Waker>,
+    wakers: Slab<Waker>,
 }
 
 impl Signal {
@@ -26,12 +28,12 @@ impl Signal {
             waiters.round += 1;
             std::mem::take(&mut waiters.wakers)
         };
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
     /// Completes at the first [`Signal::notify`] after this call (not after its first poll).
     pub fn wait(&self) -> Wait {
-        Wait { waiters: self.waiters.clone(), round: self.waiters.borrow().round }
+        Wait { waiters: self.waiters.clone(), round: self.waiters.borrow().round, key: None }
     }
 
     /// Waits until `condition` holds; it is checked now and after every [`Signal::notify`].
@@ -52,24 +54,38 @@ impl std::fmt::Debug for Signal {
     }
 }
 
-/// Future of [`Signal::wait`].
+/// Future of [`Signal::wait`]. Costs its waiters' list a place from its first poll until it is dropped.
 pub struct Wait {
     waiters: Rc<RefCell<Waiters>>,
     round: u64,
+    /// Place in the list of this round.
+    key: Option<usize>,
 }
 
 impl Future for Wait {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut waiters = self.waiters.borrow_mut();
-        if waiters.round != self.round {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let mut waiters = this.waiters.borrow_mut();
+        if waiters.round != this.round {
             return Poll::Ready(());
         }
-        if !waiters.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-            waiters.wakers.push(context.waker().clone());
+        match this.key {
+            Some(key) => waiters.wakers[key].clone_from(context.waker()),
+            None => this.key = Some(waiters.wakers.insert(context.waker().clone())),
         }
         Poll::Pending
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let mut waiters = self.waiters.borrow_mut();
+        // A later round has a list of its own, in which the place is somebody else's.
+        if let Some(key) = self.key.filter(|_| waiters.round == self.round) {
+            waiters.wakers.remove(key);
+        }
     }
 }
 
@@ -86,5 +102,18 @@ mod tests {
         signal.notify();
         assert!(wait.now_or_never().is_some());
         assert!(signal.wait().now_or_never().is_none());
+    }
+
+    #[test]
+    fn who_gives_up_leaves_nothing_behind() {
+        let signal = Signal::default();
+        let mut staying = signal.wait();
+        assert!((&mut staying).now_or_never().is_none());
+        (0..100).for_each(|_| assert!(signal.wait().now_or_never().is_none()));
+        assert_eq!(signal.waiters.borrow().wakers.len(), 1);
+        signal.notify();
+        assert!(signal.wait().now_or_never().is_none());
+        drop(staying);
+        assert_eq!(signal.waiters.borrow().wakers.len(), 0);
     }
 }
