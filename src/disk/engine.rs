@@ -78,6 +78,16 @@ impl Engine {
         }
     }
 
+    /// Whether another thread, one of the kernel's or of ours, works on an operation in flight. A
+    /// caller that waits without sleeping may keep that very thread from the processor.
+    #[must_use]
+    pub fn needs_other_threads(&self) -> bool {
+        match self {
+            Self::Uring(engine) => engine.has_blocking_work(),
+            Self::Threads(engine) => engine.in_flight() > 0,
+        }
+    }
+
     /// Runs `future`, and the engine beneath it, until it is complete: for tools and tests that have
     /// no event loop. The future must wait for nothing but disks of this engine.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {

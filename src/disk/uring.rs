@@ -58,6 +58,7 @@ impl UringEngine {
             slots: Slab::new(),
             backlog: VecDeque::new(),
             in_kernel: 0,
+            blocking: 0,
             free_places,
             helper: None,
             completions: Vec::new(),
@@ -96,6 +97,11 @@ impl UringEngine {
         self.inner.borrow().slots.len()
     }
 
+    /// Whether a worker is at something that blocks: a flush, or a discard.
+    pub(super) fn has_blocking_work(&self) -> bool {
+        self.inner.borrow().blocking > 0
+    }
+
     pub(super) fn channel(self: &Rc<Self>, file: Arc<OpenFile>) -> Box<dyn Channel> {
         let inner = &mut *self.inner.borrow_mut();
         let place = inner.free_places.pop().filter(|&place| {
@@ -122,6 +128,7 @@ impl UringEngine {
         for job in finished {
             let mut slot = self.inner.borrow_mut().slots.remove(job.number);
             slot.work = Some(job.work);
+            self.inner.borrow_mut().blocking -= usize::from(slot.blocks());
             slot.complete(job.outcome);
         }
     }
@@ -220,6 +227,11 @@ impl Slot {
         entry.flags(flags)
     }
 
+    /// Whether the kernel has a worker thread do it.
+    fn blocks(&self) -> bool {
+        matches!(self.work, Some(Work::Flush | Work::Discard { .. }))
+    }
+
     fn complete(self, outcome: Result<(), super::DiskErrorKind>) {
         let work = self.work.expect("a completed operation is with nobody else");
         // The lock on a closed disk must be free by the time that its last operation completes.
@@ -237,6 +249,8 @@ struct Inner {
     /// Entries that the kernel has or that lie in the submission queue.
     in_kernel: usize,
     most_in_kernel: usize,
+    /// Operations started that a worker thread carries out.
+    blocking: usize,
     free_places: Vec<u32>,
     /// Started when it is first needed.
     helper: Option<Helper>,
@@ -256,6 +270,7 @@ impl Inner {
     fn start(&mut self, slot: Slot) {
         let blocking = slot.file.file.discard == DiscardMethod::BlockDiscard;
         let discard = matches!(slot.work, Some(Work::Discard { .. }));
+        self.blocking += usize::from(slot.blocks());
         let number = self.slots.insert(slot);
         if discard && blocking {
             self.start_on_helper(number);
@@ -273,6 +288,7 @@ impl Inner {
         }
         let Some(helper) = &mut self.helper else {
             // No thread is to be had: a discard may be left undone.
+            self.blocking -= 1;
             self.slots.remove(number).complete(Ok(()));
             return;
         };
@@ -369,7 +385,11 @@ impl Inner {
                 self.backlog.push_back(number);
                 None
             }
-            Progress::Done(outcome) => Some((self.slots.remove(number), outcome)),
+            Progress::Done(outcome) => {
+                let slot = self.slots.remove(number);
+                self.blocking -= usize::from(slot.blocks());
+                Some((slot, outcome))
+            }
         }
     }
 }

@@ -5,7 +5,8 @@
 //! completions, and lets the event loop look for network traffic, without sleeping: the wake-up of
 //! an idle processor costs more than a short disk operation. It stops looking when nothing has come
 //! for the configured time, and does not even start when work comes too rarely for that to pay, so
-//! an idle node costs nothing.
+//! an idle node costs nothing. Nor does it look while another thread works for an operation (a flush)
+//! or when it finds that others want its processor: whoever never sleeps runs last.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -72,7 +73,7 @@ pub async fn drive(engine: Engine, kick: Kick, spin: Duration) -> std::io::Resul
         if kick.take() || reaped > 0 {
             pace.work(Instant::now());
         }
-        if pace.is_worth_waiting_for(Instant::now()) {
+        if !engine.needs_other_threads() && pace.is_worth_waiting_for(Instant::now()) {
             // The event loop looks at sockets and timers, without sleeping, and comes back.
             tokio::task::yield_now().await;
             continue;
@@ -95,11 +96,15 @@ struct Pace {
     last: Option<Instant>,
     /// Moving average of the time between two pieces of work.
     gap: Duration,
+    /// The last look without a result, since the last sleep.
+    looked: Option<Instant>,
+    /// Others wanted the processor: no waiting before this.
+    yielded_until: Option<Instant>,
 }
 
 impl Pace {
     fn new(spin: Duration) -> Self {
-        Self { spin, last: None, gap: Duration::MAX }
+        Self { spin, last: None, gap: Duration::MAX, looked: None, yielded_until: None }
     }
 
     fn work(&mut self, now: Instant) {
@@ -113,13 +118,26 @@ impl Pace {
         }
     }
 
-    fn is_worth_waiting_for(&self, now: Instant) -> bool {
-        match self.last {
-            Some(last) => self.gap <= self.spin * 2 && now.duration_since(last) < self.spin,
-            None => false,
+    /// Whether to look again instead of sleeping; asked after each look.
+    fn is_worth_waiting_for(&mut self, now: Instant) -> bool {
+        if self.looked.take().is_some_and(|looked| now.duration_since(looked) > PREEMPTED) {
+            self.yielded_until = Some(now + YIELD);
         }
+        let Some(last) = self.last else { return false };
+        let worth = self.gap <= self.spin * 2
+            && now.duration_since(last) < self.spin
+            && self.yielded_until.is_none_or(|until| until <= now);
+        self.looked = worth.then_some(now);
+        worth
     }
 }
+
+/// A turn that took longer had lost the processor to somebody, or had much to do: either way
+/// looking is not what the time is needed for.
+const PREEMPTED: Duration = Duration::from_millis(1);
+
+/// How long nothing is waited for after that.
+const YIELD: Duration = Duration::from_millis(50);
 
 /// The engine as something to be polled.
 struct Descriptor(Engine);
@@ -189,10 +207,10 @@ mod tests {
 
     #[test]
     fn waits_for_frequent_work_only_and_not_for_long() {
-        let (pace, now) = paced(Duration::from_micros(20), 50);
+        let (mut pace, now) = paced(Duration::from_micros(20), 50);
         assert!(pace.is_worth_waiting_for(now + Duration::from_micros(30)));
         assert!(!pace.is_worth_waiting_for(now + Duration::from_micros(60)));
-        let (pace, now) = paced(Duration::from_millis(1), 50);
+        let (mut pace, now) = paced(Duration::from_millis(1), 50);
         assert!(!pace.is_worth_waiting_for(now));
         assert!(!Pace::new(SPIN).is_worth_waiting_for(now));
     }
@@ -204,6 +222,21 @@ mod tests {
         pace.work(now);
         assert!(!pace.is_worth_waiting_for(now));
         (0..10).for_each(|_| {
+            now += Duration::from_micros(20);
+            pace.work(now);
+        });
+        assert!(pace.is_worth_waiting_for(now));
+    }
+
+    #[test]
+    fn leaves_the_processor_to_others_for_a_while() {
+        let (mut pace, mut now) = paced(Duration::from_micros(20), 50);
+        assert!(pace.is_worth_waiting_for(now));
+        now += PREEMPTED * 2;
+        pace.work(now);
+        assert!(!pace.is_worth_waiting_for(now));
+        now += YIELD;
+        (0..20).for_each(|_| {
             now += Duration::from_micros(20);
             pace.work(now);
         });
