@@ -30,7 +30,7 @@ sim:
 
 # Every seeded bug, and the seed that finds it. SEEDS is the most that are tried for each.
 mutants:
-	SEEDS=$(SEEDS) cargo test --features mutants --test mutants -- --nocapture
+	SEEDS=$(SEEDS) cargo test --lib every_mutant_is_found -- --nocapture
 
 # Each fuzz target for SECONDS, with the nightly toolchain and cargo-fuzz.
 fuzz:

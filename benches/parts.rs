@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use gemel::array::superblock::Uuid;
+use gemel::array::superblock::{LogKey, Uuid};
 use gemel::array::{MemberSet, Place, SegmentIndex, parity};
 use gemel::base::checksum::{Crc32, Crc32c};
 use gemel::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
@@ -116,6 +116,7 @@ fn batch_of(blocks: u64) -> BatchHeader {
     BatchHeader {
         kind: BatchKind::Log,
         pool: Uuid([1; 16]),
+        key: LogKey([2; 16]),
         incarnation: 1,
         number: 1,
         place: SegmentUse { segment: SegmentIndex(1), generation: 1 },

@@ -6,12 +6,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use gemel::array::superblock::{COPY_OFFSETS, SUPERBLOCK_BYTES, Uuid};
+use gemel::array::superblock::{COPY_OFFSETS, LogKey, SUPERBLOCK_BYTES, Uuid};
 use gemel::array::{Array, DiskState, FormatOptions, OpenError, Slot};
 use gemel::base::buffer::{AlignedBuf, BufferPool};
 use gemel::base::checksum::Crc32;
 use gemel::base::event::Event;
-use gemel::base::runtime::Runtime;
+use gemel::base::runtime::{Runtime, yield_now};
 use gemel::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use gemel::disk::{Disk, DiskErrorKind, Operation};
 use gemel::sim::disk::SimulatedDisk;
@@ -271,10 +271,13 @@ fn no_space_under_a_file_is_a_full_pool_and_no_broken_disk() {
     let waiting = rig.append(&store, 0, 200, 2);
     rig.wait(Duration::from_secs(60));
     assert!(store.array().is_starved());
+    let told = |kind: &str| rig.events.borrow().iter().filter(|event| event.kind == kind).count();
+    assert_eq!((told("disk-no-space"), told("disk-space-back")), (1, 0), "said once, with what to do");
     assert_eq!(rig.block_on(rig.append(&store, 500, 1, 3)), Err(StoreError::OutOfSpace));
     assert_eq!(rig.read_round(&store, 30), Ok(1), "reads go on");
     rig.media[1].limit_space(None);
     rig.block_on(waiting).unwrap();
+    assert_eq!((told("disk-no-space"), told("disk-space-back")), (1, 1));
     rig.write(&store, 500, 1, 3);
     assert!(store.array().status().iter().all(|disk| disk.state == DiskState::Ok));
 }
@@ -317,6 +320,165 @@ fn data_that_does_not_fit_narrower_stripes_is_served_without_redundancy() {
 }
 
 #[test]
+fn no_space_for_a_superblock_is_no_broken_disk() {
+    let rig = Rig::new(15, 3);
+    let store = rig.open();
+    rig.write(&store, 0, 50, 1);
+    rig.media[0]
+        .inject(Fault::always(Operation::Write, Effect::Fail(DiskErrorKind::NoSpace)).within(0..1 << 20));
+    let closing = store.clone();
+    let (done, mut closed) = futures::channel::oneshot::channel();
+    rig.world.borrow().spawn(Box::pin(async move {
+        closing.close().await;
+        let _ = done.send(());
+    }));
+    rig.wait(Duration::from_secs(5));
+    assert_eq!(closed.try_recv(), Ok(None), "the commit waits");
+    assert!(rig.events.borrow().iter().any(|event| event.kind == "disk-no-space"));
+    rig.media[0].clear_faults();
+    rig.block_on(closed).unwrap();
+    let store = rig.restart(store);
+    assert_eq!(store.array().live().width(), 3);
+}
+
+#[test]
+fn random_overwrites_go_on_in_a_pool_that_is_too_full_for_narrower_stripes() {
+    let rig = Rig::new(16, 3);
+    let store = rig.open();
+    let blocks = store.usage().capacity_bytes / BLOCK_SIZE as u64 * 95 / 100;
+    (0..blocks).for_each(|address| rig.write(&store, address, 1, 1));
+    rig.media[2].inject(Fault::always(Operation::Write, EIO));
+    (0..blocks * 3).for_each(|n| rig.write(&store, n * 7919 % blocks, 1, 2 + n / blocks));
+    (0..blocks).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(4)));
+    assert_eq!(store.audit(), Ok(()));
+}
+
+#[test]
+fn sparse_blocks_fill_the_pool_as_well() {
+    let rig = Rig::new(17, 2);
+    let store = rig.open();
+    let blocks = store.usage().capacity_bytes / BLOCK_SIZE as u64;
+    for round in 1..4 {
+        (0..blocks).for_each(|n| rig.write(&store, n * 7919 % blocks * 1000, 1, round));
+    }
+    let refused = rig.block_on(rig.append(&store, 1, 1, 4));
+    assert_eq!(refused, Err(StoreError::OutOfSpace));
+    let store = rig.restart(store);
+    (0..blocks).for_each(|n| assert_eq!(rig.read_round(&store, n * 1000), Ok(3)));
+}
+
+#[test]
+fn holes_take_no_space_once_checkpoints_have_passed_them() {
+    let rig = Rig::new(18, 3);
+    let store = rig.open();
+    let blocks = store.usage().capacity_bytes / BLOCK_SIZE as u64 / 2;
+    // Ever new addresses: the volume is far larger than the pool.
+    for turn in 0..20 {
+        (0..blocks / 30).for_each(|n| rig.write(&store, turn * blocks + n * 30, 30, 1));
+        let hole = BlockWrite::Hole { address: BlockAddress(turn * blocks), count: blocks };
+        rig.block_on(store.append(VOLUME, rig.version(), vec![hole])).unwrap();
+    }
+    assert_eq!(store.usage().used_bytes, 0);
+    for _ in 0..2 {
+        rig.block_on(store.close());
+    }
+    let before = store.statistics().checkpoint_blocks.get();
+    rig.block_on(store.close());
+    let last = store.statistics().checkpoint_blocks.get() - before;
+    assert!(last < 10, "a checkpoint of an empty pool takes {last} blocks");
+    let store = rig.restart(store);
+    (0..20).for_each(|turn| assert_eq!(rig.read_round(&store, turn * blocks + 7), Ok(0)));
+}
+
+#[test]
+fn a_huge_unmap_or_drop_leaves_other_tasks_their_turn_and_is_whole_after_a_crash() {
+    for drops in [false, true] {
+        // It takes effect at one instant of virtual time: the first run tells when, the others look.
+        let (when, _) = remove_everything(drops, Duration::from_secs(3600), false);
+        let (_, seen) = remove_everything(drops, when, false);
+        assert!(seen.len() > 3 && seen.is_sorted_by(|a, b| a > b), "in several turns: {seen:?}");
+        let (_, seen) = remove_everything(drops, when, true);
+        assert!(seen.last() > Some(&0), "the power failed in between: {seen:?}");
+    }
+}
+
+/// Unmaps or drops a volume with more pages than go in one turn. Returns when it took effect, and
+/// how many blocks were mapped at the turns from `look_after` on; at the first turn in between the
+/// power fails, if it `cuts`.
+fn remove_everything(drops: bool, look_after: Duration, cuts: bool) -> (Duration, Vec<u64>) {
+    let rig = Rig::new(19, 3);
+    let store = rig.open();
+    let blocks = store.usage().capacity_bytes / BLOCK_SIZE as u64 - 100;
+    (0..blocks).for_each(|n| rig.write(&store, n * 64, 1, 1));
+    let start = rig.executor.now();
+    let seen: Rc<RefCell<Vec<u64>>> = Rc::default();
+    let (watched, log, world) = (store.clone(), seen.clone(), rig.world.borrow().clone());
+    rig.world.borrow().spawn(Box::pin(async move {
+        world.sleep(look_after).await;
+        loop {
+            let used = watched.usage().used_bytes / BLOCK_SIZE as u64;
+            if log.borrow().last() != Some(&used) {
+                log.borrow_mut().push(used);
+            }
+            if used == 0 || (cuts && used < blocks) {
+                return if cuts {
+                    world.crash()
+                };
+            }
+            yield_now().await;
+        }
+    }));
+    let (removing, version, executor) = (store.clone(), rig.version(), rig.world.borrow().clone());
+    let hole = BlockWrite::Hole { address: BlockAddress(0), count: blocks * 64 };
+    let finished = Rc::new(std::cell::Cell::new(Duration::ZERO));
+    let noted = finished.clone();
+    rig.world.borrow().spawn(Box::pin(async move {
+        let done = match drops {
+            true => removing.drop_volume(VOLUME).await,
+            false => removing.append(VOLUME, version, vec![hole]).await,
+        };
+        done.unwrap();
+        noted.set(executor.now().since(start));
+    }));
+    rig.wait(Duration::from_secs(1));
+    let store = rig.restart(store);
+    assert_eq!((store.usage().used_bytes, store.audit()), (0, Ok(())), "the log has it, so it is whole");
+    (0..blocks).for_each(|n| assert_eq!(rig.read_round(&store, n * 64), Ok(0)));
+    (finished.get(), seen.take())
+}
+
+#[test]
+fn what_a_host_writes_never_passes_for_a_batch_header() {
+    // With the key, such blocks do stop a recovery: the attempt is a real one.
+    for (key, opens) in [(LogKey([0; 16]), true), (LOG_KEY, false)] {
+        let rig = Rig::new(21, 3);
+        let store = rig.open();
+        rig.write(&store, 0, 1, 1);
+        let newest =
+            rig.headers().into_iter().map(|(header, _, _)| header).max_by_key(|header| header.number);
+        let newest = newest.unwrap();
+        let forge = |address: u64| {
+            let forged = BatchHeader {
+                key,
+                incarnation: newest.incarnation + 1 + address % 2,
+                number: newest.number + 1000,
+                acknowledged_through: newest.number + 999,
+                entries: Vec::new(),
+                height: 1,
+                ..newest.clone()
+            };
+            let data = AlignedBuf::copy_of(&forged.encode().0).freeze();
+            BlockWrite::Data { address: BlockAddress(address), checksum: Crc32::of(&data), data }
+        };
+        rig.block_on(store.append(VOLUME, rig.version(), (0..8).map(forge).collect())).unwrap();
+        rig.cut_power();
+        drop(store);
+        let opened = rig.open_without(&[]);
+        assert_eq!(opened.is_ok(), opens, "{:?}", opened.err());
+    }
+}
+
+#[test]
 fn power_that_fails_again_while_a_commit_is_being_mended_leaves_a_superblock() {
     for seed in 1..400 {
         assert!(survives_repeated_power_cuts(seed), "seed {seed}");
@@ -353,7 +515,7 @@ impl Rig {
         let media = (0..disks as u64).map(medium).collect();
         let rig = Self { executor, world, media, events: Rc::default(), sequence: Default::default() };
         let options = FormatOptions { segment_bytes: Some(SEGMENT_BYTES), overwrite_foreign: false };
-        rig.block_on(Array::format(&rig.disks(&[]), &options, Uuid([9; 16]))).unwrap();
+        rig.block_on(Array::format(&rig.disks(&[]), &options, POOL, LOG_KEY)).unwrap();
         rig
     }
 
@@ -480,6 +642,8 @@ impl Rig {
     }
 }
 
+const POOL: Uuid = Uuid([9; 16]);
+const LOG_KEY: LogKey = LogKey([0x5e; 16]);
 const VOLUME: VolumeId = VolumeId(1);
 const SEGMENT_BYTES: u64 = 32 * BLOCK_SIZE as u64;
 const DISK_BYTES: u64 = (1 << 20) + 48 * SEGMENT_BYTES;

@@ -18,7 +18,7 @@ use crate::disk::{DiskError, DiskErrorKind, DiskFuture};
 use super::geometry::{Geometry, MemberSet, SegmentIndex, Slot, StripeLayout};
 use super::membership::{Membership, OpenDisk};
 use super::parity;
-use super::superblock::{PoolRecord, Uuid};
+use super::superblock::{LogKey, PoolRecord, Uuid};
 
 /// An open array. Cheap to clone; all clones are one array.
 #[derive(Clone)]
@@ -33,8 +33,6 @@ struct Shared {
     buffers: BufferPool,
     watches: Vec<Watch>,
     counters: Counters,
-    /// Set while the file system under a disk has no space for what the pool was promised.
-    starved: Cell<bool>,
 }
 
 /// What is known of a slot's outstanding operations.
@@ -114,11 +112,10 @@ impl Array {
     ) -> Self {
         let geometry = record.geometry;
         let watches = (0..geometry.disk_count).map(|_| Watch::default()).collect();
-        let membership = Membership::new(record, disks, events);
-        let (counters, starved) = Default::default();
-        let array = Self {
-            shared: Rc::new(Shared { geometry, membership, runtime, buffers, watches, counters, starved }),
-        };
+        let membership = Membership::new(record, disks, runtime.clone(), events);
+        let counters = Counters::default();
+        let array =
+            Self { shared: Rc::new(Shared { geometry, membership, runtime, buffers, watches, counters }) };
         let watchdog = Rc::downgrade(&array.shared);
         let runtime = array.shared.runtime.clone();
         array.shared.runtime.spawn(Box::pin(async move {
@@ -149,10 +146,10 @@ impl Array {
         self.shared.membership.is_offline()
     }
 
-    /// Whether a file system under a disk is full, so that nothing can be written for now.
+    /// Whether writes wait because a file system under a disk is full.
     #[must_use]
     pub fn is_starved(&self) -> bool {
-        self.shared.starved.get()
+        self.shared.membership.is_starved()
     }
 
     /// Notified when a disk leaves or the array goes offline.
@@ -165,6 +162,12 @@ impl Array {
     #[must_use]
     pub fn pool(&self) -> Uuid {
         self.shared.membership.record().pool
+    }
+
+    /// What tells the pool's batch headers from those that a host writes as data.
+    #[must_use]
+    pub fn log_key(&self) -> LogKey {
+        self.shared.membership.record().log_key
     }
 
     /// What the store last committed.
@@ -252,6 +255,7 @@ impl Array {
 
     /// Writes to one disk if it is in use; a failure takes it out of use.
     async fn write_column(&self, slot: Slot, offset: u64, pieces: Vec<Bytes>) {
+        let mut starving = None;
         loop {
             let Some(disk) = self.shared.membership.disk(slot) else { return };
             let bytes: usize = pieces.iter().map(Bytes::len).sum();
@@ -263,12 +267,14 @@ impl Array {
                 {
                     // A full file system is no broken disk. The same bytes go to the same rows, which
                     // nobody has been told of, once there is space.
-                    self.shared.starved.set(true);
+                    starving.get_or_insert_with(|| self.shared.membership.starve(slot));
                     self.shared.runtime.sleep(STARVED_RETRY).await;
+                    if self.is_offline() {
+                        return;
+                    }
                 }
                 Some(Err(error)) => return self.disk_left(slot, &error.to_string()),
-                Some(Ok(())) => return self.shared.starved.set(false),
-                None => return,
+                Some(Ok(())) | None => return,
             }
         }
     }
@@ -457,4 +463,5 @@ fn add(counter: &Cell<u64>, amount: u64) {
 /// Longest time without any progress before a disk counts as failed.
 pub const STALL_LIMIT: Duration = Duration::from_secs(6);
 const WATCHDOG_PERIOD: Duration = Duration::from_millis(500);
-const STARVED_RETRY: Duration = Duration::from_millis(500);
+/// How often is tried whether a file system has space again.
+pub(super) const STARVED_RETRY: Duration = Duration::from_millis(500);

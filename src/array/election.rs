@@ -16,8 +16,8 @@ use super::disks::Array;
 use super::geometry::{Geometry, MAX_DISKS, MemberSet, Slot};
 use super::membership::OpenDisk;
 use super::superblock::{
-    COPY_OFFSETS, DiskRecord, FORMAT_VERSION, PoolRecord, SUPERBLOCK_BYTES, Superblock, SuperblockError,
-    Uuid, copy_offset,
+    COPY_OFFSETS, DiskRecord, LogKey, PoolRecord, SUPERBLOCK_BYTES, Superblock, SuperblockError, Uuid,
+    copy_offset,
 };
 
 /// How to format.
@@ -116,11 +116,13 @@ fn describe(disks: &[(String, String)]) -> String {
 }
 
 impl Array {
-    /// Makes a pool of blank `disks`, slot by slot in their order, with an empty root.
+    /// Makes a pool of blank `disks`, slot by slot in their order, with an empty root. `log_key` is
+    /// random and secret.
     pub async fn format(
         disks: &[Rc<dyn Disk>],
         options: &FormatOptions,
         pool: Uuid,
+        log_key: LogKey,
     ) -> Result<(), OpenError> {
         if disks.is_empty() || disks.len() > MAX_DISKS {
             return Err(OpenError::DiskCount(disks.len()));
@@ -144,8 +146,8 @@ impl Array {
             uuid[0] ^= slot + 1;
             DiskRecord { uuid: Uuid(uuid), member: true }
         };
-        let disks_record = (0..disks.len() as u8).map(record).collect();
-        let record = PoolRecord { pool, generation: 1, geometry, disks: disks_record, root: Vec::new() };
+        let (disks_record, root) = ((0..disks.len() as u8).map(record).collect(), Vec::new());
+        let record = PoolRecord { pool, log_key, generation: 1, geometry, disks: disks_record, root };
         for (slot, disk) in (0u8..).map(Slot).zip(disks) {
             let blank = AlignedBuf::zeroed(SUPERBLOCK_BYTES).freeze();
             let superblock: Bytes = Superblock { slot, record: record.clone() }.encode().freeze();
@@ -320,4 +322,4 @@ async fn refuse_unless_blank(disk: &Rc<dyn Disk>) -> Result<(), OpenError> {
 /// Bytes at the start of a disk that must be zero for it to count as blank: partition tables and the
 /// signatures of the usual file systems and volume managers lie there.
 const BLANK_BYTES: usize = 256 << 10;
-const _: () = assert!(BLANK_BYTES as u64 <= Geometry::RESERVED_BYTES && FORMAT_VERSION == 1);
+const _: () = assert!(BLANK_BYTES as u64 <= Geometry::RESERVED_BYTES);

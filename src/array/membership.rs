@@ -13,10 +13,11 @@ use futures::future::join_all;
 
 use crate::base::event::{Event, EventSink, Severity};
 use crate::base::mutant::{self, Mutant};
+use crate::base::runtime::RuntimeHandle;
 use crate::base::signal::Signal;
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, DiskErrorKind};
 
-use super::disks::ArrayError;
+use super::disks::{ArrayError, STARVED_RETRY};
 use super::geometry::{MemberSet, Slot};
 use super::superblock::{PoolRecord, Superblock, copy_offset};
 
@@ -29,7 +30,10 @@ pub(super) struct Membership {
     offline: Cell<bool>,
     /// Notified at every change of state.
     changed: Signal,
+    runtime: RuntimeHandle,
     events: EventSink,
+    /// By slot: writes that wait for space in the file system under the disk.
+    starving: Vec<Cell<u32>>,
 }
 
 /// A disk that was found, and where its superblock is.
@@ -51,7 +55,12 @@ struct State {
 impl Membership {
     /// `disks` by slot; members of `record` without a disk count as failing from the start, so that
     /// the first commit excludes them.
-    pub(super) fn new(record: PoolRecord, disks: Vec<Option<OpenDisk>>, events: EventSink) -> Self {
+    pub(super) fn new(
+        record: PoolRecord,
+        disks: Vec<Option<OpenDisk>>,
+        runtime: RuntimeHandle,
+        events: EventSink,
+    ) -> Self {
         let slots = record.disks.len();
         let mut failing = MemberSet::EMPTY;
         let mut reasons = vec![None; slots];
@@ -64,7 +73,8 @@ impl Membership {
         let attempted = record.generation;
         let state = RefCell::new(State { record, attempted, failing, reasons });
         let (committing, offline, changed) = Default::default();
-        Self { disks, state, committing, offline, changed, events }
+        let starving = vec![Cell::new(0); slots];
+        Self { disks, state, committing, offline, changed, runtime, events, starving }
     }
 
     /// Members that can be read and written now.
@@ -123,7 +133,7 @@ impl Membership {
             state.reasons[slot.index()] = Some(reason.to_owned());
             state.record.geometry.disk_count - state.members().difference(state.failing).width()
         };
-        let path = self.any_disk(slot).map_or("?", |disk| disk.properties().path.as_str());
+        let path = self.path(slot);
         let tolerated = self.disks.len() > 1 && lost <= 1;
         if tolerated {
             (self.events)(Event {
@@ -154,6 +164,35 @@ impl Membership {
             });
             self.changed.notify();
         }
+    }
+
+    /// Whether writes wait because a file system under a disk is full.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starving.iter().any(|waiting| waiting.get() > 0)
+    }
+
+    /// Notes that a write to the disk in `slot` waits for space, as long as the result lives.
+    pub(super) fn starve(&self, slot: Slot) -> Starving<'_> {
+        let waiting = &self.starving[slot.index()];
+        waiting.set(waiting.get() + 1);
+        if waiting.get() == 1 {
+            (self.events)(Event {
+                severity: Severity::Critical,
+                kind: "disk-no-space",
+                message: format!(
+                    "the file system under disk {} ({}) is full. Nothing is lost and reads go on; writes wait, and \
+                     those that need new space are refused. Make room in that file system: everything goes on by \
+                     itself",
+                    slot.0,
+                    self.path(slot)
+                ),
+            });
+        }
+        Starving { membership: self, slot }
+    }
+
+    fn path(&self, slot: Slot) -> &str {
+        self.any_disk(slot).map_or("?", |disk| disk.properties().path.as_str())
     }
 
     /// Returns when no member is failing: every exclusion is durable. What a failing disk missed may
@@ -217,15 +256,50 @@ impl Membership {
     async fn write_superblock(&self, slot: Slot, record: &PoolRecord) -> Result<(), DiskError> {
         let Some(member) = &self.disks[slot.index()] else { return Ok(()) };
         let bytes: Bytes = Superblock { slot, record: record.clone() }.encode().freeze();
-        let by_generation = mutant::is(Mutant::SuperblockByGeneration);
-        let copy = if by_generation { record.generation % 2 } else { 1 - member.newest_copy.get() };
-        member.disk.write(copy_offset(copy), vec![bytes]).await?;
-        if mutant::is(Mutant::SuperblockNotFlushed) {
-            return Ok(());
+        let copy = match member.newest_copy.get() {
+            _ if mutant::is(Mutant::SuperblockByGeneration) => record.generation % 2,
+            newest if mutant::is(Mutant::SuperblockOverNewest) => newest,
+            newest => 1 - newest,
+        };
+        let mut starving = None;
+        loop {
+            match member.disk.write(copy_offset(copy), vec![bytes.clone()]).await {
+                Err(error) if error.kind == DiskErrorKind::NoSpace && !self.is_offline() => {
+                    starving.get_or_insert_with(|| self.starve(slot));
+                    self.runtime.sleep(STARVED_RETRY).await;
+                }
+                written => break written?,
+            }
         }
-        member.disk.flush().await?;
+        if !mutant::is(Mutant::SuperblockNotFlushed) {
+            member.disk.flush().await?;
+        }
         member.newest_copy.set(copy);
         Ok(())
+    }
+}
+
+/// A write that waits for space in a file system.
+pub(super) struct Starving<'a> {
+    membership: &'a Membership,
+    slot: Slot,
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        let waiting = &self.membership.starving[self.slot.index()];
+        waiting.set(waiting.get() - 1);
+        if waiting.get() == 0 {
+            (self.membership.events)(Event {
+                severity: Severity::Info,
+                kind: "disk-space-back",
+                message: format!(
+                    "no write waits for space under disk {} ({}) any more",
+                    self.slot.0,
+                    self.membership.path(self.slot)
+                ),
+            });
+        }
     }
 }
 

@@ -13,8 +13,10 @@ use super::geometry::{Geometry, MAX_DISKS, Slot};
 /// Bytes of one copy.
 pub const SUPERBLOCK_BYTES: usize = 8192;
 
-/// Version of the superblock and of everything under it. A disk with another one is refused.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the superblock and of everything under it. A disk with a newer one is refused.
+///
+/// Version 1 had no [`LogKey`]; its pools are read, and go on with a key of zeros.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Most bytes that the store's root may take.
 pub const MAX_ROOT_BYTES: usize = 6144;
@@ -48,11 +50,24 @@ impl std::fmt::Debug for Uuid {
     }
 }
 
+/// A secret that every batch header of the pool carries and that no host ever sees: what a host
+/// writes as data can't pass for a header. Drawn at random when the pool is formatted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct LogKey(pub [u8; 16]);
+
+impl std::fmt::Debug for LogKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LogKey(secret)")
+    }
+}
+
 /// What all disks of a pool agree on, at one generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolRecord {
     /// Identity of the pool.
     pub pool: Uuid,
+    /// What the pool's batch headers carry.
+    pub log_key: LogKey,
     /// Counts every change; the highest rules.
     pub generation: u64,
     /// Sizes, fixed at formatting.
@@ -124,6 +139,7 @@ impl Superblock {
         }
         bytes.put_u32(record.root.len() as u32);
         bytes.put(&record.root);
+        bytes.put(&record.log_key.0);
         bytes.resize(SUPERBLOCK_BYTES, 0);
         let checksum = Crc32::of(&bytes);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.0.to_le_bytes());
@@ -146,14 +162,14 @@ impl Superblock {
         if Crc32::of(&unsigned).0 != checksum {
             return Err(SuperblockError::Damaged);
         }
-        if version != FORMAT_VERSION {
+        if version > FORMAT_VERSION {
             return Err(SuperblockError::NewerVersion { found: version });
         }
-        Self::decode_body(&mut reader).map_err(damaged)?.ok_or(SuperblockError::Damaged)
+        Self::decode_body(&mut reader, version).map_err(damaged)?.ok_or(SuperblockError::Damaged)
     }
 
     /// The fields behind the checksum; `None` when they contradict each other.
-    fn decode_body(reader: &mut Reader<'_>) -> Result<Option<Self>, CutShort> {
+    fn decode_body(reader: &mut Reader<'_>, version: u32) -> Result<Option<Self>, CutShort> {
         let pool = Uuid(reader.array()?);
         let generation = reader.u64()?;
         let (rows, segment_count) = (reader.u32()?, reader.u32()?);
@@ -176,8 +192,9 @@ impl Superblock {
             return Ok(None);
         }
         let root = reader.bytes(root_length)?.to_vec();
+        let log_key = LogKey(if version == 1 { [0; 16] } else { reader.array()? });
         let geometry = Geometry { disk_count, rows, segment_count };
-        Ok(Some(Self { slot, record: PoolRecord { pool, generation, geometry, disks, root } }))
+        Ok(Some(Self { slot, record: PoolRecord { pool, log_key, generation, geometry, disks, root } }))
     }
 
     /// Bytes that a disk of this pool must at least have.
@@ -198,7 +215,7 @@ fn damaged(_: CutShort) -> SuperblockError {
 const MAGIC: &[u8; 8] = b"gemelSB\n";
 const CHECKSUM_AT: usize = 12;
 const _: () = assert!(
-    MAGIC.len() + 4 + 4 + 16 + 8 + 4 + 4 + 2 + MAX_DISKS * 17 + 4 + MAX_ROOT_BYTES <= SUPERBLOCK_BYTES
+    MAGIC.len() + 4 + 4 + 16 + 8 + 4 + 4 + 2 + MAX_DISKS * 17 + 4 + MAX_ROOT_BYTES + 16 <= SUPERBLOCK_BYTES
 );
 const _: () = assert!(COPY_OFFSETS[1] + SUPERBLOCK_BYTES as u64 <= Geometry::RESERVED_BYTES);
 
@@ -209,7 +226,8 @@ mod tests {
     fn sample() -> Superblock {
         let disks = (0..4u8).map(|n| DiskRecord { uuid: Uuid([n; 16]), member: n != 2 }).collect();
         let geometry = Geometry { disk_count: 4, rows: 256, segment_count: 63 };
-        let record = PoolRecord { pool: Uuid([9; 16]), generation: 17, geometry, disks, root: vec![1, 2, 3] };
+        let (pool, log_key) = (Uuid([9; 16]), LogKey([7; 16]));
+        let record = PoolRecord { pool, log_key, generation: 17, geometry, disks, root: vec![1, 2, 3] };
         Superblock { slot: Slot(3), record }
     }
 
@@ -233,10 +251,32 @@ mod tests {
         assert_eq!(Superblock::decode(&[0; SUPERBLOCK_BYTES]), Err(SuperblockError::Blank));
         assert_eq!(Superblock::decode(&[7; SUPERBLOCK_BYTES]), Err(SuperblockError::Foreign));
         let mut newer = sample().encode().to_vec();
-        newer[8] = 2;
-        newer[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
-        let checksum = Crc32::of(&newer).0.to_le_bytes();
-        newer[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum);
-        assert_eq!(Superblock::decode(&newer), Err(SuperblockError::NewerVersion { found: 2 }));
+        newer[8] = 3;
+        sign(&mut newer);
+        assert_eq!(Superblock::decode(&newer), Err(SuperblockError::NewerVersion { found: 3 }));
+    }
+
+    #[test]
+    fn version_1_is_read_and_has_a_key_of_zeros() {
+        // Version 1 ended with the root, then zeros.
+        let mut older = sample().encode().to_vec();
+        let key = older.windows(16).rposition(|bytes| bytes == [7; 16]).unwrap();
+        older[key..key + 16].fill(0);
+        older[8] = 1;
+        sign(&mut older);
+        let mut expected = sample();
+        expected.record.log_key = LogKey([0; 16]);
+        assert_eq!(Superblock::decode(&older), Ok(expected));
+    }
+
+    #[test]
+    fn the_key_is_not_shown() {
+        assert_eq!(format!("{:?}", LogKey([7; 16])), "LogKey(secret)");
+    }
+
+    fn sign(bytes: &mut [u8]) {
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+        let checksum = Crc32::of(bytes).0.to_le_bytes();
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum);
     }
 }

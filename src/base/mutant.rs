@@ -1,8 +1,7 @@
 //! Seeded bugs, for proof that the simulator finds such bugs.
 //!
-//! The code asks [`is`] where a known mistake would be made. In builds without the feature `mutants`
-//! (and outside the crate's own tests) the answer is the constant `false`, so nothing of this is in a
-//! product. A mutant is switched on for one thread, as one simulated world runs on one.
+//! The code asks [`is`] where a known mistake would be made. Outside the crate's own unit tests the
+//! answer is the constant `false`, so nothing of this is in a product. A mutant is switched on for one thread, as one simulated world runs on one.
 
 /// A mistake that a store like this one could make. Each is found by a seed: see docs/simulator.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +21,7 @@ pub enum Mutant {
     UseStaleDisk,
     SuperblockNotFlushed,
     SuperblockByGeneration,
+    SuperblockOverNewest,
     NoSpaceFailsDisk,
     ReplayPastBrokenBatch,
     AcceptOldIncarnation,
@@ -32,19 +32,22 @@ pub enum Mutant {
     HoleForgottenAtReplay,
     DropForgottenAtReplay,
     NextSegmentNotNamed,
+    HeaderWithoutKey,
     SealOmitted,
+    SealNeedsRoom,
     CheckpointPositionAfterMap,
     ReuseBeforeCheckpoint,
     ReleaseUnderReaders,
     MoveAppliedAlways,
     MoveUnverified,
+    CleanForWorkingDisks,
     ReservationLeaks,
     OverwriteNeedsSpace,
 }
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 36] = [
         Self::AcknowledgeBeforeFlush,
         Self::FlushOneDisk,
         Self::AcknowledgeBeforeExclusion,
@@ -59,6 +62,7 @@ impl Mutant {
         Self::UseStaleDisk,
         Self::SuperblockNotFlushed,
         Self::SuperblockByGeneration,
+        Self::SuperblockOverNewest,
         Self::NoSpaceFailsDisk,
         Self::ReplayPastBrokenBatch,
         Self::AcceptOldIncarnation,
@@ -69,26 +73,29 @@ impl Mutant {
         Self::HoleForgottenAtReplay,
         Self::DropForgottenAtReplay,
         Self::NextSegmentNotNamed,
+        Self::HeaderWithoutKey,
         Self::SealOmitted,
+        Self::SealNeedsRoom,
         Self::CheckpointPositionAfterMap,
         Self::ReuseBeforeCheckpoint,
         Self::ReleaseUnderReaders,
         Self::MoveAppliedAlways,
         Self::MoveUnverified,
+        Self::CleanForWorkingDisks,
         Self::ReservationLeaks,
         Self::OverwriteNeedsSpace,
     ];
 }
 
 /// Whether the present thread is to make this mistake.
-#[cfg(any(test, feature = "mutants"))]
+#[cfg(test)]
 #[must_use]
 pub fn is(mutant: Mutant) -> bool {
     ACTIVE.get() == Some(mutant)
 }
 
 /// Whether the present thread is to make this mistake: no.
-#[cfg(not(any(test, feature = "mutants")))]
+#[cfg(not(test))]
 #[inline(always)]
 #[must_use]
 pub const fn is(_: Mutant) -> bool {
@@ -96,7 +103,7 @@ pub const fn is(_: Mutant) -> bool {
 }
 
 /// Runs `work` on this thread with one mistake switched on.
-#[cfg(any(test, feature = "mutants"))]
+#[cfg(test)]
 pub fn with<T>(mutant: Mutant, work: impl FnOnce() -> T) -> T {
     struct Off;
     impl Drop for Off {
@@ -109,7 +116,7 @@ pub fn with<T>(mutant: Mutant, work: impl FnOnce() -> T) -> T {
     work()
 }
 
-#[cfg(any(test, feature = "mutants"))]
+#[cfg(test)]
 thread_local! {
     static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
 }

@@ -34,3 +34,16 @@ pub trait Runtime {
 
 /// The handle that objects keep of their runtime.
 pub type RuntimeHandle = Rc<dyn Runtime>;
+
+/// Lets the other tasks of the thread have their turn.
+pub async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}

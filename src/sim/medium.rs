@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::fault::{Counters, Fault, FaultList, Strike};
 use super::random::Random;
 use crate::base::runtime::Instant;
+use crate::base::signal::Signal;
 use crate::disk::Operation;
 
 /// The part of a simulated disk that outlives worlds: stable pages, cache, faults, counters.
@@ -105,7 +106,7 @@ impl SimulatedMedium {
         state.absences += 1;
         drop(state);
         if lose_cache {
-            self.tear();
+            self.tear(500_000);
         }
     }
 
@@ -134,9 +135,41 @@ impl SimulatedMedium {
     /// The power fails: operations in flight vanish, unflushed sectors are kept or dropped at random,
     /// and open handles are dead. Tasks are the business of the world, which crashes first.
     pub fn crash(&self) {
-        self.tear();
+        // One crash keeps nearly all, another nearly nothing: extremes find other bugs than halves.
+        let keep_per_million = [20_000, 250_000, 500_000, 750_000, 980_000][self.random.index(5)];
+        self.crash_keeping(keep_per_million);
+    }
+
+    /// As [`SimulatedMedium::crash`], with the chance that an unflushed sector is kept.
+    pub fn crash_keeping(&self, per_million: u32) {
+        self.tear(per_million);
         self.state.borrow_mut().generation += 1;
         self.count(|counters| counters.crashes += 1);
+    }
+
+    /// The process that used the disk is killed while the power stays: its handles are dead, each
+    /// operation in flight is done or not, and the cache goes on holding what was not flushed.
+    pub fn lose_user(&self) {
+        let state = &mut *self.state.borrow_mut();
+        for (number, write) in std::mem::take(&mut state.in_flight) {
+            if self.random.coin() {
+                state.apply(number, write);
+            }
+        }
+        // Whatever the cache holds is complete as far as a later flush is concerned.
+        for version in state.cache.values().flatten().filter(|version| version.completed.get().is_none()) {
+            version.completed.set(Some(state.completions));
+        }
+        state.generation += 1;
+    }
+
+    /// Notified whenever a write that touches `range` becomes visible, from now on; one range at a
+    /// time.
+    #[must_use]
+    pub fn watch(&self, range: Range<u64>) -> Signal {
+        let signal = Signal::default();
+        self.state.borrow_mut().watched = Some((pages_of(&range), signal.clone()));
+        signal
     }
 
     /// Bytes that reads see, for inspection in tests: no faults, no time.
@@ -247,6 +280,12 @@ impl SimulatedMedium {
     pub(super) fn apply_write(&self, ticket: &WriteTicket) {
         let state = &mut *self.state.borrow_mut();
         let Some(write) = state.in_flight.remove(&ticket.number) else { return };
+        if let Some((watched, signal)) = &state.watched {
+            let end = write.first_page + write.pages.len() as u64;
+            if write.first_page < watched.end && watched.start < end {
+                signal.notify();
+            }
+        }
         state.apply(ticket.number, write);
     }
 
@@ -303,7 +342,7 @@ impl SimulatedMedium {
     }
 
     /// Decides for each sector of each unflushed write whether the medium has it.
-    fn tear(&self) {
+    fn tear(&self, keep_per_million: u32) {
         let state = &mut *self.state.borrow_mut();
         self.count(|counters| counters.crash_in_flight += state.in_flight.len() as u64);
         let mut in_flight: Vec<_> = std::mem::take(&mut state.in_flight).into_iter().collect();
@@ -311,8 +350,6 @@ impl SimulatedMedium {
         for (number, write) in in_flight {
             state.apply(number, write);
         }
-        // One crash keeps nearly all, another nearly nothing: extremes find other bugs than halves.
-        let keep_per_million = [20_000, 250_000, 500_000, 750_000, 980_000][self.random.index(5)];
         let mut fates = BTreeMap::new();
         for (number, versions) in std::mem::take(&mut state.cache) {
             for version in versions {
@@ -432,6 +469,7 @@ struct State {
     /// Where a truncated file ends.
     end_page: Option<u64>,
     faults: FaultList,
+    watched: Option<(Range<u64>, Signal)>,
     stalled_until: Instant,
     gone: bool,
     /// How often it disappeared, so that what was in flight then can be told.

@@ -5,11 +5,14 @@
 //! proof that a batch was acknowledged. It names the segments that each head of the log fills now and
 //! next, so that replay always knows where a following batch can be.
 //!
+//! A header counts only when it carries the pool's secret key: hosts choose what their blocks hold, and
+//! a block may come to lie where a header is looked for.
+//!
 //! On disk the header fills whole blocks at the top of the stripe's first data column, payload blocks
 //! follow, column by column. Layout in docs/on-disk-format.md.
 
 use crate::array::geometry::StripeLayout;
-use crate::array::superblock::Uuid;
+use crate::array::superblock::{LogKey, Uuid};
 use crate::array::{MemberSet, Place, SegmentIndex};
 use crate::base::checksum::Crc32;
 use crate::base::codec::{CutShort, Reader, Writer};
@@ -55,6 +58,8 @@ pub struct BatchHeader {
     pub kind: BatchKind,
     /// The pool.
     pub pool: Uuid,
+    /// The pool's secret, which shows that the store wrote this, and not a host as data.
+    pub key: LogKey,
     /// Which run of the log wrote it: every recovery begins a new one.
     pub incarnation: u64,
     /// Position in the chain; also rotates the parity column.
@@ -210,6 +215,7 @@ impl BatchHeader {
             put_segment_use(&mut bytes, head.current);
             put_segment_use(&mut bytes, head.next);
         }
+        bytes.put(&self.key.0);
         bytes.resize(FIXED_BYTES, 0);
         self.entries.iter().for_each(|entry| put_entry(&mut bytes, entry));
         bytes.resize(header_blocks(self.entries.len()) * BLOCK_SIZE, 0);
@@ -266,6 +272,7 @@ impl BatchHeader {
             *head =
                 HeadRecord { current: read_segment_use(&mut reader)?, next: read_segment_use(&mut reader)? };
         }
+        let key = LogKey(reader.array()?);
         let mut entries = Vec::with_capacity(entry_count);
         let mut reader = Reader::new(&bytes[FIXED_BYTES..]);
         for _ in 0..entry_count {
@@ -277,6 +284,7 @@ impl BatchHeader {
         let header = Self {
             kind,
             pool,
+            key,
             incarnation,
             number,
             place,
@@ -435,7 +443,7 @@ const TAG_LOST: u8 = 4;
 const TAG_VOLUME: u8 = 5;
 const TAG_VOLUME_DROPPED: u8 = 6;
 const TAG_PAGE: u8 = 7;
-const _: () = assert!(8 + 4 + 4 + 16 + 8 + 8 + 12 + 4 * 4 + 8 + HEADS * 24 <= FIXED_BYTES);
+const _: () = assert!(8 + 4 + 4 + 16 + 8 + 8 + 12 + 4 * 4 + 8 + HEADS * 24 + 16 <= FIXED_BYTES);
 
 #[cfg(test)]
 mod tests {
@@ -450,6 +458,7 @@ mod tests {
         BatchHeader {
             kind: BatchKind::Log,
             pool: Uuid([4; 16]),
+            key: LogKey([5; 16]),
             incarnation: 2,
             number: 77,
             place: SegmentUse { segment: SegmentIndex(3), generation: 8 },

@@ -37,11 +37,12 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
     if shared.stopped.get() && shared.log.borrow().durable < position.last_number {
         return Err(StoreError::Offline);
     }
-    let (releasable, table) = {
+    let (releasable, table, passed) = {
         let contents = shared.contents.borrow();
         let releasable = releasable_segments(&contents, position.last_number);
         let table = encode_table(&contents, &releasable);
-        (releasable, table)
+        let passed: Vec<_> = contents.volumes.iter().map(|(id, volume)| (*id, volume.newest)).collect();
+        (releasable, table, passed)
     };
     let releasable = if mutant::is(Mutant::ReuseBeforeCheckpoint) {
         release(shared, releasable, &[]).await;
@@ -65,6 +66,11 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
     shared.array.commit(root.encode()).await.map_err(|_| StoreError::Offline)?;
     *shared.root.borrow_mut() = root;
     shared.log_bytes.set(shared.log_bytes.get() - log_bytes);
+    for (volume, newest) in passed {
+        if let Some(volume) = shared.contents.borrow_mut().volumes.get_mut(&volume) {
+            volume.passed = newest;
+        }
+    }
     add(&shared.statistics.checkpoints, 1);
     release(shared, releasable, &writer.used).await;
     Ok(())
@@ -92,10 +98,15 @@ async fn write_contents(
     loop {
         page_bytes.clear();
         {
-            let contents = shared.contents.borrow();
-            let Some((found, page)) = contents.map.page_from(key) else { break };
-            encode_page(&mut page_bytes, found, page);
+            let mut contents = shared.contents.borrow_mut();
+            let Some((found, _)) = contents.map.page_from(key) else { break };
             key = (found.0, found.1 + 1);
+            // Holes that the checkpoint before had: replay reaches no older version of these blocks.
+            let passed = contents.volumes.get(&found.0).map_or_else(Version::default, |volume| volume.passed);
+            contents.map.forget_holes(found, passed);
+            if let Some((_, page)) = contents.map.page_from(found).filter(|(kept, _)| *kept == found) {
+                encode_page(&mut page_bytes, found, page);
+            }
         }
         writer.put(&page_bytes).await?;
     }
@@ -198,6 +209,7 @@ impl CheckpointWriter {
         let header = BatchHeader {
             kind: BatchKind::Checkpoint,
             pool: self.shared.array.pool(),
+            key: self.shared.array.log_key(),
             incarnation: self.identity,
             number: self.number,
             place,

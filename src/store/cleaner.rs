@@ -9,13 +9,14 @@ use std::rc::Rc;
 
 use crate::array::{MemberSet, SegmentIndex};
 use crate::base::checksum::Crc32;
+use crate::base::event::{Event, Severity};
 use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BlockAddress, VolumeId};
 
 use super::batch::{BatchHeader, BatchKind, Content, Entry};
 use super::checkpoint;
 use super::image::SegmentImage;
-use super::log::{CLEANING, Item, Pending, Tracker};
+use super::log::{CLEANING, FOREGROUND, Item, Pending, Tracker};
 use super::map::{MapEntry, MapValue};
 use super::segments::{Segment, SegmentState};
 use super::shared::{CLEANER_SEGMENTS, Shared, add};
@@ -37,8 +38,30 @@ async fn run(shared: Rc<Shared>) {
             None => false,
         };
         if !did_something {
+            report_if_stuck(&shared);
             progress.await;
         }
+    }
+}
+
+/// By the space accounting (see `USABLE_PERCENT`) there is always something to gain while writes wait.
+/// Should it be wrong, nobody must wait in silence.
+fn report_if_stuck(shared: &Shared) {
+    let waits = {
+        let log = shared.log.borrow();
+        log.in_flight.is_empty() && !log.is_idle() && shared.stalled.get()
+    };
+    let has_room = shared.contents.borrow().segments.free_count() > shared.keep_free()[FOREGROUND];
+    let serves = !shared.stopped.get() && !shared.array.is_offline();
+    if waits && !has_room && serves && !shared.reported_stuck.replace(true) {
+        (shared.events)(Event {
+            severity: Severity::Critical,
+            kind: "pool-stuck",
+            message: "writes wait for space that cleaning cannot gain, though the pool counts as not full. Nothing \
+                      acknowledged is lost, and reads go on. Restart this node; if that does not help, move \
+                      volumes away"
+                .to_owned(),
+        });
     }
 }
 
@@ -54,7 +77,7 @@ fn next_task(shared: &Shared) -> Option<Task> {
     }
     let keep_free = shared.keep_free()[0];
     let contents = shared.contents.borrow();
-    let total = contents.segments.iter().count();
+    let total = contents.segments.count();
     let free = contents.segments.free_count();
     let low = keep_free + CLEANER_SEGMENTS + total / 32;
     if free >= low {
@@ -93,7 +116,12 @@ fn choose_victims(segments: &[(SegmentIndex, &Segment)], durable: u64, shared: &
     // By what has to be moved, not by the share of it: every victim gives back one segment, and what
     // is moved takes the same room whatever the width of the segment that it came from.
     candidates.sort_unstable();
-    let output = geometry.data_blocks(shared.array.live()) * 95 / 100;
+    // What is moved goes to segments over these disks, which may be more than those that work.
+    let members = match mutant::is(Mutant::CleanForWorkingDisks) {
+        true => shared.array.live(),
+        false => shared.members_for_writing(),
+    };
+    let output = geometry.data_blocks(members) * 95 / 100;
     let (mut victims, mut live_sum) = (Vec::new(), 0);
     for (live, segment) in candidates.into_iter().take(VICTIM_SEGMENTS) {
         if !victims.is_empty() && live_sum + live > output {

@@ -5,9 +5,11 @@
 use bytes::Bytes;
 use futures::future::join_all;
 
+use crate::array::superblock::{LogKey, Uuid};
 use crate::array::{Array, ArrayError, MemberSet, SegmentIndex, Slot, parity};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::BLOCK_SIZE;
 
 use super::batch::BatchHeader;
@@ -15,6 +17,8 @@ use super::batch::BatchHeader;
 /// The columns of one segment.
 pub(super) struct SegmentImage {
     segment: SegmentIndex,
+    /// The pool, and the key of its headers: nothing else passes for one.
+    identity: (Uuid, LogKey),
     rows: u32,
     columns: Vec<Option<Column>>,
 }
@@ -34,7 +38,8 @@ impl SegmentImage {
         if array.is_offline() {
             return Err(ArrayError::Offline);
         }
-        Ok(Self { segment, rows: geometry.rows, columns })
+        let identity = (array.pool(), array.log_key());
+        Ok(Self { segment, identity, rows: geometry.rows, columns })
     }
 
     /// `count` rows of a column as the disk gave them.
@@ -88,7 +93,8 @@ impl SegmentImage {
         let slots = || (0..self.columns.len() as u8).map(Slot);
         let check = |slot: Slot, found: Option<(BatchHeader, Crc32)>| {
             found.filter(|(header, _)| {
-                header.place.segment == self.segment
+                self.is_own(header)
+                    && header.place.segment == self.segment
                     && header.first_row == row
                     && header.layout().data_slot(0) == slot
                     && accept(header)
@@ -105,12 +111,18 @@ impl SegmentImage {
         })
     }
 
+    fn is_own(&self, header: &BatchHeader) -> bool {
+        let key = if mutant::is(Mutant::HeaderWithoutKey) { self.identity.1 } else { header.key };
+        (header.pool, key) == self.identity
+    }
+
     /// Every readable header in the segment, wherever it begins, chained or not.
     pub(super) fn stray_headers(&self) -> impl Iterator<Item = BatchHeader> {
         (0..self.rows).flat_map(move |row| {
             let slots = (0..self.columns.len() as u8).map(Slot);
             slots.filter_map(move |slot| {
-                decode(row, |first, count| self.raw(slot, first, count)).map(|found| found.0)
+                let found = decode(row, |first, count| self.raw(slot, first, count));
+                found.map(|found| found.0).filter(|header| self.is_own(header))
             })
         })
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 
 use crate::array::geometry::{StripeLayout, data_columns};
-use crate::array::superblock::Uuid;
+use crate::array::superblock::{LogKey, Uuid};
 use crate::array::{MemberSet, Place, SegmentIndex};
 use crate::base::checksum::Crc32;
 use crate::base::mutant::{self, Mutant};
@@ -35,7 +35,8 @@ pub(super) const MAX_BATCH_BLOCKS: usize = 256;
 
 /// The log.
 pub(super) struct Log {
-    pub(super) pool: Uuid,
+    /// The pool, and the key of its headers.
+    identity: (Uuid, LogKey),
     pub(super) incarnation: u64,
     pub(super) next_number: u64,
     previous: Crc32,
@@ -153,7 +154,7 @@ pub(super) struct Supply<'a> {
 
 impl Log {
     /// A log that goes on at `position`.
-    pub(super) fn new(pool: Uuid, position: &LogPosition, segments: &SegmentTable) -> Self {
+    pub(super) fn new(identity: (Uuid, LogKey), position: &LogPosition, segments: &SegmentTable) -> Self {
         let head = |head: &HeadPosition| {
             let current = head.current.map(|segment_use| OpenSegment {
                 segment_use,
@@ -163,7 +164,7 @@ impl Log {
             Head { current, next: head.next, next_is_recorded: true }
         };
         Self {
-            pool,
+            identity,
             incarnation: position.incarnation,
             next_number: position.last_number + 1,
             previous: position.last_checksum,
@@ -238,20 +239,22 @@ impl Log {
         waiting.chain(flying).for_each(|tracker| tracker.complete(Err(error.clone())));
     }
 
-    /// Takes the batches up to `number` off, in order, as durable.
-    pub(super) fn take_durable(&mut self, number: u64) -> Vec<InFlight> {
-        let mut durable = Vec::new();
-        while self.in_flight.front().is_some_and(|batch| batch.number <= number) {
-            durable.extend(self.in_flight.pop_front());
+    /// The statements of the oldest batch on its way, when its number is at most `through`: they take
+    /// effect now, and [`Log::finish_settling`] ends that.
+    pub(super) fn begin_settling(&mut self, through: u64) -> Option<Vec<Settling>> {
+        let oldest = self.in_flight.front_mut().filter(|batch| batch.number <= through)?;
+        Some(std::mem::take(&mut oldest.items))
+    }
+
+    /// Takes the oldest batch off, as durable: who is to be told. Nobody, when all has failed meanwhile.
+    pub(super) fn finish_settling(&mut self) -> Vec<Rc<Tracker>> {
+        let Some(batch) = self.in_flight.pop_front() else { return Vec::new() };
+        assert_eq!(batch.number, self.durable + 1, "batches settle in order");
+        self.durable = batch.number;
+        if !batch.trackers.is_empty() {
+            self.acknowledged = batch.number;
         }
-        for batch in &durable {
-            assert_eq!(batch.number, self.durable + 1, "batches settle in order");
-            self.durable = batch.number;
-            if !batch.trackers.is_empty() {
-                self.acknowledged = batch.number;
-            }
-        }
-        durable
+        batch.trackers
     }
 
     /// Last batch of the unbroken run of written ones.
@@ -278,7 +281,8 @@ impl Log {
         let layout = StripeLayout::new(open.members, number);
         let header = BatchHeader {
             kind: BatchKind::Log,
-            pool: self.pool,
+            pool: self.identity.0,
+            key: self.identity.1,
             incarnation: self.incarnation,
             number,
             place: open.segment_use,

@@ -2,7 +2,8 @@
 //! by checkpoints.
 //!
 //! An entry gives way only to a newer version, or to the same version at a new place (in log order),
-//! so statements of the log may be applied again, and holes keep older versions from coming back.
+//! so statements of the log may be applied again. A hole is an entry too, and keeps older versions from
+//! coming back, until replay begins behind it.
 
 use std::collections::BTreeMap;
 
@@ -67,6 +68,7 @@ pub struct Change {
 #[derive(Default)]
 pub struct BlockMap {
     pages: BTreeMap<PageKey, Box<Page>>,
+    entry_count: u64,
     mapped_blocks: BTreeMap<VolumeId, u64>,
     total_mapped_blocks: u64,
 }
@@ -150,7 +152,8 @@ impl BlockMap {
     }
 
     /// Turns `count` blocks into holes of `version`, where an older version exists; calls `released`
-    /// for every place that is not referenced any more.
+    /// for every place that is not referenced any more. Looks at [`PAGES_A_TURN`] pages and returns
+    /// what is left to be done: first block and count.
     pub fn apply_hole(
         &mut self,
         volume: VolumeId,
@@ -158,14 +161,18 @@ impl BlockMap {
         count: u64,
         version: Version,
         mut released: impl FnMut(Place),
-    ) {
+    ) -> Option<(BlockAddress, u64)> {
         let end = address.0 + count;
         let hole = Slot::pack(&MapEntry { version, value: MapValue::Hole });
         let first_page = (volume, address.0 / PAGE_BLOCKS as u64);
         let last_page = (volume, end.saturating_sub(1) / PAGE_BLOCKS as u64);
-        let mut unmapped = 0;
-        for (key, page) in self.pages.range_mut(first_page..=last_page) {
+        let (mut unmapped, mut rest) = (0, None);
+        for (turn, (key, page)) in self.pages.range_mut(first_page..=last_page).enumerate() {
             let base = key.1 * PAGE_BLOCKS as u64;
+            if turn == PAGES_A_TURN {
+                rest = Some((BlockAddress(base), end - base));
+                break;
+            }
             for (index, slot) in page.iter_mut().enumerate() {
                 let within = (address.0..end).contains(&(base + index as u64));
                 let Some(old) = slot.unpack() else { continue };
@@ -180,18 +187,44 @@ impl BlockMap {
             *mapped -= unmapped;
             self.total_mapped_blocks -= unmapped;
         }
+        rest
     }
 
-    /// Forgets a volume; calls `released` for every place that it referenced.
-    pub fn drop_volume(&mut self, volume: VolumeId, mut released: impl FnMut(Place)) {
-        let keys: Vec<PageKey> =
-            self.pages.range((volume, 0)..=(volume, u64::MAX)).map(|(key, _)| *key).collect();
-        for key in keys {
-            let page = self.pages.remove(&key);
-            let entries = page.iter().flat_map(|page| page.iter()).filter_map(Slot::unpack);
-            entries.filter_map(|entry| entry.value.place()).for_each(&mut released);
+    /// Forgets [`PAGES_A_TURN`] pages of a volume; calls `released` for every place that they
+    /// referenced. Returns whether there are more.
+    pub fn drop_volume(&mut self, volume: VolumeId, mut released: impl FnMut(Place)) -> bool {
+        let pages = self.pages.range((volume, 0)..=(volume, u64::MAX));
+        let keys: Vec<PageKey> = pages.take(PAGES_A_TURN).map(|(key, _)| *key).collect();
+        let is_last = keys.len() < PAGES_A_TURN;
+        let mut mapped = 0;
+        for page in keys.iter().filter_map(|key| self.pages.remove(key)) {
+            for entry in page.iter().filter_map(Slot::unpack) {
+                self.entry_count -= 1;
+                mapped += u64::from(entry.value.is_mapped());
+                entry.value.place().into_iter().for_each(&mut released);
+            }
         }
-        self.total_mapped_blocks -= self.mapped_blocks.remove(&volume).unwrap_or(0);
+        self.total_mapped_blocks -= mapped;
+        if let Some(left) = self.mapped_blocks.get_mut(&volume) {
+            *left -= mapped;
+        }
+        if is_last {
+            self.mapped_blocks.remove(&volume);
+        }
+        !is_last
+    }
+
+    /// Forgets the holes of a page up to `version`: nothing older can come back any more.
+    pub fn forget_holes(&mut self, key: PageKey, version: Version) {
+        let Some(page) = self.pages.get_mut(&key) else { return };
+        let old_hole = |entry: &MapEntry| entry.value == MapValue::Hole && entry.version <= version;
+        for slot in page.iter_mut().filter(|slot| slot.unpack().as_ref().is_some_and(old_hole)) {
+            *slot = Slot::ABSENT;
+            self.entry_count -= 1;
+        }
+        if page.iter().all(|slot| slot.unpack().is_none()) {
+            self.pages.remove(&key);
+        }
     }
 
     /// Whether a block is allocated, and how many blocks from it on are known to be alike without
@@ -237,6 +270,12 @@ impl BlockMap {
         self.total_mapped_blocks
     }
 
+    /// Entries in all pages.
+    #[must_use]
+    pub fn entry_count(&self) -> u64 {
+        self.entry_count
+    }
+
     /// Pages in memory.
     #[must_use]
     pub fn page_count(&self) -> usize {
@@ -245,6 +284,7 @@ impl BlockMap {
 
     fn count(&mut self, volume: VolumeId, old: Option<MapEntry>, new: Option<MapEntry>) {
         let mapped = |entry: Option<MapEntry>| u64::from(entry.is_some_and(|entry| entry.value.is_mapped()));
+        self.entry_count += u64::from(old.is_none());
         let total = self.mapped_blocks.entry(volume).or_default();
         *total = *total + mapped(new) - mapped(old);
         self.total_mapped_blocks = self.total_mapped_blocks + mapped(new) - mapped(old);
@@ -254,6 +294,9 @@ impl BlockMap {
 fn locate(volume: VolumeId, address: BlockAddress) -> (PageKey, usize) {
     ((volume, address.0 / PAGE_BLOCKS as u64), (address.0 % PAGE_BLOCKS as u64) as usize)
 }
+
+/// Pages that one call goes through at most, so that other tasks of the thread get their turn.
+pub const PAGES_A_TURN: usize = 256;
 
 const ABSENT: u64 = u64::MAX;
 const HOLE: u64 = u64::MAX - 1;
@@ -291,7 +334,8 @@ mod tests {
         map.apply(VOLUME, address, entry(5, 50));
         map.apply_move(VOLUME, address, entry(5, 51));
         assert_eq!(map.get(VOLUME, address), Some(entry(5, 51)));
-        map.apply_hole(VOLUME, address, 1, Version { epoch: 1, sequence: 6 }, |_| {});
+        let hole = map.apply_hole(VOLUME, address, 1, Version { epoch: 1, sequence: 6 }, |_| {});
+        assert_eq!(hole, None);
         assert_eq!(map.apply_move(VOLUME, address, entry(5, 52)), Change::default());
         assert_eq!(map.get(VOLUME, address).unwrap().value, MapValue::Hole);
         assert_eq!(map.mapped_blocks(VOLUME), 0);
@@ -303,8 +347,9 @@ mod tests {
         (0..200)
             .for_each(|n| assert!(map.apply(VOLUME, BlockAddress(n), entry(n, n as u32)).released.is_none()));
         let mut released = 0;
-        map.apply_hole(VOLUME, BlockAddress(10), 150, Version { epoch: 1, sequence: 99 }, |_| released += 1);
-        assert_eq!(released, 90);
+        let version = Version { epoch: 1, sequence: 99 };
+        let rest = map.apply_hole(VOLUME, BlockAddress(10), 150, version, |_| released += 1);
+        assert_eq!((rest, released), (None, 90));
         assert_eq!(map.mapped_blocks(VOLUME), 110);
         assert_eq!(map.get(VOLUME, BlockAddress(9)), Some(entry(9, 9)));
         assert_eq!(map.get(VOLUME, BlockAddress(100)), Some(entry(100, 100)));
@@ -317,7 +362,49 @@ mod tests {
             .for_each(|n| assert!(map.apply(VOLUME, BlockAddress(n), entry(1, n as u32)).released.is_none()));
         map.apply(VolumeId(4), BlockAddress(0), entry(1, 99));
         let mut released = 0;
-        map.drop_volume(VOLUME, |_| released += 1);
-        assert_eq!((released, map.total_mapped_blocks()), (70, 1));
+        assert!(!map.drop_volume(VOLUME, |_| released += 1));
+        assert_eq!((released, map.total_mapped_blocks(), map.entry_count()), (70, 1, 1));
+    }
+
+    #[test]
+    fn what_is_large_goes_in_turns_of_bounded_length() {
+        let filled = || {
+            let mut map = BlockMap::default();
+            (0..1000).for_each(|page| {
+                assert!(map.apply(VOLUME, BlockAddress(page * 64), entry(1, 1)).released.is_none());
+            });
+            map
+        };
+        let (mut map, mut released, mut turns) = (filled(), 0, 1);
+        let mut rest = Some((BlockAddress(5), 64_000));
+        while let Some((address, count)) = rest {
+            let version = Version { epoch: 1, sequence: 2 };
+            rest = map.apply_hole(VOLUME, address, count, version, |_| released += 1);
+            assert!(released <= turns * PAGES_A_TURN);
+            turns += 1;
+        }
+        assert_eq!((released, map.mapped_blocks(VOLUME), map.entry_count()), (999, 1, 1000));
+        let (mut map, mut released, mut turns) = (filled(), 0, 1);
+        while map.drop_volume(VOLUME, |_| released += 1) {
+            assert_eq!(released, turns * PAGES_A_TURN);
+            turns += 1;
+        }
+        assert_eq!((released, map.total_mapped_blocks(), map.page_count()), (1000, 0, 0));
+    }
+
+    #[test]
+    fn only_old_holes_are_forgotten() {
+        let mut map = BlockMap::default();
+        (0..3).for_each(|n| assert!(map.apply(VOLUME, BlockAddress(n), entry(n, 1)).released.is_none()));
+        let version = |sequence| Version { epoch: 1, sequence };
+        assert_eq!(map.apply_hole(VOLUME, BlockAddress(0), 1, version(7), |_| {}), None);
+        assert_eq!(map.apply_hole(VOLUME, BlockAddress(1), 1, version(8), |_| {}), None);
+        map.forget_holes((VOLUME, 0), version(7));
+        assert_eq!((map.get(VOLUME, BlockAddress(0)), map.entry_count()), (None, 2));
+        assert_eq!(map.get(VOLUME, BlockAddress(1)).unwrap().value, MapValue::Hole);
+        assert_eq!(map.get(VOLUME, BlockAddress(2)), Some(entry(2, 1)));
+        assert_eq!(map.apply_hole(VOLUME, BlockAddress(2), 1, version(9), |_| {}), None);
+        map.forget_holes((VOLUME, 0), version(9));
+        assert_eq!((map.page_count(), map.entry_count()), (0, 0));
     }
 }

@@ -62,7 +62,8 @@ impl Store {
     ) -> Result<(Self, RecoveryReport), PoolError> {
         let recovered = recovery::recover(&array).await?;
         let (report, mut root) = (recovered.report, recovered.root);
-        let log = Log::new(array.pool(), &recovered.position, &recovered.contents.segments);
+        let log =
+            Log::new((array.pool(), array.log_key()), &recovered.position, &recovered.contents.segments);
         let must_checkpoint = root.joints.len() >= MAX_JOINTS;
         if root.replay.is_none() {
             root.replay = Some(recovered.position);
@@ -83,6 +84,8 @@ impl Store {
             written: Default::default(),
             progress: Default::default(),
             stopped: Cell::new(false),
+            stalled: Cell::new(false),
+            reported_stuck: Cell::new(false),
             checkpointing: Default::default(),
             statistics: Statistics::default(),
         });
@@ -165,7 +168,7 @@ impl Store {
             capacity_bytes: self.shared.usable_blocks() * BLOCK_SIZE as u64,
             used_bytes: contents.map.total_mapped_blocks() * BLOCK_SIZE as u64,
             free_segments: contents.segments.free_count() as u64,
-            segments: contents.segments.iter().count() as u64,
+            segments: contents.segments.count() as u64,
         }
     }
 

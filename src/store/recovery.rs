@@ -97,6 +97,7 @@ pub(super) async fn recover(array: &Array) -> Result<Recovered, RecoveryError> {
     let mut position = walk.positions[kept];
     position.incarnation = walk.newest_incarnation + u64::from(!mutant::is(Mutant::KeepIncarnation));
     finish(&mut contents, &position)?;
+    // What was kept may be in a disk's cache only, left there by a process that was killed.
     if !mutant::is(Mutant::TailNotFlushed) {
         array.flush().await.map_err(offline)?;
     }
@@ -220,11 +221,10 @@ impl<'a> Walk<'a> {
         });
         let memberships = [self.array.geometry().all_slots(), self.array.live()];
         for (segment_use, row) in candidates.flatten() {
-            let (array, pool) = (self.array, self.array.pool());
+            let array = self.array;
             let image = image_of(array, &mut self.images, segment_use.segment.0).await?;
             let accept = |header: &BatchHeader| {
                 header.kind == BatchKind::Log
-                    && header.pool == pool
                     && header.place == segment_use
                     && (header.incarnation == position.incarnation
                         || mutant::is(Mutant::AcceptOldIncarnation))
@@ -248,7 +248,6 @@ impl<'a> Walk<'a> {
             for header in image.stray_headers() {
                 let named = |head: &HeadPosition| [head.current, head.next].contains(&Some(header.place));
                 let is_beyond = header.kind == BatchKind::Log
-                    && header.pool == self.array.pool()
                     && header.number > position.last_number
                     && position.heads.iter().any(named);
                 if is_beyond && header.incarnation > position.incarnation {
@@ -334,7 +333,7 @@ fn advance(position: &LogPosition, header: &BatchHeader, checksum: Crc32) -> Log
 }
 
 /// Whether every block of the batch can be verified or rebuilt. What was missing or wrong is written
-/// again, so that the batch is as durable and as redundant as if it had never been in doubt.
+/// again, so that the batch is as redundant as if it had never been in doubt; the caller flushes.
 async fn make_whole(array: &Array, header: &BatchHeader) -> Result<bool, RecoveryError> {
     let (segment, row, height) = (header.place.segment, header.first_row, header.height);
     let read = |slot| async move { (slot, array.read_rows(segment, slot, row, height).await.ok()) };
@@ -359,9 +358,6 @@ async fn make_whole(array: &Array, header: &BatchHeader) -> Result<bool, Recover
         if found.as_deref() != Some(&expected[..]) && !mutant::is(Mutant::TailNotRepaired) {
             array.repair_rows(segment, *slot, row, expected).await;
         }
-    }
-    if !mutant::is(Mutant::TailNotFlushed) {
-        array.flush().await.map_err(offline)?;
     }
     Ok(true)
 }
@@ -427,8 +423,9 @@ async fn apply(array: &Array, contents: &mut Contents, header: &BatchHeader) -> 
             Content::VolumeDropped => mutant::is(Mutant::DropForgottenAtReplay),
             _ => false,
         };
-        if !forgotten {
-            contents.apply(entry, place, payload.as_ref());
+        let mut rest = (!forgotten).then(|| entry.clone());
+        while let Some(entry) = rest {
+            rest = contents.apply(&entry, place, payload.as_ref());
         }
     }
     Ok(())

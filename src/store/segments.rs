@@ -102,6 +102,12 @@ impl SegmentTable {
         self.free.len()
     }
 
+    /// Number of all segments.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.segments.len()
+    }
+
     /// All segments.
     pub fn iter(&self) -> impl Iterator<Item = (SegmentIndex, &Segment)> {
         (0u32..).map(SegmentIndex).zip(&self.segments)

@@ -16,8 +16,9 @@ use super::shared::{Contents, VolumeState};
 /// Bytes of a segment in the stream.
 pub(super) const SEGMENT_BYTES: usize = 1 + 4 + 8 + 8;
 /// Most bytes of a map page in the stream.
-pub(super) const MAX_PAGE_BYTES: usize = 1 + 4 + 8 + 1 + PAGE_BLOCKS * ENTRY_BYTES;
+pub(super) const MAX_PAGE_BYTES: usize = PAGE_HEAD_BYTES + PAGE_BLOCKS * ENTRY_BYTES;
 
+const PAGE_HEAD_BYTES: usize = 1 + 4 + 8 + 1;
 const ENTRY_BYTES: usize = 1 + 1 + 4 + 8 + 4 + 8;
 const STREAM_VERSION: u32 = 1;
 const TAG_TABLE: u8 = 1;
@@ -53,6 +54,11 @@ pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Ve
         bytes.put(&state.record);
     }
     bytes
+}
+
+/// Bytes that all pages of a map take in the stream.
+pub(super) fn pages_bytes(map: &BlockMap) -> u64 {
+    map.page_count() as u64 * PAGE_HEAD_BYTES as u64 + map.entry_count() * ENTRY_BYTES as u64
 }
 
 /// One page of the map.
@@ -182,7 +188,8 @@ impl Decoder {
         let (record_version, newest) = (read_version(reader)?, read_version(reader)?);
         let length = usize::from(reader.u16()?);
         let record = Bytes::copy_from_slice(reader.bytes(length)?);
-        self.volumes.insert(volume, VolumeState { record, record_version, newest });
+        self.volumes
+            .insert(volume, VolumeState { record, record_version, newest, passed: Version::default() });
         Ok(true)
     }
 

@@ -9,10 +9,11 @@ use std::rc::Rc;
 use futures::future::{Either, select};
 
 use crate::base::mutant::{self, Mutant};
+use crate::base::runtime::yield_now;
 
 use super::batch::HEADS;
 use super::interface::StoreError;
-use super::log::{Batch, FOREGROUND, Supply};
+use super::log::{Batch, CLEANING, FOREGROUND, Supply};
 use super::shared::{Shared, add};
 
 /// Starts the tasks.
@@ -31,8 +32,8 @@ async fn run_writer(shared: Rc<Shared>) {
         if (0..HEADS).any(|head| start_batch(&shared, head)) {
             continue;
         }
-        let idle = shared.log.borrow().is_idle();
-        if idle && shared.log.borrow().needs_seal() {
+        // Nothing is on its way: there is nothing to write, or no room for it before the cleaner is done.
+        if needs_seal(&shared) {
             match select(work, shared.runtime.sleep(shared.options.seal_delay)).await {
                 Either::Left(_) => {}
                 Either::Right(_) => seal(&shared),
@@ -49,21 +50,29 @@ fn start_batch(shared: &Rc<Shared>, head: usize) -> bool {
         return false;
     }
     let started = build(shared, head);
-    if !started && head == FOREGROUND {
-        add(&shared.statistics.stalls, 1);
-        shared.progress.notify(); // the cleaner has to make room
+    if head == FOREGROUND {
+        shared.stalled.set(!started);
+        if !started {
+            add(&shared.statistics.stalls, 1);
+            shared.progress.notify(); // the cleaner has to make room
+        }
     }
     started
 }
 
-/// Writes an empty batch if the log is still idle: it proves that the last batch was acknowledged.
+/// Whether nothing is on its way that would prove that the last batch was acknowledged.
+fn needs_seal(shared: &Shared) -> bool {
+    let log = shared.log.borrow();
+    let quiet = log.in_flight.is_empty() && (log.is_idle() || !mutant::is(Mutant::SealNeedsRoom));
+    quiet && log.needs_seal()
+}
+
+/// Writes a batch if there is still none on its way, an empty one when nothing waits. While writes
+/// wait for the cleaner its own head has room for it.
 fn seal(shared: &Rc<Shared>) {
-    let wanted = {
-        let log = shared.log.borrow();
-        log.is_idle() && log.needs_seal() && !mutant::is(Mutant::SealOmitted)
-    };
-    if wanted {
-        build(shared, FOREGROUND);
+    if needs_seal(shared) && !mutant::is(Mutant::SealOmitted) {
+        let heads = if mutant::is(Mutant::SealNeedsRoom) { FOREGROUND..CLEANING } else { 0..HEADS };
+        let _sealed = heads.into_iter().any(|head| build(shared, head));
     }
 }
 
@@ -118,23 +127,27 @@ async fn run_flusher(shared: Rc<Shared>) {
         if !mutant::is(Mutant::AcknowledgeBeforeFlush) && shared.array.flush().await.is_err() {
             return;
         }
-        settle(&shared, through);
+        settle(&shared, through).await;
     }
 }
 
-/// Lets batches up to `through` take effect, and acknowledges them.
-fn settle(shared: &Shared, through: u64) {
-    let durable = shared.log.borrow_mut().take_durable(through);
-    for batch in durable {
-        let mut contents = shared.contents.borrow_mut();
-        for item in &batch.items {
-            contents.apply(&item.entry, item.place, item.payload.as_ref());
+/// Lets batches up to `through` take effect, and acknowledges them, one after the other. A batch
+/// counts as durable only when all of it has taken effect: no checkpoint begins in the middle of it.
+async fn settle(shared: &Shared, through: u64) {
+    loop {
+        let Some(items) = shared.log.borrow_mut().begin_settling(through) else { break };
+        for item in &items {
+            let mut rest = shared.contents.borrow_mut().apply(&item.entry, item.place, item.payload.as_ref());
+            while let Some(entry) = rest {
+                yield_now().await;
+                rest = shared.contents.borrow_mut().apply(&entry, item.place, None);
+            }
             if item.is_new_block && !mutant::is(Mutant::ReservationLeaks) {
                 shared.reserved_blocks.set(shared.reserved_blocks.get() - 1);
             }
         }
-        drop(contents);
-        batch.trackers.iter().for_each(|tracker| tracker.part_settled());
+        let trackers = shared.log.borrow_mut().finish_settling();
+        trackers.iter().for_each(|tracker| tracker.part_settled());
     }
     shared.progress.notify();
     shared.work.notify();

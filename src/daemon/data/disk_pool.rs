@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::driver::{DrivenDisk, Kick};
 use super::pool::{Pool, PoolError};
-use crate::array::superblock::Uuid;
+use crate::array::superblock::{LogKey, Uuid};
 use crate::array::{Array, DiskState, DiskStatus, FormatOptions};
 use crate::base::buffer::BufferPool;
 use crate::base::event::{Event, EventSink, Severity};
@@ -77,10 +77,13 @@ pub fn format(engine: &Engine, paths: &[PathBuf], force: bool) -> Result<(), Str
     let open = |path: &PathBuf| crate::disk::open(engine, path, &OpenOptions::default());
     let disks =
         paths.iter().map(open).collect::<Result<Vec<_>, _>>().map_err(|error| format!("disk {error}"))?;
-    let mut pool = [0; 16];
-    getrandom::fill(&mut pool).map_err(|error| format!("the system gives no random bytes: {error}"))?;
+    let (mut pool, mut log_key) = ([0; 16], [0; 16]);
+    for secret in [&mut pool, &mut log_key] {
+        getrandom::fill(secret).map_err(|error| format!("the system gives no random bytes: {error}"))?;
+    }
     let options = FormatOptions { overwrite_foreign: force, ..FormatOptions::default() };
-    engine.block_on(Array::format(&disks, &options, Uuid(pool))).map_err(|error| error.to_string())
+    let format = Array::format(&disks, &options, Uuid(pool), LogKey(log_key));
+    engine.block_on(format).map_err(|error| error.to_string())
 }
 
 /// Whether a pool can go on without a disk that could not be opened for this reason.

@@ -20,6 +20,8 @@ pub(super) struct Site {
     pub(super) theme: Theme,
     /// Blocks of each lasting volume.
     pub(super) blocks: u64,
+    /// Distance of the oracle's consecutive blocks in the volume.
+    stride: u64,
     pub(super) oracle: RefCell<Oracle>,
     /// The first thing that went wrong.
     pub(super) problem: RefCell<Option<String>>,
@@ -36,12 +38,13 @@ pub(super) struct Site {
 }
 
 impl Site {
-    pub(super) fn new(theme: Theme, blocks: u64) -> Rc<Self> {
+    pub(super) fn new(theme: Theme, blocks: u64, stride: u64) -> Rc<Self> {
         let (oracle, problem, pending_blocks, starved, refusals, medium_errors, drops) = Default::default();
         let expelled = Cell::new(MemberSet::EMPTY);
         let site = Self {
             theme,
             blocks,
+            stride,
             oracle,
             problem,
             pending_blocks,
@@ -52,6 +55,11 @@ impl Site {
             drops,
         };
         Rc::new(site)
+    }
+
+    /// Where a block of the oracle lies in its volume.
+    pub(super) fn block_address(&self, address: u64) -> BlockAddress {
+        BlockAddress(address * self.stride)
     }
 
     /// Whether hosts may meet this error in this run.
@@ -155,7 +163,8 @@ impl Client {
             let mut data = AlignedBuf::zeroed(BLOCK_SIZE);
             Oracle::stamp(&mut data, extent.volume, extent.address + n, sequence);
             let data: Bytes = data.freeze();
-            BlockWrite::Data { address: BlockAddress(extent.address + n), checksum: Crc32::of(&data), data }
+            let address = self.site.block_address(extent.address + n);
+            BlockWrite::Data { address, checksum: Crc32::of(&data), data }
         };
         let writes = (0..extent.count).map(block).collect();
         let pending = self.site.pending_blocks.get();
@@ -180,7 +189,8 @@ impl Client {
 
     async fn unmap(&self, extent: Extent) -> Result<(), End> {
         let sequence = self.site.oracle.borrow_mut().submit(extent, true);
-        let hole = BlockWrite::Hole { address: BlockAddress(extent.address), count: extent.count };
+        let count = (extent.count - 1) * self.site.stride + 1;
+        let hole = BlockWrite::Hole { address: self.site.block_address(extent.address), count };
         let done = self.append(extent, sequence, vec![hole]).await;
         self.expect(done, "unmap")
     }
@@ -202,9 +212,19 @@ impl Client {
     }
 
     async fn read(&self, extent: Extent) -> Result<(), End> {
+        if self.site.stride == 1 {
+            return self.read_consecutive(extent).await;
+        }
+        for address in extent.address..extent.address + extent.count {
+            self.read_consecutive(Extent { address, count: 1, ..extent }).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_consecutive(&self, extent: Extent) -> Result<(), End> {
         let floor = |n| self.site.oracle.borrow().floor(extent.volume, extent.address + n);
         let floors: Vec<u64> = (0..extent.count).map(floor).collect();
-        let (volume, address) = (VolumeId(extent.volume), BlockAddress(extent.address));
+        let (volume, address) = (VolumeId(extent.volume), self.site.block_address(extent.address));
         let data = match self.store.read(volume, address, extent.count).await {
             Ok(data) => data.concat(),
             Err(error) => {

@@ -7,16 +7,19 @@
 //! beyond it, errors are allowed and wrong data never is. docs/simulator.md lists the oracles.
 
 mod client;
+mod forger;
 mod lost_batch;
+#[cfg(test)]
+mod mutants;
 mod oracle;
 mod plan;
 mod scrub;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures::future::{Either, LocalBoxFuture, join_all, select};
+use futures::future::{Either, FutureExt, LocalBoxFuture, join_all, select};
 
 pub use self::plan::Theme;
 
@@ -27,12 +30,12 @@ use super::disk::SimulatedDisk;
 use super::executor::{Executor, World};
 use super::medium::SimulatedMedium;
 use super::random::Random;
-use crate::array::superblock::Uuid;
-use crate::array::{Array, FormatOptions, MemberSet, OpenError};
+use crate::array::superblock::{LogKey, Uuid};
+use crate::array::{Array, FormatOptions, Geometry, MemberSet, OpenError};
 use crate::base::buffer::BufferPool;
 use crate::base::event::Event;
 use crate::base::runtime::Runtime;
-use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
+use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
 use crate::disk::Disk;
 use crate::store::interface::{BlockStore, StoreError};
 use crate::store::segments::SegmentState;
@@ -46,6 +49,10 @@ pub struct Report {
     pub reads: u64,
     pub crashes: u64,
     pub clean_stops: u64,
+    pub kills: u64,
+    pub lone_losses: u64,
+    pub aimed_cuts: u64,
+    pub discards: u64,
     pub interrupted_formats: u64,
     pub interrupted_openings: u64,
     pub disks_lost: u64,
@@ -71,12 +78,16 @@ pub struct Report {
 impl Report {
     /// Every count with its name, the trace's hash apart.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 23] {
+    pub fn counts(&self) -> [(&'static str, u64); 27] {
         [
             ("writes", self.writes),
             ("reads", self.reads),
             ("crashes", self.crashes),
             ("clean stops", self.clean_stops),
+            ("kills with the power on", self.kills),
+            ("crashes that cost one disk its cache", self.lone_losses),
+            ("crashes aimed at a commit", self.aimed_cuts),
+            ("discards", self.discards),
             ("interrupted formats", self.interrupted_formats),
             ("interrupted openings", self.interrupted_openings),
             ("disks lost", self.disks_lost),
@@ -140,6 +151,8 @@ struct PoolUnderTest {
     report: Cell<Report>,
     /// What the run is doing, for the message when it hangs.
     phase: Cell<&'static str>,
+    /// Decides how lives end.
+    endings: Random,
 }
 
 /// A life's end, as far as the next one is concerned.
@@ -154,8 +167,9 @@ impl PoolUnderTest {
         let bytes = (1 << 20) + plan.segments * SEGMENT_BYTES;
         let medium = |n| SimulatedMedium::new(&format!("disk{n}"), bytes, random.next());
         let media = (0..plan.disks).map(medium).collect();
-        let site = Site::new(plan.theme, plan.blocks);
-        Self { plan, media, site, report: Cell::default(), phase: Cell::new("formatting") }
+        let site = Site::new(plan.theme, plan.blocks, plan.stride);
+        let (report, phase) = (Cell::default(), Cell::new("formatting"));
+        Self { plan, media, site, report, phase, endings: random.fork() }
     }
 
     async fn live_and_die(&self, executor: &Executor, random: &Random) -> Result<Report, String> {
@@ -192,7 +206,7 @@ impl PoolUnderTest {
             let world = executor.world("format");
             let disks = self.disks(&world);
             let again = FormatOptions { segment_bytes: Some(SEGMENT_BYTES), overwrite_foreign: attempt > 1 };
-            let format = Box::pin(Array::format(&disks, &again, Uuid([attempt; 16])));
+            let format = Box::pin(Array::format(&disks, &again, Uuid([attempt; 16]), LOG_KEY));
             let interrupts = self.plan.interrupts && attempt < 4;
             let patience = if interrupts { random.below(20_000) } else { 1 << 40 };
             let power_cut = executor_sleep(executor, Duration::from_micros(patience));
@@ -217,8 +231,11 @@ impl PoolUnderTest {
             }
             random.shuffle(&mut disks);
             let interrupts = self.plan.interrupts && attempt < 3 && random.coin();
-            let patience = if interrupts { random.below(30_000) } else { 1 << 40 };
-            let power_cut = executor_sleep(executor, Duration::from_micros(patience));
+            let power_cut = match interrupts {
+                true if self.plan.aims && random.coin() => self.after_commits(executor, 1),
+                true => executor_sleep(executor, Duration::from_micros(random.below(30_000))),
+                false => Box::pin(std::future::pending()),
+            };
             let opening = Box::pin(self.open_once(disks, &world, life));
             let ended = outcome(select(opening, power_cut).await);
             match ended {
@@ -257,14 +274,16 @@ impl PoolUnderTest {
         world: &Rc<World>,
         life: u32,
     ) -> Result<Store, Refusal> {
-        let events: Rc<RefCell<Vec<Event>>> = Rc::default();
-        let sink = {
-            let events = events.clone();
-            Rc::new(move |event| events.borrow_mut().push(event))
-        };
+        let site = self.site.clone();
+        let sink = Rc::new(move |event: Event| {
+            if event.kind == "pool-stuck" {
+                site.problem.borrow_mut().get_or_insert(event.message);
+            }
+        });
         let buffers = BufferPool::new(1 << 20);
         let (array, found) = Array::open(disks, world.clone(), buffers, sink.clone()).await?;
-        let options = StoreOptions { checkpoint_log_bytes: 2 << 20, ..StoreOptions::default() };
+        let discard = self.plan.discards;
+        let options = StoreOptions { checkpoint_log_bytes: 2 << 20, discard, ..StoreOptions::default() };
         let (store, recovery) = Store::open(array, world.clone(), options, sink).await?;
         self.note(|report| {
             report.kept_unproven += recovery.kept_unproven;
@@ -278,7 +297,8 @@ impl PoolUnderTest {
     async fn find_volumes(&self, store: &Store, life: u32) -> Result<(), Refusal> {
         let found: Vec<u32> = store.volumes().iter().map(|(volume, _, _)| volume.0).collect();
         self.site.oracle.borrow_mut().settle_volumes(&found).map_err(Refusal::Oracle)?;
-        for volume in 0..VOLUMES as u32 {
+        let forged = self.plan.forges.then_some(forger::VOLUME);
+        for volume in (0..VOLUMES as u32).chain(forged) {
             if !found.contains(&volume) {
                 self.site.oracle.borrow_mut().create(volume, self.plan.blocks);
             }
@@ -306,6 +326,11 @@ impl PoolUnderTest {
         if !self.plan.theme.has_faults() && live != all {
             return Err(format!("no disk failed, and only {live:?} of {all:?} are in use"));
         }
+        let blamed = self.plan.victims.iter().fold(missing, |blamed, disk| blamed.with(plan::slot(*disk)));
+        if all.difference(live).difference(blamed) != MemberSet::EMPTY && self.plan.theme != Theme::TwoFaults
+        {
+            return Err(format!("only {live:?} of {all:?} are in use, and only {blamed:?} had faults"));
+        }
         // Opening has committed a generation without those that are not in use.
         self.site.expelled.set(all.difference(live));
         Ok(())
@@ -319,7 +344,8 @@ impl PoolUnderTest {
         for (volume, blocks) in existing {
             for address in 0..blocks {
                 let floor = self.site.oracle.borrow().floor(volume, address);
-                let data = match store.read(VolumeId(volume), BlockAddress(address), 1).await {
+                let block = self.site.block_address(address);
+                let data = match store.read(VolumeId(volume), block, 1).await {
                     Ok(data) => data.concat(),
                     Err(error) if self.site.tolerates(&error) => {
                         is_whole = false;
@@ -334,7 +360,8 @@ impl PoolUnderTest {
             }
             let (mapped, used) =
                 (self.site.oracle.borrow().mapped_blocks(volume), store.volume_used_bytes(VolumeId(volume)));
-            if is_whole && mapped * BLOCK_SIZE as u64 != used {
+            let is_followed = !self.plan.forges || volume != forger::VOLUME;
+            if is_whole && is_followed && mapped * BLOCK_SIZE as u64 != used {
                 return Err(format!(
                     "life {life}: volume {volume} has {mapped} blocks and uses {used} bytes"
                 ));
@@ -359,12 +386,23 @@ impl PoolUnderTest {
             let victims: Vec<_> = self.plan.victims.iter().map(|victim| &self.media[*victim]).collect();
             plan::rot_rows(&victims, random);
         }
+        if self.plan.slow_reads {
+            self.media.iter().for_each(|medium| plan::slow_reads_down(medium, random));
+        }
         let reads_before = self.disk_reads();
         let errors_before = self.write_and_flush_errors();
         let clients = self.start_clients(world, store, random, life);
         let lifetime = Duration::from_micros(1000 + random.below(self.plan.lifetime.as_micros() as u64));
         let trouble = self.trouble(executor, random, lifetime);
-        let is_short = select(clients, executor_sleep(executor, lifetime));
+        let end = match self.plan.aims && random.coin() {
+            true => {
+                select(self.after_commits(executor, 1 + random.below(4)), executor_sleep(executor, lifetime))
+                    .map(|_| ())
+                    .boxed_local()
+            }
+            false => executor_sleep(executor, lifetime),
+        };
+        let is_short = select(clients, end);
         let (ended, ()) = futures::future::join(is_short, trouble).await;
         let is_idle = matches!(ended, Either::Left(_));
         if let Some(problem) = self.site.problem.borrow_mut().take() {
@@ -448,6 +486,9 @@ impl PoolUnderTest {
         for _ in 0..1 + random.index(6) {
             work.push(Box::pin(client().work()));
         }
+        if self.plan.forges {
+            work.push(Box::pin(forger::forge(self.site.clone(), store.clone(), random.fork(), epoch)));
+        }
         if self.plan.tenants {
             work.push(Box::pin(client().keep_tenants()));
         }
@@ -481,6 +522,7 @@ impl PoolUnderTest {
             report.writes += statistics.written_blocks.get();
             report.reads += statistics.read_blocks.get();
             report.crashes += 1;
+            report.discards = self.media.iter().map(|medium| medium.counters().discards).sum();
             report.refused_for_space += self.site.refusals.take();
             report.medium_errors += self.site.medium_errors.take();
             report.dropped_volumes += self.site.drops.take();
@@ -489,15 +531,42 @@ impl PoolUnderTest {
         self.site.problem.borrow_mut().take().map_or(Ok(()), Err)
     }
 
+    /// The power fails, or the process is killed and the disks go on with what their caches hold.
     fn cut_power(&self, world: &Rc<World>) {
         world.crash();
-        for medium in &self.media {
-            medium.crash();
+        let ending = self.endings.below(4);
+        let unlucky = self.endings.index(self.media.len());
+        for (disk, medium) in self.media.iter().enumerate() {
+            match ending {
+                0 => medium.lose_user(),
+                // Parity has to give back what one disk alone lost.
+                1 => medium.crash_keeping(if disk == unlucky { 300_000 } else { 1_000_000 }),
+                _ => medium.crash(),
+            }
             medium.reappear();
             medium.limit_space(None);
         }
+        self.note(|report| {
+            report.kills += u64::from(ending == 0);
+            report.lone_losses += u64::from(ending == 1);
+        });
         self.site.starved.set(false);
         self.site.pending_blocks.set(0);
+    }
+
+    /// Completes soon after the superblock on some disk was written `commits` times.
+    fn after_commits(&self, executor: &Executor, commits: u64) -> LocalBoxFuture<'static, ()> {
+        self.note(|report| report.aimed_cuts += 1);
+        let medium = &self.media[self.endings.index(self.media.len())];
+        let written = medium.watch(0..Geometry::RESERVED_BYTES);
+        let clock = executor.world("clock");
+        let delay = Duration::from_micros(self.endings.below(600));
+        Box::pin(async move {
+            for _ in 0..commits {
+                written.wait().await;
+            }
+            clock.sleep(delay).await;
+        })
     }
 
     fn disks(&self, world: &Rc<World>) -> Vec<Rc<dyn Disk>> {
@@ -551,6 +620,7 @@ fn executor_sleep(executor: &Executor, duration: Duration) -> LocalBoxFuture<'st
 
 /// Virtual time after which a run counts as hanging.
 const LONGEST_RUN: Duration = Duration::from_secs(900);
+const LOG_KEY: LogKey = LogKey([0x5e; 16]);
 const SEGMENT_ROWS: u64 = 16;
 const SEGMENT_BYTES: u64 = SEGMENT_ROWS * BLOCK_SIZE as u64;
 /// Lasting volumes.

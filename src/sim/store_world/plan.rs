@@ -72,6 +72,8 @@ pub(super) struct Plan {
     pub(super) segments: u64,
     /// Blocks of each of the [`super::VOLUMES`] lasting volumes.
     pub(super) blocks: u64,
+    /// Distance of these blocks: sparse volumes have a map that is large for their data.
+    pub(super) stride: u64,
     pub(super) lives: u32,
     /// Longest life.
     pub(super) lifetime: Duration,
@@ -79,8 +81,16 @@ pub(super) struct Plan {
     pub(super) victims: Vec<usize>,
     /// Cut the power now and then while formatting and opening.
     pub(super) interrupts: bool,
+    /// Cut the power right after a superblock was written, now and then.
+    pub(super) aims: bool,
     /// Create and drop further volumes.
     pub(super) tenants: bool,
+    /// A host writes blocks that look like batch headers.
+    pub(super) forges: bool,
+    /// Tell the disks which segments are free: they forget them at once.
+    pub(super) discards: bool,
+    /// Some reads take long enough for the cleaner to come round.
+    pub(super) slow_reads: bool,
 }
 
 impl Plan {
@@ -98,6 +108,7 @@ impl Plan {
         let tenths = match theme {
             Theme::FullPool => 11 + random.below(6),
             Theme::WritesOnly => 1,
+            Theme::OneFault => 1 + random.below(10),
             // What tenants write comes on top.
             _ => 1 + random.below(8),
         };
@@ -117,10 +128,15 @@ impl Plan {
             disks,
             segments,
             blocks: (offered * tenths / 10 / super::VOLUMES).max(8),
+            stride: if random.below(5) == 0 { 1 + random.below(100) } else { 1 },
             lives: if stutters { 20 } else { 2 + random.below(5) as u32 },
             lifetime: Duration::from_micros(if stutters { 20_000 } else { 400_000 }),
             victims,
             interrupts: random.below(3) == 0,
+            aims: random.below(3) == 0,
+            forges: theme != Theme::WritesOnly && random.below(6) == 0,
+            discards: random.coin(),
+            slow_reads: theme != Theme::WritesOnly && random.below(5) == 0,
             tenants: theme != Theme::WritesOnly && tenths < 8 && random.coin(),
         }
     }
@@ -139,7 +155,7 @@ pub(super) fn inject_fault(medium: &SimulatedMedium, beyond: bool, random: &Rand
         1 => medium.inject(fault(Operation::Flush, io)),
         2 => medium.inject(fault(Operation::Read, io)),
         3 => medium.inject(fault(Operation::Write, Effect::Stall(Duration::from_secs(30)))),
-        4 => (0..4).for_each(|_| {
+        4 => (0..[4, 64][random.index(2)]).for_each(|_| {
             let at = random.below(medium.size_bytes() / 512) * 512;
             if random.coin() { medium.rot(at..at + 512) } else { medium.make_unreadable(at..at + 512) }
         }),
@@ -150,6 +166,13 @@ pub(super) fn inject_fault(medium: &SimulatedMedium, beyond: bool, random: &Rand
         9 => medium.inject(fault(Operation::Write, Effect::Misdirect { to: anywhere })),
         _ => {}
     }
+}
+
+/// Some reads of a disk take until the cleaner has been round; that is no fault.
+pub(super) fn slow_reads_down(medium: &SimulatedMedium, random: &Random) {
+    let stall = Duration::from_millis(20 + random.below(300));
+    let frequency = Frequency::Chance { per_million: 15_000 };
+    medium.inject(Fault { operation: Operation::Read, range: None, frequency, effect: Effect::Stall(stall) });
 }
 
 /// Rot at equal places of several disks: parity can't give back what was there.
