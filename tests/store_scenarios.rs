@@ -224,6 +224,25 @@ fn all_disks_gone_together_marks_none_and_loses_nothing() {
 }
 
 #[test]
+fn all_disks_may_go_while_segments_are_cleaned_and_checkpoints_written() {
+    for delay in (0..20_000).step_by(200) {
+        let rig = Rig::new(delay + 1, 3);
+        let store = rig.open();
+        let blocks = store.usage().capacity_bytes / BLOCK_SIZE as u64 / 30 * 30;
+        (0..blocks / 30).for_each(|n| rig.write(&store, n * 30, 30, 1));
+        let overwrite = |n: u64| rig.append(&store, n * 7919 % blocks, 1, 2);
+        let in_flight: Vec<_> = (0..1000).map(overwrite).collect();
+        rig.wait(Duration::from_micros(delay));
+        rig.media.iter().for_each(|medium| medium.disappear(false));
+        rig.wait(Duration::from_secs(1));
+        drop(in_flight);
+        rig.media.iter().for_each(|medium| medium.reappear());
+        let store = rig.restart(store);
+        (0..blocks).for_each(|address| assert!(rig.read_round(&store, address).unwrap() > 0, "{delay}"));
+    }
+}
+
+#[test]
 fn a_stale_disk_is_never_used_again() {
     let rig = Rig::new(11, 4);
     let store = rig.open();

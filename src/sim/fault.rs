@@ -164,6 +164,8 @@ pub struct Counters {
     pub crash_kept_pages: u64,
     pub crash_dropped_pages: u64,
     pub crash_torn_pages: u64,
+    /// Unflushed page writes that a crash left unreadable.
+    pub crash_spoiled_pages: u64,
     /// Operations that were in flight at a crash.
     pub crash_in_flight: u64,
 }

@@ -5,7 +5,8 @@
 //! first; reads see the newest. Invariants: a flush makes stable exactly the writes that had
 //! completed when it was asked for (and what they overwrote is gone for good); at a crash each
 //! 512-byte sector of each other write, completed or in flight, is kept or dropped independently,
-//! never in an order that undoes a flushed write. Left to `sim::disk`: time and operations.
+//! never in an order that undoes a flushed write; a page that was being written may be
+//! unreadable until it is written again. Left to `sim::disk`: time and operations.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -353,14 +354,21 @@ impl SimulatedMedium {
         let mut fates = BTreeMap::new();
         for (number, versions) in std::mem::take(&mut state.cache) {
             for version in versions {
-                let fate = *fates.entry(version.write).or_insert_with(|| match self.random.below(4) {
+                let fate = *fates.entry(version.write).or_insert_with(|| match self.random.below(5) {
                     0 => Fate::Whole(self.random.chance(keep_per_million)),
                     1 => Fate::Pages,
+                    2 => Fate::Spoiled,
                     _ => Fate::Sectors,
                 });
                 let sectors = match fate {
                     Fate::Whole(kept) => u8::from(kept) * u8::MAX,
                     Fate::Pages => u8::from(self.random.chance(keep_per_million)) * u8::MAX,
+                    Fate::Spoiled if self.random.chance(keep_per_million) => u8::MAX,
+                    Fate::Spoiled => {
+                        self.count(|counters| counters.crash_spoiled_pages += 1);
+                        state.stable.spoil(number);
+                        continue;
+                    }
                     Fate::Sectors => (0..8).fold(0, |mask, sector| {
                         mask | u8::from(self.random.chance(keep_per_million)) << sector
                     }),
@@ -521,6 +529,11 @@ impl Stable {
         self.pages.insert(number, page);
     }
 
+    fn spoil(&mut self, number: u64) {
+        let page = self.pages.entry(number).or_insert_with(Page::zeros);
+        Rc::make_mut(page).condition = Condition::Unreadable;
+    }
+
     fn split_off(&mut self, end: &u64) {
         self.pages.split_off(end);
     }
@@ -562,6 +575,8 @@ enum Fate {
     Pages,
     /// Each sector kept or dropped.
     Sectors,
+    /// Each page kept, or unreadable: the power failed while its sectors were written.
+    Spoiled,
 }
 
 /// The pages that a byte range touches.

@@ -236,6 +236,9 @@ impl CheckpointWriter {
 
     /// A segment with room for at least a block.
     fn room(&mut self, rows: u32) -> Result<(SegmentUse, MemberSet, u32), StoreError> {
+        if self.shared.array.is_offline() {
+            return Err(StoreError::Offline); // there may be no disk left to lay a stripe over
+        }
         if let Some(current) = self
             .current
             .filter(|(_, members, row)| height(1, 1, data_columns(*members)) <= (rows - row) as usize)

@@ -77,6 +77,9 @@ fn seal(shared: &Rc<Shared>) {
 }
 
 fn build(shared: &Rc<Shared>, head: usize) -> bool {
+    if shared.array.is_offline() {
+        return false;
+    }
     let (members, keep_free) = (shared.members_for_writing(), shared.keep_free());
     let batch = {
         let mut contents = shared.contents.borrow_mut();

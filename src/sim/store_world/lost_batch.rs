@@ -15,8 +15,8 @@ use crate::store::batch::{BatchHeader, BatchKind};
 use crate::store::root::Root;
 
 impl PoolUnderTest {
-    /// Waits until nothing is written any more, cuts the power, and destroys the newest batch that
-    /// says anything: it was acknowledged. Returns whether that could be done.
+    /// Waits until nothing is written any more, cuts the power, and destroys one of the newest batches
+    /// that say anything: it was acknowledged. Returns whether that could be done.
     pub(super) async fn destroy_a_batch(
         &self,
         executor: &Executor,
@@ -31,7 +31,7 @@ impl PoolUnderTest {
         }
         let geometry = store.array().geometry();
         self.die(world, store)?;
-        let Some(target) = self.newest_batch(&geometry) else { return Ok(false) };
+        let Some(target) = self.new_batch(&geometry) else { return Ok(false) };
         let offset = geometry.offset(target.place.segment, target.first_row);
         // Without the header and the parity nothing gives the header back. (Without a column of
         // padding, which is zeros, parity still does.)
@@ -55,8 +55,8 @@ impl PoolUnderTest {
         outcome
     }
 
-    /// The newest batch with statements in it that replay needs.
-    fn newest_batch(&self, geometry: &Geometry) -> Option<BatchHeader> {
+    /// One of the newest batches with statements in them that replay needs.
+    fn new_batch(&self, geometry: &Geometry) -> Option<BatchHeader> {
         let root = self.newest_root()?;
         let latest = root.joints.last().or(root.replay.as_ref())?;
         let rows = (0..geometry.segment_count)
@@ -69,8 +69,11 @@ impl PoolUnderTest {
                 && header.incarnation == latest.incarnation
                 && !header.entries.is_empty()
         });
-        let newest = relevant.max_by_key(|header| header.number)?;
-        (newest.number > root.replay.as_ref()?.last_number).then_some(newest)
+        let known = latest.last_number.max(root.replay.as_ref()?.last_number);
+        let mut newest: Vec<_> = relevant.filter(|header| header.number > known).collect();
+        newest.sort_by_key(|header| std::cmp::Reverse(header.number));
+        newest.truncate(4);
+        (!newest.is_empty()).then(|| newest.swap_remove(self.endings.index(newest.len())))
     }
 
     fn newest_root(&self) -> Option<Root> {

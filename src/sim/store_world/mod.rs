@@ -230,9 +230,9 @@ impl PoolUnderTest {
                 disks.remove(disk);
             }
             random.shuffle(&mut disks);
-            let interrupts = self.plan.interrupts && attempt < 3 && random.coin();
+            let interrupts = self.plan.interrupts && attempt < 3 && (self.plan.aims || random.coin());
             let power_cut = match interrupts {
-                true if self.plan.aims && random.coin() => self.after_commits(executor, 1),
+                true if self.plan.aims && random.chance(800_000) => self.after_commits(executor, 1),
                 true => executor_sleep(executor, Duration::from_micros(random.below(30_000))),
                 false => Box::pin(std::future::pending()),
             };

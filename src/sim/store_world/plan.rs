@@ -112,6 +112,7 @@ impl Plan {
             // What tenants write comes on top.
             _ => 1 + random.below(8),
         };
+        let aims = random.below(4) == 0;
         // Many short lives: more recoveries than the superblock has room for.
         let stutters = random.below(12) == 0;
         let victim = random.index(disks);
@@ -132,8 +133,8 @@ impl Plan {
             lives: if stutters { 20 } else { 2 + random.below(5) as u32 },
             lifetime: Duration::from_micros(if stutters { 20_000 } else { 400_000 }),
             victims,
-            interrupts: random.below(3) == 0,
-            aims: random.below(3) == 0,
+            interrupts: aims || random.below(4) == 0,
+            aims,
             forges: theme != Theme::WritesOnly && random.below(6) == 0,
             discards: random.coin(),
             slow_reads: theme != Theme::WritesOnly && random.below(5) == 0,
