@@ -79,6 +79,7 @@ impl World {
             target_name: "iqn.2026-11.io.gemel:fuzz:fuzz".into(),
             target_ports: vec![port],
             revision: *b"0000",
+            physical_block_bytes: 4096,
             non_rotating: true,
         };
         let services =

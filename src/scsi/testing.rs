@@ -191,19 +191,31 @@ impl Bench {
 
     pub(super) fn with_geometry(logical_block_bytes: u32, block_count: u64) -> Self {
         let device = MemoryDevice::new(logical_block_bytes, block_count);
-        Self::build(device, Rc::new(Volatile), Rc::new(NoOthers), &PersistedReservations::default())
+        Self::build(
+            identity(),
+            device,
+            Rc::new(Volatile),
+            Rc::new(NoOthers),
+            &PersistedReservations::default(),
+        )
+    }
+
+    pub(super) fn with_identity(identity: Identity, logical_block_bytes: u32, block_count: u64) -> Self {
+        let device = MemoryDevice::new(logical_block_bytes, block_count);
+        Self::build(identity, device, Rc::new(Volatile), Rc::new(NoOthers), &PersistedReservations::default())
     }
 
     pub(super) fn with_reservations(store: Rc<dyn ReservationStore>, saved: &PersistedReservations) -> Self {
-        Self::build(MemoryDevice::new(512, 16384), store, Rc::new(NoOthers), saved)
+        Self::build(identity(), MemoryDevice::new(512, 16384), store, Rc::new(NoOthers), saved)
     }
 
     pub(super) fn with_copies(logical_block_bytes: u32, copies: Rc<dyn CopyResolver<MemoryDevice>>) -> Self {
         let device = MemoryDevice::new(logical_block_bytes, 4096);
-        Self::build(device, Rc::new(Volatile), copies, &PersistedReservations::default())
+        Self::build(identity(), device, Rc::new(Volatile), copies, &PersistedReservations::default())
     }
 
     fn build(
+        identity: Identity,
         device: MemoryDevice,
         reservations: Rc<dyn ReservationStore>,
         copies: Rc<dyn CopyResolver<MemoryDevice>>,
@@ -211,7 +223,7 @@ impl Bench {
     ) -> Self {
         let runtime = Rc::new(TestRuntime::default());
         let services = Services { runtime: runtime.clone(), reservations, copies };
-        let unit = LogicalUnit::new(identity(), device.clone(), services, saved).unwrap();
+        let unit = LogicalUnit::new(identity, device.clone(), services, saved).unwrap();
         let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime };
         bench.clear_attentions(bench.nexus);
         bench
@@ -252,6 +264,7 @@ pub(super) fn identity() -> Identity {
         target_name: "iqn.2026-11.io.gemel:demo:test".into(),
         target_ports: vec![TargetPort { relative_id: 1, portal_group: 1 }],
         revision: *b"0001",
+        physical_block_bytes: 4096,
         non_rotating: true,
     }
 }

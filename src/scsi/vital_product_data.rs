@@ -103,7 +103,7 @@ fn descriptor(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// SBC-3 section 6.5.3. Counts are in logical blocks.
 fn block_limits(geometry: DeviceGeometry) -> Vec<u8> {
     let blocks = |bytes: u32| (bytes / geometry.logical_block_bytes).to_be_bytes();
-    let granularity = PHYSICAL_BLOCK_BYTES / geometry.logical_block_bytes;
+    let granularity = GRANULARITY_BYTES / geometry.logical_block_bytes;
     let mut body = vec![0; 60];
     body[0] = 0x01; // WSNZ: WRITE SAME of zero blocks is refused
     body[1] = limits::COMPARE_AND_WRITE_BLOCKS;
@@ -134,8 +134,8 @@ fn logical_block_provisioning() -> Vec<u8> {
     vec![THRESHOLD_EXPONENT, 0xe4, 0x02, 0]
 }
 
-/// Number of logical blocks in the physical block, which is what provisioning works in.
-pub(super) const PHYSICAL_BLOCK_BYTES: u32 = 4096;
+/// What provisioning works in, and what writes had better be multiples of.
+const GRANULARITY_BYTES: u32 = 4096;
 /// Threshold sets for the provisioning mode and log pages: none, the pool's own thresholds count.
 const THRESHOLD_EXPONENT: u8 = 0;
 

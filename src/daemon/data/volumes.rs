@@ -124,6 +124,7 @@ impl<P: Pool> Volumes<P> {
             target_name: spec.target.clone(),
             target_ports: spec.portal_groups.iter().map(|&tag| target_port(tag)).collect(),
             revision: REVISION,
+            physical_block_bytes: spec.physical_sector_bytes,
             non_rotating: true,
         };
         let services = Services {
