@@ -35,6 +35,7 @@ mod maintenance;
 mod medium;
 mod mode;
 mod mode_page;
+mod nexuses;
 mod provisioning;
 mod sanitize;
 mod unit_control;
