@@ -23,6 +23,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         if !self.is_attached(nexus) {
             return Err(Failure::Aborted); // the nexus was lost; whatever it sent goes with it
         }
+        self.watch_space();
         let found = Operation::find(&command.cdb);
         let attention_exempt = matches!(
             found,

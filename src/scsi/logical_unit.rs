@@ -22,6 +22,7 @@ use super::reservation::store::RestoreError;
 use super::reservation::{PersistedReservations, ReservationStore, Reservations};
 use super::sanitize::Sanitizer;
 use super::sense::{AdditionalSense, Sense, SenseKey};
+use super::space::{PoolSpace, SpaceWatch};
 use super::statistics::Statistics;
 use super::task_set::{Abort, Drain, Refusal, Task, TaskAttribute, TaskSet};
 use crate::base::runtime::RuntimeHandle;
@@ -37,6 +38,7 @@ pub struct LogicalUnit<D> {
     tasks: TaskSet,
     reservations: Reservations,
     sanitizer: Sanitizer,
+    space_watch: SpaceWatch,
     copy_results: RefCell<CopyResults>,
     statistics: Statistics,
     this: Weak<Self>,
@@ -50,6 +52,8 @@ pub struct Services<D> {
     pub reservations: Rc<dyn ReservationStore>,
     /// Other logical units that copies may reach.
     pub copies: Rc<dyn CopyResolver<D>>,
+    /// How much space there is.
+    pub space: Rc<dyn PoolSpace>,
 }
 
 impl<D: BlockDevice + 'static> LogicalUnit<D> {
@@ -75,6 +79,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             tasks: TaskSet::default(),
             reservations: Reservations::new(persistent),
             sanitizer: Sanitizer::default(),
+            space_watch: SpaceWatch::default(),
             copy_results: RefCell::default(),
             statistics: Statistics::default(),
             this: this.clone(),
@@ -150,11 +155,6 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.attention_to_all(AdditionalSense::CAPACITY_DATA_HAS_CHANGED);
     }
 
-    /// To be called when the pool's space falls short of the soft threshold.
-    pub fn soft_threshold_reached(&self) {
-        self.attention_to_all(AdditionalSense::THIN_PROVISIONING_SOFT_THRESHOLD_REACHED);
-    }
-
     /// The device below.
     pub fn device(&self) -> &D {
         &self.device
@@ -201,6 +201,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
 
     pub(super) fn sanitizer(&self) -> &Sanitizer {
         &self.sanitizer
+    }
+
+    pub(super) fn space_watch(&self) -> &SpaceWatch {
+        &self.space_watch
     }
 
     pub(super) fn copy_results(&self) -> &RefCell<CopyResults> {

@@ -21,6 +21,7 @@ pub mod logical_unit;
 pub mod operation;
 pub mod reservation;
 pub mod sense;
+pub mod space;
 pub mod statistics;
 pub mod target;
 pub mod task_set;

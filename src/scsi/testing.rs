@@ -15,6 +15,7 @@ use super::copy::{CopyResolver, NoOthers};
 use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
 use super::logical_unit::{LogicalUnit, Services};
 use super::reservation::{PersistedReservations, ReservationStore, Volatile};
+use super::space::{PoolSpace, Space};
 use super::task_set::TaskAttribute;
 use crate::base::runtime::{Instant, LocalBoxFuture, Runtime};
 use crate::volume::device::{AllocationRun, BlockDevice, CompareOutcome, DeviceError, DeviceGeometry};
@@ -176,11 +177,22 @@ impl Runtime for TestRuntime {
     }
 }
 
+/// A pool of one GiB with a threshold at 200 MiB.
+pub(super) const AMPLE: Space =
+    Space { capacity_bytes: 1 << 30, used_bytes: 0, volume_used_bytes: 0, threshold_bytes: 200 << 20 };
+
+impl PoolSpace for Cell<Space> {
+    fn space(&self) -> Space {
+        self.get()
+    }
+}
+
 /// A logical unit with its device, and one attached nexus whose unit attention has been taken.
 pub(super) struct Bench {
     pub(super) unit: Rc<LogicalUnit<MemoryDevice>>,
     pub(super) device: MemoryDevice,
     pub(super) runtime: Rc<TestRuntime>,
+    pub(super) space: Rc<Cell<Space>>,
     pub(super) nexus: NexusId,
 }
 
@@ -222,9 +234,10 @@ impl Bench {
         saved: &PersistedReservations,
     ) -> Self {
         let runtime = Rc::new(TestRuntime::default());
-        let services = Services { runtime: runtime.clone(), reservations, copies };
+        let space = Rc::new(Cell::new(AMPLE));
+        let services = Services { runtime: runtime.clone(), reservations, copies, space: space.clone() };
         let unit = LogicalUnit::new(identity, device.clone(), services, saved).unwrap();
-        let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime };
+        let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime, space };
         bench.clear_attentions(bench.nexus);
         bench
     }
