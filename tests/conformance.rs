@@ -22,7 +22,7 @@ use node::{Node, NodeSettings};
 use report::{Results, Run, TestResult, parse};
 
 /// SANITIZE waits whole minutes in the tool; hanging is a failure too.
-const TIME_LIMIT_S: &str = "900";
+const TIME_LIMIT_S: &str = "600";
 
 /// A volume to run the suite on.
 struct Subject {
