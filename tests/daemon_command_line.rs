@@ -44,6 +44,10 @@ fn volumes_are_created_listed_resized_and_deleted() {
     assert_eq!((&two["sector_bytes"], &two["size_bytes"]), (&4096.into(), &(1u64 << 30).into()));
     let names: Vec<_> = service.json(&["volume", "list"]).iter().map(|v| v["name"].clone()).collect();
     assert_eq!(names, ["one", "two"]);
+    assert_eq!(two["physical_sector_bytes"], 4096);
+    let three = service.json(&["volume", "create", "three", "--size", "1G", "--sector", "512n"]).remove(0);
+    assert_eq!((&three["sector_bytes"], &three["physical_sector_bytes"]), (&512.into(), &512.into()));
+    service.succeed(&["volume", "delete", "three"]);
     let (code, text) = service.refuse(&["volume", "resize", "one", "--size", "32M"]);
     assert!(code == 65 && text.contains("loses what lies beyond"), "{text}");
     assert_eq!(service.json(&["volume", "resize", "one", "--size", "128M"])[0]["size_bytes"], 128 << 20);
@@ -54,7 +58,7 @@ fn volumes_are_created_listed_resized_and_deleted() {
     service.succeed(&["volume", "delete", "one"]);
     assert_eq!(service.refuse(&["volume", "show", "one"]).0, 65);
     let again = service.json(&["volume", "create", "one", "--size", "64M"]).remove(0);
-    assert_eq!(again["id"], 3, "numbers are never given twice");
+    assert_eq!(again["id"], 4, "numbers are never given twice");
     assert!(service.succeed(&["volume", "show", "one"]).contains("iqn.2026-11.io.gemel:test:one LUN 0"));
 }
 

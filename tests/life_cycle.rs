@@ -6,11 +6,15 @@ mod initiator;
 #[path = "support/node/mod.rs"]
 mod node;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use gemel::iscsi::initiator::{Command, Event, LoginSettings, Outcome};
-use gemel::iscsi::pdu::{InitiatorTaskTag, Isid, TaskManagementFunction, TaskManagementResult};
+use gemel::iscsi::pdu::{
+    AsynchronousEvent, InitiatorTaskTag, Isid, TaskManagementFunction, TaskManagementResult,
+};
 use initiator::{Session, SessionError, read_command, write_command};
 use node::{Node, NodeSettings, target_name};
 
@@ -26,6 +30,76 @@ fn a_logout_under_load_is_answered_and_loses_nothing() {
     assert!(matches!(end, End::LoggedOut), "{end:?}");
     assert_written(&node, &good, 1);
     assert_serves(&mut node);
+}
+
+#[test]
+fn a_logout_is_answered_although_more_comes_behind_it() {
+    let (_folder, mut node) = start();
+    for round in 0..5 {
+        let mut session = open(&node, 1);
+        submit_writes(&mut session, 7);
+        // The answer is behind data that the initiator has not taken yet.
+        submit_reads(&mut session);
+        session.connection.log_out();
+        session.flush().expect("the logout goes out");
+        send_more(&mut session);
+        // By now the target has answered and closed. A reset would take with it what is still on the way.
+        std::thread::sleep(Duration::from_millis(100));
+        let end = end_of(&mut session);
+        assert!(matches!(end, End::LoggedOut), "round {round}: {end:?}");
+    }
+    assert_serves(&mut node);
+}
+
+#[test]
+fn a_refused_login_is_told_why_although_more_comes_behind_it() {
+    let (_folder, mut node) = start();
+    let target = target_name("nobody");
+    let keys = format!("InitiatorName=iqn.2026-11.io.gemel:life\0TargetName={target}\0SessionType=Normal\0");
+    let mut login = vec![0x43, 0x87, 0, 0, 0];
+    login.extend_from_slice(&(keys.len() as u32).to_be_bytes()[1..]);
+    login.resize(48, 0);
+    login.extend_from_slice(keys.as_bytes());
+    login.resize(login.len().next_multiple_of(4), 0);
+    login.resize(login.len() + 8192, 0x55);
+    let mut stream = TcpStream::connect(node.portals[0]).expect("the portal listens");
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time limit can be set");
+    stream.write_all(&login).expect("the login goes out");
+    std::thread::sleep(Duration::from_millis(100));
+    let mut answer = vec![];
+    stream.read_to_end(&mut answer).expect("no reset before the answer");
+    // Login Response: initiator error, target not found (RFC 7143 section 11.13.5).
+    assert_eq!((answer[0], &answer[36..38]), (0x23, &[2, 3][..]), "{answer:02x?}");
+    assert_serves(&mut node);
+}
+
+#[test]
+fn a_host_that_logs_out_when_it_is_asked_to_gets_its_answer() {
+    let (_folder, mut node) = start();
+    let mut session = open(&node, 1);
+    submit_writes(&mut session, 8);
+    session.flush().expect("the writes go out");
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| node.stop());
+        let end = loop {
+            match session.next_event_within(Duration::from_secs(5)) {
+                Ok(Event::Asynchronous(AsynchronousEvent::LogoutRequested { .. })) => {
+                    submit_writes(&mut session, 9);
+                    submit_reads(&mut session);
+                    session.connection.log_out();
+                    session.flush().expect("the logout goes out");
+                    send_more(&mut session);
+                    std::thread::sleep(Duration::from_millis(100));
+                    break end_of(&mut session);
+                }
+                Ok(Event::Completed { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(matches!(end, End::LoggedOut), "{end:?}");
+        assert_eq!(stop.join().expect("a stop without a panic"), Some(0));
+    });
+    assert!(!node.log().contains("panicked"), "{}", node.log());
 }
 
 #[test]
@@ -169,6 +243,30 @@ fn submit_writes(session: &mut Session, value: u8) -> Vec<InitiatorTaskTag> {
         .collect()
 }
 
+/// Asks for half a MiB and lets the target send as much of it as the sockets hold.
+fn submit_reads(session: &mut Session) {
+    for _ in 0..8 {
+        session.connection.submit(read_command(0, 0, 128, 64 << 10));
+    }
+    session.flush().expect("the reads go out");
+    std::thread::sleep(Duration::from_millis(100));
+}
+
+/// Takes what comes until the session ends.
+fn end_of(session: &mut Session) -> End {
+    loop {
+        match session.next_event_within(Duration::from_secs(5)) {
+            Ok(Event::LoggedOut(_)) => return End::LoggedOut,
+            Ok(_) => {}
+            Err(SessionError::Io(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
+                return End::Silence;
+            }
+            Err(SessionError::Io(_)) => return End::Closed,
+            Err(SessionError::Initiator(error)) => panic!("{error}"),
+        }
+    }
+}
+
 /// Takes what comes until the session ends; gives the numbers of the writes that were acknowledged.
 fn drain(session: &mut Session, tags: &[InitiatorTaskTag]) -> (Vec<u64>, End) {
     let mut good = vec![];
@@ -188,6 +286,16 @@ fn drain(session: &mut Session, tags: &[InitiatorTaskTag]) -> (Vec<u64>, End) {
 
 fn position(tags: &[InitiatorTaskTag], tag: InitiatorTaskTag) -> u64 {
     tags.iter().position(|known| *known == tag).expect("a tag of this test") as u64
+}
+
+/// Goes on sending what the target has no reason to read any more, as far as the socket takes it at once.
+fn send_more(session: &mut Session) {
+    for _ in 0..64 {
+        // A target that has closed already, or takes no more, ends it too.
+        if session.stream.write(&[0x55; 16 << 10]).is_err() {
+            break;
+        }
+    }
 }
 
 fn write_block(session: &mut Session, block: u64, value: u8) -> Outcome {

@@ -10,7 +10,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use gemel::iscsi::initiator::{Command, Event, InitiatorError, LoginSettings};
+use gemel::iscsi::initiator::{
+    ChapSecret, Command, Event, InitiatorError, Login, LoginProgress, LoginSettings,
+};
 use gemel::iscsi::pdu::framing::append_pdu;
 use gemel::iscsi::pdu::{
     Cdb, Digests, InitiatorTaskTag, Isid, LoginRequest, LoginStatus, ScsiCommand, SerialNumber, Stage,
@@ -147,6 +149,39 @@ fn connections_that_do_not_log_in_are_bounded_in_number_and_time() {
     let open_still = idle.iter_mut().map(is_closed).filter(|closed| !closed).count();
     assert_eq!(open_still, 0, "connections that do not log in stay open");
     assert!(established.read(0, 0, 8).expect("a session goes on").is_good());
+    assert_serves(&mut node);
+}
+
+#[test]
+fn a_recorded_chap_login_cannot_be_replayed() {
+    let (folder, mut node) = start("");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "open-sesame-0123").expect("a file can be written");
+    let secret_file = secret.to_str().expect("temporary folders have names in UTF-8");
+    node.administer(&["access", "chap", "set", NAME, "--user", "host", "--secret-file", secret_file]);
+    let mut settings = LoginSettings::normal(NAME, &target_name("v"));
+    settings.chap = Some(ChapSecret { name: "host".to_owned(), secret: b"open-sesame-0123".to_vec() });
+
+    let (mut stream, mut login, mut recording) = (connect(&node), Login::new(settings), vec![]);
+    loop {
+        recording.push(login.take_transmit());
+        stream.write_all(recording.last().expect("just pushed")).expect("the login goes out");
+        let count = stream.read(login.receive_space()).expect("the login is answered");
+        match login.handle_received(count).expect("the right secret") {
+            LoginProgress::Negotiating(next) => login = next,
+            LoginProgress::Connected(_) => break,
+        }
+    }
+    assert!(recording.len() > 3, "names, algorithm, response, operational keys");
+    drop(stream);
+
+    let mut stream = connect(&node);
+    let accepted = recording
+        .iter()
+        .take_while(|request| stream.write_all(request).is_ok() && answered_with_success(&mut stream));
+    assert_eq!(accepted.count(), 2, "the recorded response was accepted, or its challenge never came");
+    assert!(!node.log().contains("open-sesame"), "a secret in the log");
+    node.administer(&["access", "chap", "clear", NAME]);
     assert_serves(&mut node);
 }
 

@@ -66,9 +66,10 @@ pub enum VolumeVerb {
         /// Its size, such as 512M, 10G or 2T.
         #[arg(long, value_parser = size)]
         size: u64,
-        /// Bytes in a sector: 512 (with 4096 physical) or 4096.
+        /// Bytes in a sector: 512 (with 4096 physical), 512n (512 physical too, for hosts that refuse or mishandle
+        /// larger physical blocks) or 4096.
         #[arg(long, default_value = "512", value_parser = sector)]
-        sector: u32,
+        sector: Sector,
     },
     /// List all volumes.
     List,
@@ -240,11 +241,21 @@ fn size(text: &str) -> Result<u64, String> {
     crate::rpc::size::parse(text).map_err(|error| error.to_string())
 }
 
-fn sector(text: &str) -> Result<u32, String> {
+/// Bytes of a logical block, and of what hosts are told to be the physical one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sector {
+    /// 512 or 4096.
+    pub bytes: u32,
+    /// 512 or 4096.
+    pub physical_bytes: u32,
+}
+
+fn sector(text: &str) -> Result<Sector, String> {
     match text {
-        "512" => Ok(512),
-        "4096" | "4K" | "4k" => Ok(4096),
-        _ => Err("a sector has 512 or 4096 bytes".to_owned()),
+        "512" | "512e" => Ok(Sector { bytes: 512, physical_bytes: 4096 }),
+        "512n" => Ok(Sector { bytes: 512, physical_bytes: 512 }),
+        "4096" | "4K" | "4k" => Ok(Sector { bytes: 4096, physical_bytes: 4096 }),
+        _ => Err("a sector has 512 or 4096 bytes (512, 512n or 4096)".to_owned()),
     }
 }
 
@@ -276,7 +287,7 @@ mod tests {
             let parsed = Arguments::try_parse_from(words.split(' ')).unwrap();
             assert!(parsed.json);
             let Noun::Volume(VolumeVerb::Create { size, sector, .. }) = parsed.noun else { panic!() };
-            assert_eq!((size, sector), (10 << 30, 512));
+            assert_eq!((size, sector), (10 << 30, Sector { bytes: 512, physical_bytes: 4096 }));
         }
     }
 }

@@ -59,7 +59,12 @@ impl Session {
     async fn volume(&mut self, verb: VolumeVerb) -> Result<(), CliError> {
         let volume = match verb {
             VolumeVerb::Create { name, size, sector } => {
-                let request = CreateVolumeRequest { name, size_bytes: size, sector_bytes: sector };
+                let request = CreateVolumeRequest {
+                    name,
+                    size_bytes: size,
+                    sector_bytes: sector.bytes,
+                    physical_sector_bytes: sector.physical_bytes,
+                };
                 self.client.create_volume(request).await?
             }
             VolumeVerb::Show { name } => self.client.get_volume(GetVolumeRequest { name }).await?,

@@ -76,13 +76,19 @@ pub fn volumes(volumes: &[Volume]) -> String {
             name::<VolumeState>(volume.state),
             size(volume.size_bytes),
             size(volume.used_bytes),
-            volume.sector_bytes.to_string(),
+            sector(volume),
             volume.primary.clone(),
             volume.sessions.to_string(),
             volume.target.clone(),
         ]
     });
     table(&["NAME", "STATE", "SIZE", "USED", "SECTOR", "PRIMARY", "SESSIONS", "TARGET"], rows)
+}
+
+/// The sector size, as `volume create` takes it.
+fn sector(volume: &Volume) -> String {
+    let is_native = volume.sector_bytes == 512 && volume.physical_sector_bytes == 512;
+    if is_native { "512n".to_owned() } else { volume.sector_bytes.to_string() }
 }
 
 /// One volume with everything about it.
@@ -92,7 +98,7 @@ pub fn volume(volume: &Volume) -> String {
         ("state", name::<VolumeState>(volume.state)),
         ("size", format!("{} ({} bytes)", size(volume.size_bytes), volume.size_bytes)),
         ("used", format!("{} ({} bytes)", size(volume.used_bytes), volume.used_bytes)),
-        ("sector", volume.sector_bytes.to_string()),
+        ("sector", sector(volume)),
         ("target", format!("{} LUN 0", volume.target)),
         ("primary", volume.primary.clone()),
         ("epoch", volume.epoch.to_string()),

@@ -57,6 +57,9 @@ pub struct PoolConfig {
     /// flight, in microseconds; 0 never spins.
     #[serde(default = "default_spin_us")]
     pub spin_us: Bounded<0, 1000>,
+    /// How full the pool is when hosts are warned, in percent of its capacity.
+    #[serde(default = "default_soft_threshold_percent")]
+    pub soft_threshold_percent: Bounded<1, 99>,
 }
 
 /// How disk I/O is done.
@@ -192,6 +195,10 @@ impl Default for ShutdownConfig {
 
 fn default_state_dir() -> PathBuf {
     PathBuf::from("/var/lib/gemel")
+}
+
+fn default_soft_threshold_percent() -> Bounded<1, 99> {
+    Bounded(80)
 }
 
 fn default_spin_us() -> Bounded<0, 1000> {
@@ -369,6 +376,7 @@ mod tests {
         let smallest = parse(SMALLEST).unwrap();
         assert_eq!(shown.state_dir, smallest.state_dir);
         assert_eq!(shown.pool.spin_us, smallest.pool.spin_us);
+        assert_eq!(shown.pool.soft_threshold_percent, smallest.pool.soft_threshold_percent);
         assert_eq!(shown.pool.engine, smallest.pool.engine);
         let text = |config: &Config| {
             format!("{:?}{:?}{:?}{:?}", config.iscsi, config.management, config.console, config.events)

@@ -30,6 +30,8 @@ pub struct VolumeSpec {
     pub size_bytes: u64,
     /// 512 or 4096.
     pub sector_bytes: u32,
+    /// What hosts are told of the physical block: 512 or 4096.
+    pub physical_sector_bytes: u32,
     /// Whether it has never been served.
     pub is_new: bool,
     /// Persistent reservations, as they were last saved.

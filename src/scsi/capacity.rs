@@ -4,7 +4,6 @@ use super::cdb::Cdb;
 use super::command::{Outcome, Reply};
 use super::logical_unit::LogicalUnit;
 use super::sense::Sense;
-use super::vital_product_data::PHYSICAL_BLOCK_BYTES;
 use crate::volume::device::BlockDevice;
 
 impl<D: BlockDevice + 'static> LogicalUnit<D> {
@@ -26,8 +25,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let mut data = vec![0; 32];
         data[0..8].copy_from_slice(&last_address(geometry.block_count).to_be_bytes());
         data[8..12].copy_from_slice(&geometry.logical_block_bytes.to_be_bytes());
-        let exponent = (PHYSICAL_BLOCK_BYTES / geometry.logical_block_bytes).trailing_zeros();
-        data[13] = u8::try_from(exponent).expect("0 or 3");
+        let in_physical = self.identity().physical_block_bytes / geometry.logical_block_bytes;
+        data[13] = u8::try_from(in_physical.max(1).trailing_zeros()).expect("0 or 3");
         data[14] = 0xc0; // LBPME, LBPRZ; lowest aligned address 0
         Ok(Reply::parameters(data, usize::try_from(cdb.u32(10)).unwrap_or(usize::MAX)))
     }

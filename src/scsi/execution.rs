@@ -23,6 +23,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         if !self.is_attached(nexus) {
             return Err(Failure::Aborted); // the nexus was lost; whatever it sent goes with it
         }
+        self.watch_space();
         let found = Operation::find(&command.cdb);
         let attention_exempt = matches!(
             found,
@@ -60,15 +61,15 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         match kind {
             Kind::Read => self.read(&cdb, expected_in).await,
             Kind::Write => self.write(context, &cdb, data_out).await,
-            Kind::WriteAndVerify => self.write_and_verify(context, &cdb, data_out).await,
-            Kind::Verify => self.verify(context, &cdb, data_out).await,
             Kind::SynchronizeCache => self.synchronize_cache(&cdb).await,
-            Kind::Unmap => self.unmap(context, &cdb, data_out).await,
-            Kind::WriteSame => self.write_same(context, &cdb, data_out).await,
-            Kind::CompareAndWrite => self.compare_and_write(context, &cdb, data_out).await,
-            Kind::OrWrite => self.or_write(context, &cdb, data_out).await,
-            Kind::GetLbaStatus => self.get_lba_status(&cdb).await,
-            // Boxed: rare, and their state would make every command's future larger.
+            // Boxed: rarer, and their state would make every command's future larger.
+            Kind::WriteAndVerify => Box::pin(self.write_and_verify(context, &cdb, data_out)).await,
+            Kind::Verify => Box::pin(self.verify(context, &cdb, data_out)).await,
+            Kind::Unmap => Box::pin(self.unmap(context, &cdb, data_out)).await,
+            Kind::WriteSame => Box::pin(self.write_same(context, &cdb, data_out)).await,
+            Kind::CompareAndWrite => Box::pin(self.compare_and_write(context, &cdb, data_out)).await,
+            Kind::OrWrite => Box::pin(self.or_write(context, &cdb, data_out)).await,
+            Kind::GetLbaStatus => Box::pin(self.get_lba_status(&cdb)).await,
             Kind::Reserve => Box::pin(self.reserve(context, &cdb)).await,
             Kind::PersistentReserveOut => {
                 Box::pin(self.persistent_reserve_out(context, &cdb, data_out)).await

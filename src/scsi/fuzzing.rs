@@ -17,6 +17,7 @@ use super::copy::NoOthers;
 use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
 use super::logical_unit::{LogicalUnit, Services};
 use super::reservation::{PersistedReservations, Volatile};
+use super::space::{PoolSpace, Space};
 use super::target;
 use super::task_set::TaskAttribute;
 use crate::base::runtime::{Instant, LocalBoxFuture, Runtime};
@@ -63,6 +64,14 @@ pub fn parse_parameter_list(bytes: &[u8]) {
     world.execute(&cdb, list);
 }
 
+struct Plenty;
+
+impl PoolSpace for Plenty {
+    fn space(&self) -> Space {
+        Space { capacity_bytes: 1 << 40, used_bytes: 0, volume_used_bytes: 0, threshold_bytes: 0 }
+    }
+}
+
 struct World {
     unit: Rc<LogicalUnit<Blank>>,
     runtime: Rc<Background>,
@@ -79,10 +88,15 @@ impl World {
             target_name: "iqn.2026-11.io.gemel:fuzz:fuzz".into(),
             target_ports: vec![port],
             revision: *b"0000",
+            physical_block_bytes: 4096,
             non_rotating: true,
         };
-        let services =
-            Services { runtime: runtime.clone(), reservations: Rc::new(Volatile), copies: Rc::new(NoOthers) };
+        let services = Services {
+            runtime: runtime.clone(),
+            reservations: Rc::new(Volatile),
+            copies: Rc::new(NoOthers),
+            space: Rc::new(Plenty),
+        };
         let unit = LogicalUnit::new(identity, Blank, services, &PersistedReservations::default())
             .expect("the default is valid");
         let initiator = InitiatorPort { name: "iqn.2026-11.io.gemel:fuzz".into(), isid: [0; 6] };

@@ -14,6 +14,8 @@ pub struct Identity {
     pub target_ports: Vec<TargetPort>,
     /// Product revision level, four ASCII characters.
     pub revision: [u8; 4],
+    /// What READ CAPACITY says of the physical block, in bytes: 4096, or 512 for hosts that want no larger one.
+    pub physical_block_bytes: u32,
     /// Whether the disks below have no moving parts.
     pub non_rotating: bool,
 }
@@ -90,6 +92,7 @@ mod tests {
             target_name: "iqn.2026-11.io.gemel:demo:v".into(),
             target_ports: vec![TargetPort { relative_id: 1, portal_group: 1 }],
             revision: *b"0001",
+            physical_block_bytes: 4096,
             non_rotating: true,
         };
         let naa = identity([7; 16]).naa();

@@ -83,7 +83,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             return Err(Sense::illegal(AdditionalSense::PARAMETER_LIST_LENGTH).into());
         }
         check_descriptor(&list[header_bytes..pages_at], long, self.device().geometry(), header_bytes)?;
-        let changed = self.mode_pages().borrow_mut().select(&list[pages_at..], pages_at)?;
+        let threshold = self.threshold_count();
+        let changed = self.mode_pages().borrow_mut().select(&list[pages_at..], pages_at, threshold)?;
         if changed {
             self.attention_to_others(context.nexus(), AdditionalSense::MODE_PARAMETERS_CHANGED);
         }
@@ -112,7 +113,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             _ => return Err(Sense::illegal(AdditionalSense::SAVING_PARAMETERS_NOT_SUPPORTED)),
         };
         let (code, subpage) = (cdb.byte(2) & 0x3f, cdb.byte(3));
-        let pages = self.mode_pages().borrow().sense(code, subpage, control);
+        let threshold = self.threshold_count();
+        let pages = self.mode_pages().borrow().sense(code, subpage, control, threshold);
         pages.ok_or(Sense::invalid_cdb_field(if subpage == 0 { 2 } else { 3 }))
     }
 

@@ -2,6 +2,7 @@
 //! changeable values. Nothing can be saved; a restart brings the defaults back.
 
 use super::sense::{AdditionalSense, Sense};
+use super::space::AVAILABLE_RESOURCE;
 
 /// All mode pages and their current values.
 #[derive(Clone, Debug)]
@@ -50,8 +51,20 @@ impl ModePages {
         self.control()[4] & 0x08 != 0
     }
 
-    /// The pages that `code` and `subpage` ask for, one after the other; nothing when there are none.
-    pub(super) fn sense(&self, code: u8, subpage: u8, control: PageControl) -> Option<Vec<u8>> {
+    /// LBPERE: hosts are warned of provisioning thresholds.
+    pub(super) fn warns_of_thresholds(&self) -> bool {
+        self.page(READ_WRITE_ERROR_RECOVERY)[7] & 0x80 != 0
+    }
+
+    /// The pages that `code` and `subpage` ask for, one after the other; nothing when there are none. `threshold` is
+    /// the count of the one threshold of the Logical Block Provisioning page.
+    pub(super) fn sense(
+        &self,
+        code: u8,
+        subpage: u8,
+        control: PageControl,
+        threshold: u32,
+    ) -> Option<Vec<u8>> {
         let mut data = Vec::new();
         for page in &self.pages {
             let (page_code, page_subpage) = page.layout.identity();
@@ -60,8 +73,12 @@ impl ModePages {
                 continue;
             }
             match control {
-                PageControl::Current => data.extend_from_slice(&page.current),
-                PageControl::Default => data.extend_from_slice(page.layout.default),
+                PageControl::Current => {
+                    data.extend_from_slice(&with_threshold(page.layout, &page.current, threshold));
+                }
+                PageControl::Default => {
+                    data.extend_from_slice(&with_threshold(page.layout, page.layout.default, threshold));
+                }
                 PageControl::Changeable => {
                     let header = page.layout.header_bytes();
                     data.extend_from_slice(&page.layout.default[..header]);
@@ -74,7 +91,7 @@ impl ModePages {
 
     /// Applies the pages of a MODE SELECT list, all or none. `base` is where they start in the
     /// parameter list, for field pointers. Gives back whether anything changed.
-    pub(super) fn select(&mut self, mut list: &[u8], base: usize) -> Result<bool, Sense> {
+    pub(super) fn select(&mut self, mut list: &[u8], base: usize, threshold: u32) -> Result<bool, Sense> {
         let mut chosen = self.clone();
         let mut position = base;
         while !list.is_empty() {
@@ -99,7 +116,7 @@ impl ModePages {
             let Some(values) = list.get(..length) else {
                 return Err(Sense::illegal(AdditionalSense::PARAMETER_LIST_LENGTH));
             };
-            page.select(values, header, position)?;
+            page.select(values, header, position, threshold)?;
             list = &list[length..];
             position += length;
         }
@@ -109,22 +126,36 @@ impl ModePages {
     }
 
     fn control(&self) -> &[u8] {
-        let page = self.pages.iter().find(|page| page.layout.identity() == (CONTROL, 0));
-        &page.expect("the control page is always there").current
+        self.page(CONTROL)
+    }
+
+    fn page(&self, code: u8) -> &[u8] {
+        let page = self.pages.iter().find(|page| page.layout.identity() == (code, 0));
+        &page.expect("asked for by code only where there is a layout").current
     }
 }
 
 impl ModePage {
-    fn select(&mut self, values: &[u8], header: usize, position: usize) -> Result<(), Sense> {
+    fn select(&mut self, values: &[u8], header: usize, position: usize, threshold: u32) -> Result<(), Sense> {
+        let shown = with_threshold(self.layout, &self.current, threshold);
         for (at, value) in values.iter().enumerate().skip(header) {
             let changeable = self.layout.changeable[at];
-            if (value ^ self.current[at]) & !changeable != 0 {
+            if (value ^ shown[at]) & !changeable != 0 {
                 return Err(Sense::invalid_parameter(position + at));
             }
-            self.current[at] = *value;
+            self.current[at] ^= (value ^ shown[at]) & changeable;
         }
         Ok(())
     }
+}
+
+/// The values of a page with the count that only the pool knows.
+fn with_threshold(layout: &Layout, values: &[u8], threshold: u32) -> Vec<u8> {
+    let mut values = values.to_vec();
+    if layout.identity() == LOGICAL_BLOCK_PROVISIONING {
+        values[20..24].copy_from_slice(&threshold.to_be_bytes());
+    }
+    values
 }
 
 impl Layout {
@@ -141,11 +172,17 @@ impl Layout {
 
 const ALL_PAGES: u8 = 0x3f;
 const ALL_SUBPAGES: u8 = 0xff;
+const READ_WRITE_ERROR_RECOVERY: u8 = 0x01;
 const CONTROL: u8 = 0x0a;
+/// Page and subpage.
+const LOGICAL_BLOCK_PROVISIONING: (u8, u8) = (0x1c, 0x02);
 
-static LAYOUTS: [Layout; 6] = [
-    // Read-write error recovery: AWRE and ARRE, as the array reallocates by itself.
-    Layout { default: &[0x01, 0x0a, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 12] },
+static LAYOUTS: [Layout; 7] = [
+    // Read-write error recovery: AWRE and ARRE, as the array reallocates by itself. LBPERE can be cleared.
+    Layout {
+        default: &[0x01, 0x0a, 0xc0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0],
+        changeable: &[0, 0, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0],
+    },
     // Disconnect-reconnect: no limit of the transport's is set here.
     Layout { default: &[0x02, 0x0e, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 16] },
     // Caching: WCE is zero, every write is durable when it is answered. RCD is zero.
@@ -168,6 +205,37 @@ static LAYOUTS: [Layout; 6] = [
     },
     // Informational exceptions: disabled (DEXCPT); the array reports its health by other means.
     Layout { default: &[0x1c, 0x0a, 0x08, 0, 0, 0, 0, 0, 0, 0, 0, 0], changeable: &[0; 12] },
+    // Logical block provisioning: one threshold, enabled, soft, armed decreasing, of the available space. Every
+    // nexus is told (SITUA is zero). The count is filled in.
+    Layout {
+        default: &[
+            0x5c,
+            0x02,
+            0,
+            0x14,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0x80,
+            AVAILABLE_RESOURCE,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ],
+        changeable: &[0; 24],
+    },
 ];
 
 #[cfg(test)]
@@ -190,17 +258,17 @@ mod tests {
     #[test]
     fn select_is_all_or_nothing() {
         let mut pages = ModePages::default();
-        let mut control = pages.sense(CONTROL, 0, PageControl::Current).unwrap();
+        let mut control = pages.sense(CONTROL, 0, PageControl::Current, 0).unwrap();
         control[2] |= 0x04;
         let mut list = control.clone();
         list.extend_from_slice(&[0x08, 0x12]); // truncated caching page
         list.resize(list.len() + 18, 0xff);
-        assert!(pages.select(&list, 4).is_err());
+        assert!(pages.select(&list, 4, 0).is_err());
         assert!(!pages.descriptor_sense());
-        assert_eq!(pages.select(&control, 4), Ok(true));
+        assert_eq!(pages.select(&control, 4, 0), Ok(true));
         assert!(pages.descriptor_sense());
-        assert_eq!(pages.select(&control, 4), Ok(false));
+        assert_eq!(pages.select(&control, 4, 0), Ok(false));
         control[3] ^= 0x10; // not changeable
-        assert_eq!(pages.select(&control, 4), Err(Sense::invalid_parameter(7)));
+        assert_eq!(pages.select(&control, 4, 0), Err(Sense::invalid_parameter(7)));
     }
 }

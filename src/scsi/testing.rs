@@ -15,6 +15,7 @@ use super::copy::{CopyResolver, NoOthers};
 use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
 use super::logical_unit::{LogicalUnit, Services};
 use super::reservation::{PersistedReservations, ReservationStore, Volatile};
+use super::space::{PoolSpace, Space};
 use super::task_set::TaskAttribute;
 use crate::base::runtime::{Instant, LocalBoxFuture, Runtime};
 use crate::volume::device::{AllocationRun, BlockDevice, CompareOutcome, DeviceError, DeviceGeometry};
@@ -176,11 +177,22 @@ impl Runtime for TestRuntime {
     }
 }
 
+/// A pool of one GiB with a threshold at 200 MiB.
+pub(super) const AMPLE: Space =
+    Space { capacity_bytes: 1 << 30, used_bytes: 0, volume_used_bytes: 0, threshold_bytes: 200 << 20 };
+
+impl PoolSpace for Cell<Space> {
+    fn space(&self) -> Space {
+        self.get()
+    }
+}
+
 /// A logical unit with its device, and one attached nexus whose unit attention has been taken.
 pub(super) struct Bench {
     pub(super) unit: Rc<LogicalUnit<MemoryDevice>>,
     pub(super) device: MemoryDevice,
     pub(super) runtime: Rc<TestRuntime>,
+    pub(super) space: Rc<Cell<Space>>,
     pub(super) nexus: NexusId,
 }
 
@@ -191,28 +203,41 @@ impl Bench {
 
     pub(super) fn with_geometry(logical_block_bytes: u32, block_count: u64) -> Self {
         let device = MemoryDevice::new(logical_block_bytes, block_count);
-        Self::build(device, Rc::new(Volatile), Rc::new(NoOthers), &PersistedReservations::default())
+        Self::build(
+            identity(),
+            device,
+            Rc::new(Volatile),
+            Rc::new(NoOthers),
+            &PersistedReservations::default(),
+        )
+    }
+
+    pub(super) fn with_identity(identity: Identity, logical_block_bytes: u32, block_count: u64) -> Self {
+        let device = MemoryDevice::new(logical_block_bytes, block_count);
+        Self::build(identity, device, Rc::new(Volatile), Rc::new(NoOthers), &PersistedReservations::default())
     }
 
     pub(super) fn with_reservations(store: Rc<dyn ReservationStore>, saved: &PersistedReservations) -> Self {
-        Self::build(MemoryDevice::new(512, 16384), store, Rc::new(NoOthers), saved)
+        Self::build(identity(), MemoryDevice::new(512, 16384), store, Rc::new(NoOthers), saved)
     }
 
     pub(super) fn with_copies(logical_block_bytes: u32, copies: Rc<dyn CopyResolver<MemoryDevice>>) -> Self {
         let device = MemoryDevice::new(logical_block_bytes, 4096);
-        Self::build(device, Rc::new(Volatile), copies, &PersistedReservations::default())
+        Self::build(identity(), device, Rc::new(Volatile), copies, &PersistedReservations::default())
     }
 
     fn build(
+        identity: Identity,
         device: MemoryDevice,
         reservations: Rc<dyn ReservationStore>,
         copies: Rc<dyn CopyResolver<MemoryDevice>>,
         saved: &PersistedReservations,
     ) -> Self {
         let runtime = Rc::new(TestRuntime::default());
-        let services = Services { runtime: runtime.clone(), reservations, copies };
-        let unit = LogicalUnit::new(identity(), device.clone(), services, saved).unwrap();
-        let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime };
+        let space = Rc::new(Cell::new(AMPLE));
+        let services = Services { runtime: runtime.clone(), reservations, copies, space: space.clone() };
+        let unit = LogicalUnit::new(identity, device.clone(), services, saved).unwrap();
+        let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime, space };
         bench.clear_attentions(bench.nexus);
         bench
     }
@@ -252,6 +277,7 @@ pub(super) fn identity() -> Identity {
         target_name: "iqn.2026-11.io.gemel:demo:test".into(),
         target_ports: vec![TargetPort { relative_id: 1, portal_group: 1 }],
         revision: *b"0001",
+        physical_block_bytes: 4096,
         non_rotating: true,
     }
 }

@@ -5,11 +5,12 @@ use bytes::Bytes;
 use rand::{Rng, RngExt, SeedableRng};
 
 use super::command::{Command, Status};
+use super::identity::Identity;
 use super::operation::Operation;
 use super::sense::AdditionalSense;
 use super::target;
 use super::task_set::TaskAttribute;
-use super::testing::{Bench, good, run, sense_of};
+use super::testing::{Bench, good, identity, run, sense_of};
 
 /// Offset and size of the allocation length field of the commands that have one.
 fn allocation_field(opcode: u8) -> Option<(usize, usize)> {
@@ -162,6 +163,13 @@ fn capacity_says_thin_and_aligned() {
     assert_eq!(good(&bench.send(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0])), [255, 255, 255, 255, 0, 0, 2, 0]);
     let capacity = good(&bench.send(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0]));
     assert_eq!((capacity[3], capacity[13]), (1, 3));
+    let native = Identity { physical_block_bytes: 512, ..identity() };
+    let bench = Bench::with_identity(native, 512, 100);
+    let capacity = good(&bench.send(&[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32, 0, 0]));
+    assert_eq!(capacity[8..16], [0, 0, 2, 0, 0, 0, 0xc0, 0]);
+    // What is best for the volume is said all the same: writes and unmaps of eight blocks.
+    let limits = good(&bench.send(&[0x12, 1, 0xb0, 0, 255, 0]));
+    assert_eq!((&limits[6..8], &limits[28..32]), (&[0, 8][..], &[0, 0, 0, 8][..]));
 }
 
 #[test]

@@ -66,9 +66,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             return Err(Sense::invalid_cdb_bit(1, 0).into()); // SP
         }
         let data = match (cdb.byte(2) & 0x3f, cdb.byte(3)) {
-            (0x00, 0x00) => vec![0x00, 0, 0, 1, 0x00],
-            (0x00, 0xff) => vec![0x40, 0xff, 0, 4, 0x00, 0x00, 0x00, 0xff],
-            (0x00, _) => return Err(Sense::invalid_cdb_field(3).into()),
+            (0x00, 0x00) => vec![0x00, 0, 0, 2, 0x00, 0x0c],
+            (0x00, 0xff) => vec![0x40, 0xff, 0, 6, 0x00, 0x00, 0x00, 0xff, 0x0c, 0x00],
+            (0x0c, 0x00 | 0xff) => self.provisioning_log_page(),
+            (0x00 | 0x0c, _) => return Err(Sense::invalid_cdb_field(3).into()),
             _ => return Err(Sense::invalid_cdb_bit(2, 5).into()),
         };
         Ok(Reply::parameters(data, usize::from(cdb.u16(7))))

@@ -2,6 +2,7 @@
 
 use super::identity::{Identity, TargetPort, VENDOR};
 use super::limits;
+use super::space::threshold_exponent;
 use crate::volume::device::DeviceGeometry;
 
 /// The page `code` as one port shows it; nothing when there is no such page.
@@ -19,7 +20,7 @@ pub(super) fn page(
         THIRD_PARTY_COPY => third_party_copy(),
         BLOCK_LIMITS => block_limits(geometry),
         BLOCK_DEVICE_CHARACTERISTICS => block_device_characteristics(identity),
-        LOGICAL_BLOCK_PROVISIONING => logical_block_provisioning(),
+        LOGICAL_BLOCK_PROVISIONING => logical_block_provisioning(geometry),
         _ => return None,
     };
     let mut data = vec![0, code];
@@ -103,7 +104,7 @@ fn descriptor(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
 /// SBC-3 section 6.5.3. Counts are in logical blocks.
 fn block_limits(geometry: DeviceGeometry) -> Vec<u8> {
     let blocks = |bytes: u32| (bytes / geometry.logical_block_bytes).to_be_bytes();
-    let granularity = PHYSICAL_BLOCK_BYTES / geometry.logical_block_bytes;
+    let granularity = GRANULARITY_BYTES / geometry.logical_block_bytes;
     let mut body = vec![0; 60];
     body[0] = 0x01; // WSNZ: WRITE SAME of zero blocks is refused
     body[1] = limits::COMPARE_AND_WRITE_BLOCKS;
@@ -129,15 +130,13 @@ fn block_device_characteristics(identity: &Identity) -> Vec<u8> {
 }
 
 /// SBC-3 section 6.5.4.
-fn logical_block_provisioning() -> Vec<u8> {
+fn logical_block_provisioning(geometry: DeviceGeometry) -> Vec<u8> {
     // LBPU, LBPWS, LBPWS10 and LBPRZ: unmapped blocks read as zeros; thin provisioning (010b).
-    vec![THRESHOLD_EXPONENT, 0xe4, 0x02, 0]
+    vec![threshold_exponent(geometry.logical_block_bytes), 0xe4, 0x02, 0]
 }
 
-/// Number of logical blocks in the physical block, which is what provisioning works in.
-pub(super) const PHYSICAL_BLOCK_BYTES: u32 = 4096;
-/// Threshold sets for the provisioning mode and log pages: none, the pool's own thresholds count.
-const THRESHOLD_EXPONENT: u8 = 0;
+/// What provisioning works in, and what writes had better be multiples of.
+const GRANULARITY_BYTES: u32 = 4096;
 
 const SUPPORTED_PAGES: u8 = 0x00;
 const UNIT_SERIAL_NUMBER: u8 = 0x80;

@@ -81,88 +81,100 @@ fn listed(list: &str) -> BTreeMap<&str, &str> {
     listed
 }
 
-/// The results of the two runs of the suite, which have the same tests in the same order.
+/// One run of the suite.
+pub struct Run {
+    /// What it ran on, for the head of a column.
+    pub title: &'static str,
+    pub results: Vec<TestResult>,
+}
+
+/// The results of all runs. A run may leave tests out; none has tests that the first does not have.
 pub struct Results {
-    pub runs: [Vec<TestResult>; 2],
+    pub runs: Vec<Run>,
 }
 
 impl Results {
-    /// What nothing excuses, and excuses that are not needed.
+    /// Failures, skips without a listed reason, and listed skips that no longer happen.
     pub fn problems(&self) -> Vec<String> {
-        let names: Vec<_> = self.runs[0].iter().map(|result| &result.name).collect();
-        if !self.runs[1].iter().map(|result| &result.name).eq(names) {
-            return vec!["the runs have different tests".to_owned()];
-        }
-        let (skips, faults) = (listed(SKIPS), listed(TOOL_FAULTS));
+        let skips = listed(SKIPS);
         let mut problems = vec![];
-        for results in self.pairs() {
-            let name = &*results[0].name;
-            let failed = results.iter().filter(|result| result.outcome == Outcome::Failed).count();
-            if failed == 2 || (failed == 1 && !faults.contains_key(name)) {
-                problems.extend(
-                    results.iter().map(|result| format!("{:?} {name}:\n{}", result.outcome, result.details)),
-                );
-            } else if failed == 0 && faults.contains_key(name) {
-                problems.push(format!("listed as a fault of the tool, but it passes: {name}"));
+        for (name, results) in self.tests() {
+            for result in results.iter().flatten().filter(|result| result.outcome == Outcome::Failed) {
+                problems.push(format!("failed: {name}:\n{}", result.details));
             }
-            let is_skipped = results.iter().all(|result| !result.skips.is_empty());
-            match (is_skipped, skips.contains_key(name)) {
+            match (is_skipped(&results), skips.contains_key(name)) {
                 (true, false) => {
-                    problems.push(format!(
-                        "skipped without a listed reason: {name}: {}",
-                        results[0].skips.join("; ")
-                    ));
+                    let why = results.iter().flatten().flat_map(|result| &*result.skips).next();
+                    problems.push(format!("skipped without a listed reason: {name}: {why:?}"));
                 }
                 (false, true) => problems.push(format!("listed as skipped, but it is not: {name}")),
                 _ => {}
             }
         }
+        let known: Vec<_> = self.tests().iter().map(|(name, _)| *name).collect();
+        for result in self.runs.iter().flat_map(|run| &run.results) {
+            if !known.contains(&&*result.name) {
+                problems.push(format!("not in the first run: {}", result.name));
+            }
+        }
         problems
     }
 
-    /// A table in Markdown: suites with their counts, then the excuses with their reasons.
+    /// A table in Markdown: suites with their counts, then the skips with their reasons.
     pub fn table(&self) -> String {
-        let mut suites: Vec<(&str, [usize; 4])> = vec![];
-        for results in self.pairs() {
-            let suite = results[0].name.split('.').next().unwrap_or_default();
+        let mut suites: Vec<(&str, Counts)> = vec![];
+        for (name, results) in self.tests() {
+            let suite = name.split('.').next().unwrap_or_default();
             if suites.last().is_none_or(|(last, _)| *last != suite) {
-                suites.push((suite, [0; 4]));
+                suites.push((suite, Counts { passed: vec![0; self.runs.len()], skipped: 0 }));
             }
             let counts = &mut suites.last_mut().expect("one was just made sure of").1;
-            counts[0] += 1;
-            for (count, result) in counts[1..].iter_mut().zip(results) {
-                *count += usize::from(result.outcome == Outcome::Failed);
+            for (passed, result) in counts.passed.iter_mut().zip(&results) {
+                *passed += usize::from(result.is_some_and(|result| result.outcome == Outcome::Passed));
             }
-            counts[3] += usize::from(results.iter().all(|result| !result.skips.is_empty()));
+            counts.skipped += usize::from(is_skipped(&results));
         }
-        let sum = |index: usize| suites.iter().map(|(_, counts)| counts[index]).sum::<usize>();
-        let mut text = format!(
-            "{} tests; {} failed with 512-byte sectors and two paths, {} with 4 KiB sectors and one path; {} skipped in \
-             part or whole in both.\n\n",
-            sum(0),
-            sum(1),
-            sum(2),
-            sum(3)
-        );
-        text += "| suite | tests | failed (512, two paths) | failed (4096, one path) | skipped |\n";
-        text += "|---|---:|---:|---:|---:|\n";
-        for (suite, [tests, failed, failed_4096, skipped]) in &suites {
-            let _ = writeln!(text, "| {suite} | {tests} | {failed} | {failed_4096} | {skipped} |");
+        let mut text = String::new();
+        for run in &self.runs {
+            let failed = run.results.iter().filter(|result| result.outcome == Outcome::Failed).count();
+            let _ = writeln!(text, "- {}: {} tests run, {failed} failed", run.title, run.results.len());
         }
-        text += "\n| fails in one run, for the tool's own reason | why |\n|---|---|\n";
-        text.extend(listed(TOOL_FAULTS).iter().map(|(name, why)| format!("| {name} | {why} |\n")));
+        let skipped: usize = suites.iter().map(|(_, counts)| counts.skipped).sum();
+        let _ = writeln!(text, "- skipped in part or whole in every run: {skipped}\n");
+        let titles: Vec<_> = self.runs.iter().map(|run| format!("passed: {}", run.title)).collect();
+        let _ = writeln!(text, "| suite | {} | skipped |", titles.join(" | "));
+        let _ = writeln!(text, "|---|{}---:|", "---:|".repeat(titles.len()));
+        for (suite, Counts { passed, skipped }) in &suites {
+            let passed: Vec<_> = passed.iter().map(usize::to_string).collect();
+            let _ = writeln!(text, "| {suite} | {} | {skipped} |", passed.join(" | "));
+        }
         text += "\n| skipped | why |\n|---|---|\n";
         text.extend(listed(SKIPS).iter().map(|(name, why)| format!("| {name} | {why} |\n")));
         text
     }
 
-    fn pairs(&self) -> impl Iterator<Item = [&TestResult; 2]> {
-        self.runs[0].iter().zip(&self.runs[1]).map(|(first, second)| [first, second])
+    /// Each test of the first run with what came of it in every run.
+    fn tests(&self) -> Vec<(&str, Vec<Option<&TestResult>>)> {
+        let in_run = |run: &'_ Run, name: &str| run.results.iter().position(|result| result.name == name);
+        let tests = self.runs[0].results.iter().map(|first| {
+            let of_run = |run| in_run(run, &first.name).map(|index| &run.results[index]);
+            (&*first.name, self.runs.iter().map(of_run).collect())
+        });
+        tests.collect()
     }
 }
 
+struct Counts {
+    passed: Vec<usize>,
+    skipped: usize,
+}
+
+/// Whether a test was skipped, in part or whole, wherever it was run.
+fn is_skipped(results: &[Option<&TestResult>]) -> bool {
+    results.iter().flatten().all(|result| !result.skips.is_empty())
+}
+
 const SKIPS: &str = include_str!("skips.txt");
-const TOOL_FAULTS: &str = include_str!("tool_faults.txt");
 
 #[test]
 fn the_output_of_a_run_is_understood() {

@@ -111,6 +111,7 @@ async fn serve(arguments: &DemoArguments, folder: &Folder) -> Result<(), CliErro
                 name: VOLUME.to_owned(),
                 size_bytes: arguments.size,
                 sector_bytes: 512,
+                physical_sector_bytes: 4096,
             };
             client.create_volume(request).await?.into_inner()
         }

@@ -385,6 +385,20 @@ fn damaged_and_newer_states_are_refused() {
 }
 
 #[test]
+fn sector_sizes_are_written_as_bytes_or_by_name() {
+    for (sector, text) in [
+        (SectorSize::Emulated512, "512"),
+        (SectorSize::Native512, "\"512n\""),
+        (SectorSize::Native4096, "4096"),
+    ] {
+        assert_eq!(serde_json::to_string(&sector).unwrap(), text);
+        assert_eq!(serde_json::from_str::<SectorSize>(text).unwrap(), sector);
+        assert_eq!(SectorSize::new(sector.bytes(), sector.physical_bytes()), Ok(sector));
+    }
+    assert!(SectorSize::new(4096, 512).is_err());
+}
+
+#[test]
 fn format_1_is_still_read() {
     let log: Vec<Command> = serde_json::from_str(include_str!("fixtures/commands-1.json")).unwrap();
     let mut state = ControlState::new();
@@ -417,7 +431,7 @@ fn any_command(random: &mut ChaCha8Rng) -> Command {
         3 | 4 => Command::CreateVolume {
             name: volume(random),
             size_bytes: size(random),
-            sector: SectorSize::Native4096,
+            sector: *[SectorSize::Native4096, SectorSize::Native512].choose(random).unwrap(),
             redundancy: if random.random() { Redundancy::Local } else { Redundancy::Mirrored },
             primary: node(random),
             created_unix_ms: random.next_u64(),

@@ -107,6 +107,7 @@ pub fn spec(state: &ControlState, record: &VolumeRecord) -> VolumeSpec {
         portal_groups,
         size_bytes: record.size_bytes,
         sector_bytes: record.sector.bytes(),
+        physical_sector_bytes: record.sector.physical_bytes(),
         is_new: record.epoch == 0,
         reservations: if encoded.is_empty() { None } else { Some(encoded.clone()) },
     }

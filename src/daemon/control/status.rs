@@ -75,6 +75,7 @@ pub(super) fn volume_message(
         id: record.id.0,
         target: state.target_name(&record.name).unwrap_or_default(),
         sector_bytes: record.sector.bytes(),
+        physical_sector_bytes: record.sector.physical_bytes(),
         sessions: clamp(served.map_or(0, |served| served.sessions)),
         created_ms: record.created_unix_ms,
     }

@@ -18,8 +18,10 @@ impl Control {
     ) -> Result<messages::Volume, Refusal> {
         let name: VolumeName = request.name.parse()?;
         let sector_bytes = if request.sector_bytes == 0 { 512 } else { request.sector_bytes };
-        let sector =
-            SectorSize::try_from(sector_bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let physical_bytes =
+            if request.physical_sector_bytes == 0 { 4096 } else { request.physical_sector_bytes };
+        let sector = SectorSize::new(sector_bytes, physical_bytes)
+            .map_err(|error| Refusal::Invalid(error.to_string()))?;
         let _turn = self.turn().await;
         let create = Command::CreateVolume {
             name: name.clone(),

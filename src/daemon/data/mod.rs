@@ -186,7 +186,15 @@ impl<P: Pool> DataThread<P> {
         let World { runtime, buffers } = world;
         let access = Rc::new(Access::new(config.iscsi.require_chap));
         access.replace(rules);
-        let volumes = Volumes::new(pool.clone(), runtime.clone(), buffers.clone(), access.clone(), control);
+        let soft_threshold_percent = config.pool.soft_threshold_percent.get();
+        let volumes = Volumes::new(
+            pool.clone(),
+            runtime.clone(),
+            buffers.clone(),
+            access.clone(),
+            control,
+            soft_threshold_percent,
+        );
         for volume in purge {
             volumes
                 .purge(volume)

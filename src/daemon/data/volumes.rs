@@ -17,6 +17,7 @@ use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
 use crate::scsi::reservation::PersistedReservations;
+use crate::scsi::space::{PoolSpace, Space};
 use crate::volume::device::DeviceGeometry;
 use crate::volume::{Shrinking, Volume, VolumeParameters, VolumeServices};
 
@@ -43,6 +44,8 @@ pub struct Volumes<P: Pool> {
     buffers: BufferPool,
     access: Rc<Access>,
     control: ControlHandle,
+    /// How full the pool is when hosts are warned.
+    soft_threshold_percent: u64,
 }
 
 impl<P: Pool> Volumes<P> {
@@ -54,8 +57,10 @@ impl<P: Pool> Volumes<P> {
         buffers: BufferPool,
         access: Rc<Access>,
         control: ControlHandle,
+        soft_threshold_percent: u64,
     ) -> Rc<Self> {
-        Rc::new(Self { served: RefCell::default(), pool, runtime, buffers, access, control })
+        let served = RefCell::default();
+        Rc::new(Self { served, pool, runtime, buffers, access, control, soft_threshold_percent })
     }
 
     /// Opens volumes that were served before. One that can't be opened is reported and stays offline;
@@ -124,12 +129,18 @@ impl<P: Pool> Volumes<P> {
             target_name: spec.target.clone(),
             target_ports: spec.portal_groups.iter().map(|&tag| target_port(tag)).collect(),
             revision: REVISION,
+            physical_block_bytes: spec.physical_sector_bytes,
             non_rotating: true,
         };
         let services = Services {
             runtime: self.runtime.clone(),
             reservations: Rc::new(ReservationSaver::new(spec.id, epoch, self.control.clone())),
             copies: Rc::new(Resolver { volumes: Rc::downgrade(self) }),
+            space: Rc::new(SpaceOf {
+                pool: self.pool.clone(),
+                volume: spec.id,
+                soft_threshold_percent: self.soft_threshold_percent,
+            }),
         };
         let unit = LogicalUnit::new(identity, volume, services, &restored)
             .map_err(|error| unreadable(&spec, &error))?;
@@ -226,6 +237,25 @@ impl<P: Pool> CopyResolver<Volume<P>> for Resolver<P> {
         let volumes = self.volumes.upgrade()?;
         let found = volumes.all().into_iter().find(|served| served.unit.identity().naa() == *naa)?;
         volumes.access.may_use(&initiator.name, found.id).then(|| found.unit.clone())
+    }
+}
+
+/// The space that a volume finds in its pool.
+struct SpaceOf<P: Pool> {
+    pool: Rc<P>,
+    volume: VolumeId,
+    soft_threshold_percent: u64,
+}
+
+impl<P: Pool> PoolSpace for SpaceOf<P> {
+    fn space(&self) -> Space {
+        let report = self.pool.report();
+        Space {
+            capacity_bytes: report.capacity_bytes,
+            used_bytes: report.used_bytes,
+            volume_used_bytes: self.pool.used_bytes(self.volume),
+            threshold_bytes: report.capacity_bytes / 100 * (100 - self.soft_threshold_percent),
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //! A turn takes what the commands have come to, reads, starts what was read, and sends everything
 //! with one system call. Nothing is read before there is something to read, and commands run
 //! concurrently inside this task. When the connection ends, the task goes on until every command has
-//! ended and the nexus has drained; only then is the session given up (I16).
+//! ended and the nexus has drained; only then is the session given up (I16), and the socket closed in
+//! a way that lets the last words arrive.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -66,7 +67,15 @@ pub async fn run<P: Pool>(
     };
     let mut executions = FuturesUnordered::new();
     std::future::poll_fn(|context| task.poll(context, &mut executions, execute)).await;
-    task.server.ended(id, task.is_logged_in);
+    let ConnectionTask { server, stream, machine, is_logged_in, .. } = task;
+    let was_cut_off = machine.closing() == Some(CloseReason::Disconnected);
+    drop((machine, executions));
+    // It lingers before it counts as ended, so that a stop waits for it.
+    let place = if was_cut_off { None } else { server.lingering.enter() };
+    server.ended(id, is_logged_in);
+    if let Some(place) = place {
+        place.close(stream).await;
+    }
 }
 
 struct ConnectionTask<P: Pool> {

@@ -5,6 +5,7 @@
 
 mod commands;
 mod connection;
+mod linger;
 mod mailbox;
 mod policy;
 
@@ -36,6 +37,7 @@ use crate::iscsi::pdu::login::LoginStatus;
 use crate::iscsi::policy::{LoginPolicy, Portal};
 use crate::iscsi::sessions::{Admission, ConnectionId, Sessions};
 use crate::iscsi::settings::{DigestOffer, TargetSettings};
+use linger::Lingering;
 use mailbox::{Mailbox, Message};
 use policy::Policy;
 
@@ -61,6 +63,8 @@ pub struct IscsiServer<P: Pool> {
     listeners: RefCell<Vec<JoinHandle<()>>>,
     /// Told at the end of each connection.
     connection_ended: Notify,
+    /// Sockets of connections that have ended.
+    lingering: Lingering,
     is_stopping: Cell<bool>,
     counters: Counters,
 }
@@ -104,6 +108,7 @@ impl<P: Pool> IscsiServer<P> {
             portals: RefCell::default(),
             listeners: RefCell::default(),
             connection_ended: Notify::new(),
+            lingering: Lingering::default(),
             is_stopping: Cell::new(false),
             counters: Counters::default(),
         })
@@ -220,6 +225,7 @@ impl<P: Pool> IscsiServer<P> {
             self.send_to_all(Message::Drop(CloseReason::Dropped));
             self.all_ended().await;
         }
+        self.lingering.all_closed().await;
     }
 
     /// Fills in what the server knows.

@@ -72,8 +72,7 @@ impl ScsiCommand {
         header.set_bytes(8, &self.lun);
         header.set_u32(16, self.initiator_task_tag.0);
         header.set_u32(20, self.expected_data_transfer_length);
-        header.set_u32(24, self.command_sn.0);
-        header.set_u32(28, self.expected_status_sn.0);
+        header.set_request_serials(self.command_sn, self.expected_status_sn);
         header.set_bytes(32, self.cdb.basic());
         header
     }

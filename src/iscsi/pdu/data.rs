@@ -31,7 +31,7 @@ impl DataOut {
             is_final: header.is_final(),
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             expected_status_sn: SerialNumber(header.u32_at(28)),
             data_sn: header.u32_at(36),
             buffer_offset: header.u32_at(40),
@@ -42,9 +42,7 @@ impl DataOut {
     #[must_use]
     pub fn emit(&self) -> BasicHeader {
         let mut header = BasicHeader::new(Opcode::DataOut, final_bit(self.is_final));
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
         header.set_u32(28, self.expected_status_sn.0);
         header.set_u32(36, self.data_sn);
         header.set_u32(40, self.buffer_offset);
@@ -109,7 +107,7 @@ impl DataIn {
             status,
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             serials,
             data_sn: header.u32_at(36),
             buffer_offset: header.u32_at(40),
@@ -121,9 +119,7 @@ impl DataIn {
     pub fn emit(&self) -> BasicHeader {
         let flags = final_bit(self.is_final) | if self.acknowledge { 0x40 } else { 0 };
         let mut header = BasicHeader::new(Opcode::DataIn, flags);
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
         self.serials.emit(&mut header);
         if let Some(DataInStatus { status, residual }) = self.status {
             let (flag, count) = residual.emit(0x04, 0x02);

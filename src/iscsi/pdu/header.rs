@@ -65,6 +65,33 @@ impl BasicHeader {
         super::InitiatorTaskTag(self.u32_at(16))
     }
 
+    /// The Target Transfer Tag of the PDUs that have one.
+    pub(super) fn target_transfer_tag(&self) -> super::TargetTransferTag {
+        super::TargetTransferTag(self.u32_at(20))
+    }
+
+    /// Sets what a PDU of a task with a target transfer tag begins with: LUN and tags.
+    pub(super) fn set_task(
+        &mut self,
+        lun: &[u8; 8],
+        initiator_task_tag: super::InitiatorTaskTag,
+        target_transfer_tag: super::TargetTransferTag,
+    ) {
+        self.set_bytes(8, lun);
+        self.set_u32(16, initiator_task_tag.0);
+        self.set_u32(20, target_transfer_tag.0);
+    }
+
+    /// Sets the serial numbers of a request that has a CmdSN.
+    pub(super) fn set_request_serials(
+        &mut self,
+        command_sn: super::SerialNumber,
+        expected_status_sn: super::SerialNumber,
+    ) {
+        self.set_u32(24, command_sn.0);
+        self.set_u32(28, expected_status_sn.0);
+    }
+
     /// Sets TotalAHSLength and DataSegmentLength.
     ///
     /// # Panics

@@ -91,8 +91,7 @@ impl LoginRequest {
         header.set_u16(14, self.tsih);
         header.set_u32(16, self.initiator_task_tag.0);
         header.set_u16(20, self.connection_id);
-        header.set_u32(24, self.command_sn.0);
-        header.set_u32(28, self.expected_status_sn.0);
+        header.set_request_serials(self.command_sn, self.expected_status_sn);
         header
     }
 }

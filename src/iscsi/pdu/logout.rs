@@ -43,8 +43,7 @@ impl LogoutRequest {
         let mut header = BasicHeader::request(Opcode::LogoutRequest, self.is_immediate, flags);
         header.set_u32(16, self.initiator_task_tag.0);
         header.set_u16(20, self.connection_id);
-        header.set_u32(24, self.command_sn.0);
-        header.set_u32(28, self.expected_status_sn.0);
+        header.set_request_serials(self.command_sn, self.expected_status_sn);
         header
     }
 }

@@ -28,7 +28,7 @@ impl NopOut {
             is_immediate: header.is_immediate(),
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             command_sn: SerialNumber(header.u32_at(24)),
             expected_status_sn: SerialNumber(header.u32_at(28)),
         }
@@ -38,11 +38,8 @@ impl NopOut {
     #[must_use]
     pub fn emit(&self) -> BasicHeader {
         let mut header = BasicHeader::request(Opcode::NopOut, self.is_immediate, FINAL);
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
-        header.set_u32(24, self.command_sn.0);
-        header.set_u32(28, self.expected_status_sn.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
+        header.set_request_serials(self.command_sn, self.expected_status_sn);
         header
     }
 }
@@ -67,7 +64,7 @@ impl NopIn {
         Self {
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             serials: ResponseSerials::parse(header),
         }
     }
@@ -76,9 +73,7 @@ impl NopIn {
     #[must_use]
     pub fn emit(&self) -> BasicHeader {
         let mut header = BasicHeader::new(Opcode::NopIn, FINAL);
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
         self.serials.emit(&mut header);
         header
     }

@@ -29,7 +29,7 @@ impl ReadyToTransfer {
         Self {
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             serials: ResponseSerials::parse(header),
             r2t_sn: header.u32_at(36),
             buffer_offset: header.u32_at(40),
@@ -41,9 +41,7 @@ impl ReadyToTransfer {
     #[must_use]
     pub fn emit(&self) -> BasicHeader {
         let mut header = BasicHeader::new(Opcode::ReadyToTransfer, FINAL);
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
         self.serials.emit(&mut header);
         header.set_u32(36, self.r2t_sn);
         header.set_u32(40, self.buffer_offset);

@@ -32,7 +32,7 @@ impl SnackRequest {
             kind: SnackType::parse(header.byte(1) & 0x0f)?,
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             expected_status_sn: SerialNumber(header.u32_at(28)),
             first_missing: header.u32_at(40),
             run_length: header.u32_at(44),
@@ -43,9 +43,7 @@ impl SnackRequest {
     #[must_use]
     pub fn emit(&self) -> BasicHeader {
         let mut header = BasicHeader::new(Opcode::SnackRequest, FINAL | self.kind as u8);
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
         header.set_u32(28, self.expected_status_sn.0);
         header.set_u32(40, self.first_missing);
         header.set_u32(44, self.run_length);

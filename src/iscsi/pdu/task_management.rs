@@ -51,8 +51,7 @@ impl TaskManagementRequest {
         header.set_bytes(8, &self.lun);
         header.set_u32(16, self.initiator_task_tag.0);
         header.set_u32(20, self.referenced_task_tag.0);
-        header.set_u32(24, self.command_sn.0);
-        header.set_u32(28, self.expected_status_sn.0);
+        header.set_request_serials(self.command_sn, self.expected_status_sn);
         header.set_u32(32, self.referenced_command_sn.0);
         header.set_u32(36, self.expected_data_sn);
         header

@@ -36,7 +36,7 @@ impl TextRequest {
             continues: parse_continue(header)?,
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             command_sn: SerialNumber(header.u32_at(24)),
             expected_status_sn: SerialNumber(header.u32_at(28)),
         })
@@ -47,11 +47,8 @@ impl TextRequest {
     pub fn emit(&self) -> BasicHeader {
         let flags = final_bit(self.is_final) | if self.continues { CONTINUE } else { 0 };
         let mut header = BasicHeader::request(Opcode::TextRequest, self.is_immediate, flags);
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
-        header.set_u32(24, self.command_sn.0);
-        header.set_u32(28, self.expected_status_sn.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
+        header.set_request_serials(self.command_sn, self.expected_status_sn);
         header
     }
 }
@@ -84,7 +81,7 @@ impl TextResponse {
             continues: parse_continue(header)?,
             lun: header.bytes_at(8),
             initiator_task_tag: header.initiator_task_tag(),
-            target_transfer_tag: TargetTransferTag(header.u32_at(20)),
+            target_transfer_tag: header.target_transfer_tag(),
             serials: ResponseSerials::parse(header),
         })
     }
@@ -94,9 +91,7 @@ impl TextResponse {
     pub fn emit(&self) -> BasicHeader {
         let flags = final_bit(self.is_final) | if self.continues { CONTINUE } else { 0 };
         let mut header = BasicHeader::new(Opcode::TextResponse, flags);
-        header.set_bytes(8, &self.lun);
-        header.set_u32(16, self.initiator_task_tag.0);
-        header.set_u32(20, self.target_transfer_tag.0);
+        header.set_task(&self.lun, self.initiator_task_tag, self.target_transfer_tag);
         self.serials.emit(&mut header);
         header
     }

@@ -50,6 +50,15 @@ fn out_list(key: u64, action_key: u64, flags: u8) -> Vec<u8> {
     list
 }
 
+/// A logical unit with two nexuses, registered with the keys 1 and 2.
+fn two_registrants() -> (Bench, NexusId) {
+    let bench = Bench::new();
+    let second = bench.attach(2);
+    out(&bench, bench.nexus, REGISTER, 0, 0, 1);
+    out(&bench, second, REGISTER, 0, 0, 2);
+    (bench, second)
+}
+
 fn read_in(bench: &Bench, action: u8) -> Vec<u8> {
     good(&bench.send(&[0x5e, action, 0, 0, 0, 0, 0, 255, 255, 0]))
 }
@@ -122,10 +131,7 @@ fn keys_are_checked_and_generations_counted() {
 
 #[test]
 fn releasing_and_clearing_tell_the_others() {
-    let bench = Bench::new();
-    let second = bench.attach(2);
-    out(&bench, bench.nexus, REGISTER, 0, 0, 1);
-    out(&bench, second, REGISTER, 0, 0, 2);
+    let (bench, second) = two_registrants();
     out(&bench, bench.nexus, RESERVE, 5, 1, 0);
     out(&bench, bench.nexus, RELEASE, 5, 1, 0);
     assert_eq!(sense_of(&bench.send_from(second, &[0; 6], &[])), (6, 0x2a04));
@@ -136,10 +142,7 @@ fn releasing_and_clearing_tell_the_others() {
 
 #[test]
 fn an_all_registrants_reservation_ends_with_the_last_registration() {
-    let bench = Bench::new();
-    let second = bench.attach(2);
-    out(&bench, bench.nexus, REGISTER, 0, 0, 1);
-    out(&bench, second, REGISTER, 0, 0, 2);
+    let (bench, second) = two_registrants();
     out(&bench, bench.nexus, RESERVE, 8, 1, 0);
     out(&bench, bench.nexus, REGISTER, 0, 1, 0);
     assert_eq!(read(&bench, bench.nexus), Status::ReservationConflict);
@@ -150,10 +153,7 @@ fn an_all_registrants_reservation_ends_with_the_last_registration() {
 
 #[test]
 fn preempting_takes_over_and_tells_the_victim() {
-    let bench = Bench::new();
-    let second = bench.attach(2);
-    out(&bench, bench.nexus, REGISTER, 0, 0, 1);
-    out(&bench, second, REGISTER, 0, 0, 2);
+    let (bench, second) = two_registrants();
     out(&bench, bench.nexus, RESERVE, 1, 1, 0);
     assert_eq!(out(&bench, second, PREEMPT, 3, 2, 7).status, Status::ReservationConflict);
     assert_eq!(sense_of(&out(&bench, second, PREEMPT, 3, 2, 0)), (5, 0x2600));
@@ -166,10 +166,7 @@ fn preempting_takes_over_and_tells_the_victim() {
 
 #[test]
 fn preempt_and_abort_waits_for_the_victims_write() {
-    let bench = Bench::new();
-    let second = bench.attach(2);
-    out(&bench, bench.nexus, REGISTER, 0, 0, 1);
-    out(&bench, second, REGISTER, 0, 0, 2);
+    let (bench, second) = two_registrants();
     bench.device.state().held.set(true);
     let task = bench.unit.admit(second, 1, TaskAttribute::Simple).unwrap();
     let write = Command::with_data(&[0x0a, 0, 0, 0, 1, 0], vec![Bytes::from_static(&[9; 512])]);

@@ -4,7 +4,8 @@
 #![allow(dead_code)] // each user of this module takes a part of it
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -21,8 +22,12 @@ pub struct NodeSettings {
     pub memory_pool: Option<u64>,
     /// CPU that it is kept on.
     pub cpu: Option<usize>,
+    /// Lines added to the `[pool]` section of the configuration.
+    pub pool: String,
     /// Lines added to the `[iscsi]` section of the configuration.
     pub iscsi: String,
+    /// The second portal is on `[::1]`.
+    pub with_ipv6: bool,
 }
 
 impl Default for NodeSettings {
@@ -34,7 +39,9 @@ impl Default for NodeSettings {
             allocation: Allocation::Preallocated,
             memory_pool: None,
             cpu: None,
+            pool: String::new(),
             iscsi: String::new(),
+            with_ipv6: false,
         }
     }
 }
@@ -46,13 +53,17 @@ pub struct Node {
     /// Two portals, so that initiators have two paths.
     pub portals: [SocketAddr; 2],
     management: SocketAddr,
+    console: SocketAddr,
     child: Option<Child>,
 }
 
 impl Node {
     /// Formats and starts a node whose files lie in `folder`.
     pub fn start(folder: &Path, settings: NodeSettings) -> Self {
-        let [first, second, management, console] = free_ports();
+        let [first, mut second, management, console] = free_ports();
+        if settings.with_ipv6 {
+            second.set_ip(Ipv6Addr::LOCALHOST.into());
+        }
         let node_folder = folder.join("a");
         std::fs::create_dir_all(&node_folder).expect("the node's folder can be created");
         let disks: Vec<PathBuf> =
@@ -60,17 +71,24 @@ impl Node {
         let paths: Vec<String> =
             disks.iter().map(|disk| format!("{:?}", disk.display().to_string())).collect();
         let configuration = format!(
-            "node = \"a\"\ncluster = \"test\"\nstate_dir = {:?}\n[pool]\ndisks = [{}]\n[iscsi]\n\
+            "node = \"a\"\ncluster = \"test\"\nstate_dir = {:?}\n[pool]\ndisks = [{}]\n{}\n[iscsi]\n\
              portals = [\"{first}\", \"{second}\"]\n{}\n[management]\nlisten = [\"{management}\"]\n\
              [console]\nlisten = [\"{console}\"]\n",
             node_folder.join("state").display().to_string(),
             paths.join(", "),
+            settings.pool,
             settings.iscsi,
         );
         std::fs::write(node_folder.join("gemeld.toml"), configuration)
             .expect("the configuration can be written");
-        let mut node =
-            Self { settings, folder: node_folder, portals: [first, second], management, child: None };
+        let mut node = Self {
+            settings,
+            folder: node_folder,
+            portals: [first, second],
+            management,
+            console,
+            child: None,
+        };
         if node.settings.memory_pool.is_none() {
             for disk in &disks {
                 create(disk, node.settings.disk_bytes, node.settings.allocation)
@@ -156,6 +174,25 @@ impl Node {
     /// The URL by which libiscsi and qemu name a volume.
     pub fn url(&self, portal: usize, volume: &str) -> String {
         format!("iscsi://{}/{}/0", self.portals[portal], target_name(volume))
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.console).expect("the console listens");
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .expect("a request can be sent");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).expect("the page is text");
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("no {name} in {page}"))
+    }
+
+    /// Memory of its process as the kernel counts it: `VmRSS` now, `VmHWM` at most.
+    pub fn memory_bytes(&self, what: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process_id())).expect("it runs");
+        let value = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+        let kibibytes: Option<u64> = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
+        kibibytes.expect("the kernel counts it") << 10
     }
 
     /// Its process.
