@@ -7,6 +7,7 @@
 //!
 //! No clock, no randomness, no input or output: what depends on them comes inside a command.
 
+pub mod lease;
 pub mod mutant;
 pub mod name;
 pub mod raft;
