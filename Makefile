@@ -4,7 +4,7 @@ MINUTES ?= 60
 SECONDS ?= 60
 SEEDS ?= 2000
 
-.PHONY: demo test verify conformance sim mutants fuzz bench soak
+.PHONY: demo test verify conformance model sim mutants fuzz bench soak
 
 # A whole storage node on this machine, until Ctrl-C.
 demo:
@@ -23,6 +23,10 @@ verify:
 conformance:
 	scripts/prerequisites.sh test
 	cargo test --test conformance -- --nocapture
+
+# The mirror and quorum protocol in every state of its large scopes, and what each broken rule would do.
+model:
+	cargo test --release --test protocol_model -- --ignored --nocapture --test-threads 1
 
 # The simulator: random runs of the store with crashes and faults. SEED=n replays one seed.
 sim:

@@ -2,12 +2,14 @@
 //!
 //! Commands are entries of a log, so their encoding is a format: variants and fields are only added.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::access::{AllowedInitiator, ChapCredentials};
-use super::volume::{Redundancy, SectorSize, Transition};
+use super::history::KeptThrough;
+use super::node::Description;
+use super::volume::{Redundancy, SectorSize, Transition, Watermark};
 use super::{ClusterUuid, Settings};
 use crate::base::units::VolumeId;
 use crate::cluster::name::{ClusterName, InitiatorName, NodeName, VolumeName};
@@ -29,6 +31,18 @@ pub enum Command {
     AddNode {
         /// Its name.
         name: NodeName,
+    },
+    /// Says where a node is and how it proves who it is, in place of what was said before.
+    DescribeNode {
+        /// Its name.
+        name: NodeName,
+        /// All of it.
+        description: Description,
+    },
+    /// Says where the witness is and how it proves who it is, in place of an earlier one.
+    SetWitness {
+        /// All of it.
+        description: Description,
     },
     /// Removes a node that no volume uses.
     RemoveNode {
@@ -103,6 +117,26 @@ pub enum Command {
         volume: VolumeName,
         /// Whom.
         initiator: AllowedInitiator,
+    },
+    /// An operator makes a node primary that is not in sync, giving up what it lacks (I3's exception).
+    /// Whoever proposes it has made sure that the present primary is fenced.
+    ForcePrimary {
+        /// Which volume.
+        volume: VolumeId,
+        /// Epoch that it has.
+        expected_epoch: u32,
+        /// The new primary, alone in the set.
+        primary: NodeName,
+        /// The version through which that node has everything: what came after it is void.
+        kept_through: KeptThrough,
+        /// When, in milliseconds since 1970.
+        forced_unix_ms: u64,
+    },
+    /// Records, for volumes in their present epochs, what has been acknowledged. It only grows; what is
+    /// older than the record, or of another epoch, is passed over.
+    RecordWatermarks {
+        /// Epoch and acknowledged sequence number, by volume.
+        watermarks: BTreeMap<VolumeId, Watermark>,
     },
     /// Sets the CHAP credentials of an initiator, in place of earlier ones.
     SetChap {

@@ -12,6 +12,8 @@
 pub mod access;
 mod command;
 mod hexadecimal;
+pub mod history;
+pub mod node;
 mod rejection;
 #[cfg(test)]
 mod tests;
@@ -23,6 +25,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use self::access::InitiatorChap;
+use self::node::{Description, Node};
 use self::volume::{NewVolume, Proposal, Tombstone, VolumeRecord};
 use super::name::{ClusterName, InitiatorName, NodeName, VolumeName, target_name};
 use crate::base::units::VolumeId;
@@ -37,6 +40,8 @@ pub struct ControlState {
     applied_index: u64,
     cluster: Option<Cluster>,
     nodes: BTreeMap<NodeName, Node>,
+    #[serde(default)]
+    witness: Option<Description>,
     /// The greatest number ever given to a volume.
     last_volume_id: u32,
     volumes: BTreeMap<VolumeId, VolumeRecord>,
@@ -54,6 +59,7 @@ impl ControlState {
             applied_index: 0,
             cluster: None,
             nodes: BTreeMap::new(),
+            witness: None,
             last_volume_id: 0,
             volumes: BTreeMap::new(),
             tombstones: BTreeMap::new(),
@@ -89,11 +95,6 @@ impl ControlState {
         self.cluster.as_ref()
     }
 
-    /// The nodes that hold data.
-    pub fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Node)> {
-        self.nodes.iter()
-    }
-
     /// The settings.
     #[must_use]
     pub fn settings(&self) -> &Settings {
@@ -121,7 +122,9 @@ impl ControlState {
         if format > FORMAT {
             return Err(DecodeError::Newer { format });
         }
-        let state: Self = serde_json::from_slice(bytes).map_err(DecodeError::malformed)?;
+        let mut state: Self = serde_json::from_slice(bytes).map_err(DecodeError::malformed)?;
+        // What format 1 did not have yet has been filled in; from now on it is kept.
+        state.format = FORMAT;
         match state.flaw() {
             None => Ok(state),
             Some(flaw) => Err(DecodeError::Inconsistent { flaw }),
@@ -143,7 +146,9 @@ impl ControlState {
         } else if self.volumes.iter().any(|(id, record)| *id != record.id || dead(id)) {
             Some("a volume has the number of another one")
         } else {
-            self.volumes.values().find_map(|record| record.flaw(&self.nodes))
+            let descriptions = self.nodes.values().map(|node| &node.description).chain(&self.witness);
+            let mut flaws = descriptions.filter_map(Description::flaw);
+            flaws.next().or_else(|| self.volumes.values().find_map(|record| record.flaw(&self.nodes)))
         }
     }
 
@@ -153,6 +158,8 @@ impl ControlState {
                 self.create_cluster(Cluster { name, uuid, created_unix_ms })
             }
             Command::AddNode { name } => self.add_node(name),
+            Command::DescribeNode { name, description } => self.describe_node(name, description),
+            Command::SetWitness { description } => self.set_witness(description),
             Command::RemoveNode { name } => self.remove_node(&name),
             Command::CreateVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms } => self
                 .create_volume(NewVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms }),
@@ -173,6 +180,10 @@ impl ControlState {
                     first_sequence,
                 })
             }
+            Command::ForcePrimary { volume, expected_epoch, primary, kept_through, forced_unix_ms: _ } => {
+                self.force_primary(volume, expected_epoch, primary, kept_through)
+            }
+            Command::RecordWatermarks { watermarks } => Ok(self.record_watermarks(watermarks)),
             Command::AllowInitiator { volume, initiator } => self.allow_initiator(&volume, initiator),
             Command::DenyInitiator { volume, initiator } => self.deny_initiator(&volume, &initiator),
             Command::SetChap { initiator, incoming, mutual } => self.set_chap(initiator, incoming, mutual),
@@ -193,38 +204,6 @@ impl ControlState {
                 Ok(Outcome::Changed)
             }
         }
-    }
-
-    fn add_node(&mut self, name: NodeName) -> Result<Outcome, Rejection> {
-        if self.nodes.contains_key(&name) {
-            return Ok(Outcome::Unchanged);
-        }
-        let used: BTreeSet<u16> = self.nodes.values().map(|node| node.portal_group_tag).collect();
-        // The lowest tag that is free: a node that replaces another one gets its tag.
-        let free = (1..=MOST_NODES as u16).find(|tag| !used.contains(tag));
-        let Some(portal_group_tag) = free else {
-            return Err(Rejection::LimitReached { what: "nodes", limit: MOST_NODES });
-        };
-        self.nodes.insert(name, Node { portal_group_tag });
-        Ok(Outcome::Changed)
-    }
-
-    fn remove_node(&mut self, name: &NodeName) -> Result<Outcome, Rejection> {
-        if !self.nodes.contains_key(name) {
-            return Ok(Outcome::Unchanged);
-        }
-        let user =
-            self.volumes.values().find(|record| record.primary == *name || record.in_sync.contains(name));
-        if let Some(record) = user {
-            return Err(Rejection::NodeInUse { node: name.clone(), volume: record.name.clone() });
-        }
-        self.nodes.remove(name);
-        // What it held is gone with it.
-        let deleted: Vec<VolumeId> = self.tombstones.keys().copied().collect();
-        for volume in deleted {
-            self.volume_purged(volume, name);
-        }
-        Ok(Outcome::Changed)
     }
 
     fn change_settings(&mut self, settings: Settings) -> Result<Outcome, Rejection> {
@@ -252,13 +231,6 @@ pub struct Cluster {
     pub uuid: ClusterUuid,
     /// When it was created, in milliseconds since 1970.
     pub created_unix_ms: u64,
-}
-
-/// A node that holds data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
-    /// Portal group of its iSCSI portals.
-    pub portal_group_tag: u16,
 }
 
 /// Sixteen random bytes, written as 32 hexadecimal digits.
@@ -357,6 +329,4 @@ struct Header {
 }
 
 /// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 1;
-/// The pair. The witness holds no data and is not counted.
-const MOST_NODES: usize = 2;
+const FORMAT: u32 = 2;

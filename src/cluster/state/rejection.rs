@@ -115,6 +115,12 @@ pub enum Rejection {
         /// First number of an epoch before.
         previous: u64,
     },
+    /// A description of a node that nothing could be done with.
+    #[error(
+        "a node is described by up to 8 addresses and a room of up to 262 printable characters each, and a \
+         certificate's SHA-256"
+    )]
+    BadDescription,
     /// The reservations are larger than any real set of them.
     #[error("the reservations take {size_bytes} bytes, more than {limit_bytes}")]
     ReservationsTooLarge {

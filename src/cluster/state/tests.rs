@@ -7,7 +7,10 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::access::{AllowedInitiator, ChapCredentials, ChapSecret};
-use super::volume::{LARGEST_VOLUME_BYTES, Redundancy, SMALLEST_VOLUME_BYTES, SectorSize, Transition};
+use super::history::{CommonPoint, KeptThrough};
+use super::volume::{
+    LARGEST_VOLUME_BYTES, Redundancy, SMALLEST_VOLUME_BYTES, SectorSize, Transition, Watermark,
+};
 use super::*;
 
 /// A state and the log that made it.
@@ -365,8 +368,8 @@ fn damaged_and_newer_states_are_refused() {
     let text = String::from_utf8(machine.state.encode()).unwrap();
     let decode = |text: &str| ControlState::decode(text.as_bytes());
     assert_eq!(decode(&text).unwrap(), machine.state);
-    let newer = text.replace("\"format\":1", "\"format\":2");
-    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 2 })));
+    let newer = text.replace("\"format\":2", "\"format\":3");
+    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 3 })));
     assert!(matches!(decode(&text[..text.len() - 1]), Err(DecodeError::Malformed { .. })));
     for (good, bad) in
         [("\"name\":\"x\"", "\"name\":\"X\""), ("\"sector\":512", "\"sector\":520"), ("07070707", "0707070")]
@@ -405,8 +408,139 @@ fn format_1_is_still_read() {
     for (index, command) in (1..).zip(log) {
         state.apply(index, command).unwrap();
     }
+    // Format 1 did not say why an epoch began.
+    state.volumes.values_mut().for_each(|record| record.began_by = None);
     let fixture = include_bytes!("fixtures/state-1.json");
     assert_eq!(ControlState::decode(fixture).unwrap(), state);
+}
+
+#[test]
+fn format_2_is_still_read() {
+    let log: Vec<Command> = serde_json::from_str(include_str!("fixtures/commands-2.json")).unwrap();
+    let mut state = ControlState::new();
+    for (index, command) in (1..).zip(log) {
+        state.apply(index, command).unwrap();
+    }
+    let fixture = include_bytes!("fixtures/state-2.json");
+    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+}
+
+#[test]
+fn a_certificate_starts_either_node_once() {
+    use Transition::{Restart, Start, Stop};
+    let mut machine = Machine::with_nodes(&["a", "b"]);
+    machine.must(create("x", 1 << 30, Redundancy::Mirrored, "a"));
+    machine.must(epoch(1, 0, Restart, "a", &["a", "b"]));
+    let bad = Err(Rejection::BadTransition { volume: "x".parse().unwrap() });
+    assert!(!machine.record("x").is_settled(), "what a restart finds may be in doubt");
+    assert_eq!(machine.apply(epoch(1, 1, Start, "b", &["a", "b"])), bad, "without a certificate");
+    machine.must(epoch(1, 1, Stop, "a", &["a", "b"]));
+    assert!(machine.record("x").is_certified());
+    machine.must(epoch(1, 2, Start, "b", &["a", "b"]));
+    assert!(machine.record("x").is_settled() && !machine.record("x").is_certified());
+    assert_eq!(machine.apply(epoch(1, 3, Start, "a", &["a", "b"])), bad, "consumed");
+    machine.must(epoch(1, 3, Transition::Shrink, "b", &["b"]));
+    assert_eq!(machine.apply(epoch(1, 4, Stop, "b", &["b"])), bad, "one replica is no certificate for two");
+}
+
+#[test]
+fn a_force_is_a_fork_of_the_history() {
+    use Transition::{Force, Restart, Shrink};
+    let kept = |epoch, sequence| KeptThrough { epoch, sequence };
+    let force = |expected_epoch, primary: &str, kept_through| Command::ForcePrimary {
+        volume: VolumeId(1),
+        expected_epoch,
+        primary: primary.parse().unwrap(),
+        kept_through,
+        forced_unix_ms: 9,
+    };
+    let mut machine = Machine::with_nodes(&["a", "b"]);
+    machine.must(create("x", 1 << 30, Redundancy::Mirrored, "a"));
+    machine.must(epoch(1, 0, Restart, "a", &["a", "b"]));
+    let bad = Err(Rejection::BadTransition { volume: "x".parse().unwrap() });
+    assert_eq!(machine.apply(force(1, "b", kept(1, 5))), bad, "a member takes over without force");
+    machine.must(epoch(1, 1, Shrink, "a", &["a"]));
+    machine.must(epoch(1, 2, Restart, "a", &["a"]));
+    // Epochs began at 1, 11 and 21. B was left behind at (1, 7).
+    assert!(matches!(machine.apply(epoch(1, 3, Force, "b", &["b"])), Err(Rejection::NotInSync { .. })));
+    assert!(matches!(machine.apply(force(2, "b", kept(1, 7))), Err(Rejection::StaleEpoch { .. })));
+    assert_eq!(machine.apply(force(3, "b", kept(4, 7))), bad, "from an epoch that has not been");
+    assert_eq!(machine.must(force(3, "b", kept(1, 7))), Outcome::EpochBegun { epoch: 4 });
+    let record = machine.record("x");
+    assert_eq!((record.primary.as_str(), record.in_sync.len(), record.is_settled()), ("b", 1, true));
+    // A comes back with what was given up: acknowledged versions of two whole epochs too.
+    for (newest, expected) in [
+        (kept(1, 7), CommonPoint::Everything),
+        (kept(1, 8), CommonPoint::Through(kept(1, 7))),
+        (kept(2, 11), CommonPoint::Through(kept(1, 7))),
+        (kept(3, 99), CommonPoint::Through(kept(1, 7))),
+        (kept(4, 21), CommonPoint::Everything),
+    ] {
+        assert_eq!(record.common_point(newest), expected, "{newest:?}");
+    }
+}
+
+#[test]
+fn a_replica_that_was_away_gives_up_what_nobody_else_has() {
+    let mut machine = Machine::with_nodes(&["a", "b"]);
+    machine.must(create("x", 1 << 30, Redundancy::Mirrored, "a"));
+    machine.must(epoch(1, 0, Transition::Restart, "a", &["a", "b"]));
+    machine.must(epoch(1, 1, Transition::TakeOver, "b", &["b"]));
+    machine.must(epoch(1, 2, Transition::Expand, "b", &["a", "b"]));
+    let record = machine.record("x");
+    let point = |epoch, sequence| record.common_point(KeptThrough { epoch, sequence });
+    assert_eq!(point(1, 10), CommonPoint::Everything);
+    assert_eq!(point(1, 14), CommonPoint::Through(KeptThrough { epoch: 1, sequence: 10 }));
+    assert_eq!(point(3, 14), CommonPoint::Everything);
+    for expected_epoch in 3..1200 {
+        machine.must(epoch(1, expected_epoch, Transition::Restart, "b", &["a", "b"]));
+    }
+    let kept = KeptThrough { epoch: 3, sequence: 25 };
+    assert_eq!(machine.record("x").common_point(kept), CommonPoint::Unknown);
+}
+
+#[test]
+fn watermarks_only_grow_and_belong_to_their_epoch() {
+    let mut machine = Machine::with_nodes(&["a"]);
+    machine.must(create("x", 1 << 30, Redundancy::Local, "a"));
+    machine.must(epoch(1, 0, Transition::Restart, "a", &["a"]));
+    let record = |epoch, sequence| Command::RecordWatermarks {
+        watermarks: BTreeMap::from([
+            (VolumeId(1), Watermark { epoch, sequence }),
+            (VolumeId(7), Watermark { epoch, sequence }),
+        ]),
+    };
+    machine.must(record(1, 20));
+    assert_eq!(machine.apply(record(1, 19)), Ok(Outcome::Unchanged));
+    assert_eq!(machine.apply(record(2, 30)), Ok(Outcome::Unchanged), "of an epoch that has not begun");
+    machine.must(epoch(1, 1, Transition::Restart, "a", &["a"]));
+    assert_eq!(machine.apply(record(1, 40)), Ok(Outcome::Unchanged), "of an epoch that is over");
+    machine.must(record(2, 41));
+    assert_eq!(machine.record("x").watermark, Watermark { epoch: 2, sequence: 41 });
+}
+
+#[test]
+fn nodes_and_the_witness_are_described() {
+    let mut machine = Machine::with_nodes(&["a"]);
+    let description = |address: &str, bytes: usize| Description {
+        addresses: vec![address.to_owned()],
+        room: "basement".to_owned(),
+        certificate_sha256: vec![3; bytes],
+    };
+    let describe =
+        |name: &str, description| Command::DescribeNode { name: name.parse().unwrap(), description };
+    machine.must(describe("a", description("10.0.0.1:3261", 32)));
+    let again = machine.apply(describe("a", description("10.0.0.1:3261", 32)));
+    assert_eq!(again, Ok(Outcome::Unchanged));
+    for bad in [description("", 32), description("a\nb", 32), description("a:1", 31)] {
+        assert_eq!(machine.apply(describe("a", bad.clone())), Err(Rejection::BadDescription));
+        let command = Command::SetWitness { description: bad };
+        assert_eq!(machine.apply(command), Err(Rejection::BadDescription));
+    }
+    let unknown = machine.apply(describe("c", description("x:1", 0)));
+    assert!(matches!(unknown, Err(Rejection::NoSuchNode(_))));
+    machine.must(Command::SetWitness { description: description("w:3261", 32) });
+    assert_eq!(machine.state.witness().unwrap().room, "basement");
 }
 
 /// A command from small pools, so that commands meet each other's effects.

@@ -2,14 +2,17 @@
 //!
 //! Invariants: a volume's number is never given twice; its primary is in sync; epochs and the first
 //! sequence numbers of epochs only grow; only a node that is in sync becomes primary (I3), and a
-//! take-over leaves it alone in the set (I10).
+//! take-over leaves it alone in the set (I10). An operator's force is the one exception to I3, and is
+//! remembered as a fork of the volume's history.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::access::AllowedInitiator;
-use super::{ControlState, Node, Outcome, Rejection};
+use super::history::KeptThrough;
+use super::node::Node;
+use super::{ControlState, Outcome, Rejection};
 use crate::base::units::{BLOCK_SIZE, VolumeId};
 use crate::cluster::name::{NodeName, VolumeName};
 
@@ -45,6 +48,25 @@ pub struct VolumeRecord {
     pub access: BTreeSet<AllowedInitiator>,
     /// Persistent reservations that outlive a restart.
     pub reservations: SavedReservations,
+    /// Why the present epoch began; unknown in states of format 1, and before the first.
+    #[serde(default)]
+    pub began_by: Option<Transition>,
+    /// What is known to have been acknowledged, at least.
+    #[serde(default)]
+    pub watermark: Watermark,
+    /// Epochs that an operator forced, and what was kept then.
+    #[serde(default)]
+    pub forks: BTreeMap<u32, KeptThrough>,
+}
+
+/// A version of which it is known that it, and all before it, was acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watermark {
+    /// Epoch.
+    pub epoch: u32,
+    /// Sequence number.
+    pub sequence: u64,
 }
 
 /// Logical and physical block, as hosts are told.
@@ -157,8 +179,14 @@ pub enum Transition {
     Expand,
     /// An in-sync node replaces the primary without its help, alone.
     TakeOver,
-    /// The primary hands over to an in-sync node: the set stays.
+    /// The primary hands over to an in-sync node with nothing in flight: the set stays.
     Move,
+    /// The primary stops on purpose with nothing in flight: the certificate that both are equal.
+    Stop,
+    /// Either node starts from the certificate, which is consumed by this.
+    Start,
+    /// An operator's decision: only by its own command.
+    Force,
 }
 
 /// Persistent reservations, opaque here.
@@ -262,6 +290,9 @@ impl ControlState {
             epoch_starts: BTreeMap::new(),
             access: BTreeSet::new(),
             reservations: SavedReservations::default(),
+            began_by: None,
+            watermark: Watermark::default(),
+            forks: BTreeMap::new(),
         };
         self.volumes.insert(id, record);
         Ok(Outcome::VolumeCreated { id })
@@ -329,20 +360,48 @@ impl ControlState {
         if !record.allows(transition, &primary, &in_sync) {
             return Err(Rejection::BadTransition { volume });
         }
-        let previous = record.epoch_starts.values().next_back().copied().unwrap_or(0);
-        if first_sequence < previous {
-            return Err(Rejection::SequenceWentBack { volume, first_sequence, previous });
+        record.begin(transition, primary, in_sync, first_sequence).map(|epoch| Outcome::EpochBegun { epoch })
+    }
+
+    pub(super) fn force_primary(
+        &mut self,
+        id: VolumeId,
+        expected_epoch: u32,
+        primary: NodeName,
+        kept_through: KeptThrough,
+    ) -> Result<Outcome, Rejection> {
+        if !self.nodes.contains_key(&primary) {
+            return Err(Rejection::NoSuchNode(primary));
         }
-        let epoch = record.epoch.checked_add(1);
-        let epoch = epoch.ok_or(Rejection::LimitReached { what: "epochs", limit: u32::MAX as usize })?;
-        record.epoch = epoch;
-        record.primary = primary;
-        record.in_sync = in_sync;
-        record.epoch_starts.insert(epoch, first_sequence);
-        if record.epoch_starts.len() > MOST_EPOCH_STARTS {
-            record.epoch_starts.pop_first();
+        let record = self.volumes.get_mut(&id).ok_or(Rejection::NoSuchVolumeId(id))?;
+        let volume = record.name.clone();
+        record.check_epoch(expected_epoch)?;
+        // A member needs no force, and a local volume has nothing anywhere else.
+        let is_member = record.in_sync.contains(&primary);
+        if is_member || record.redundancy == Redundancy::Local || kept_through.epoch > record.epoch {
+            return Err(Rejection::BadTransition { volume });
+        }
+        let previous = record.epoch_starts.values().next_back().copied().unwrap_or(0);
+        let first_sequence = previous.max(kept_through.sequence.saturating_add(1));
+        let in_sync = BTreeSet::from([primary.clone()]);
+        let epoch = record.begin(Transition::Force, primary, in_sync, first_sequence)?;
+        record.forks.insert(epoch, kept_through);
+        if record.forks.len() > MOST_FORKS {
+            record.forks.pop_first();
         }
         Ok(Outcome::EpochBegun { epoch })
+    }
+
+    pub(super) fn record_watermarks(&mut self, watermarks: BTreeMap<VolumeId, Watermark>) -> Outcome {
+        let mut outcome = Outcome::Unchanged;
+        for (id, watermark) in watermarks {
+            let Some(record) = self.volumes.get_mut(&id) else { continue };
+            if watermark.epoch == record.epoch && watermark > record.watermark {
+                record.watermark = watermark;
+                outcome = Outcome::Changed;
+            }
+        }
+        outcome
     }
 
     pub(super) fn save_reservations(
@@ -383,9 +442,48 @@ impl VolumeRecord {
             Some("a local volume is on several nodes")
         } else if last_epoch != self.epoch || !self.epoch_starts.values().is_sorted() {
             Some("a volume's epochs are not in order")
+        } else if self.watermark.epoch > self.epoch || self.forks.keys().any(|epoch| *epoch > self.epoch) {
+            Some("a volume remembers an epoch that has not been")
         } else {
             None
         }
+    }
+
+    /// Whether the primary of the present epoch may serve at once: nothing was in flight when it began, or
+    /// it is alone. Otherwise it settles each block with the other replica first (I10).
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.in_sync.len() == 1 || matches!(self.began_by, Some(Transition::Move | Transition::Start))
+    }
+
+    /// Whether the volume was stopped on purpose with both replicas equal, and not served since.
+    #[must_use]
+    pub fn is_certified(&self) -> bool {
+        self.began_by == Some(Transition::Stop)
+    }
+
+    fn begin(
+        &mut self,
+        transition: Transition,
+        primary: NodeName,
+        in_sync: BTreeSet<NodeName>,
+        first_sequence: u64,
+    ) -> Result<u32, Rejection> {
+        let previous = self.epoch_starts.values().next_back().copied().unwrap_or(0);
+        if first_sequence < previous {
+            return Err(Rejection::SequenceWentBack { volume: self.name.clone(), first_sequence, previous });
+        }
+        let epoch = self.epoch.checked_add(1);
+        let epoch = epoch.ok_or(Rejection::LimitReached { what: "epochs", limit: u32::MAX as usize })?;
+        self.epoch = epoch;
+        self.primary = primary;
+        self.in_sync = in_sync;
+        self.began_by = Some(transition);
+        self.epoch_starts.insert(epoch, first_sequence);
+        if self.epoch_starts.len() > MOST_EPOCH_STARTS {
+            self.epoch_starts.pop_first();
+        }
+        Ok(epoch)
     }
 
     fn check_epoch(&self, expected: u32) -> Result<(), Rejection> {
@@ -411,6 +509,9 @@ impl VolumeRecord {
                 }
                 Transition::TakeOver => !is_same_primary && in_sync.len() == 1,
                 Transition::Move => !is_same_primary && *in_sync == self.in_sync,
+                Transition::Stop => is_same_primary && *in_sync == self.in_sync && in_sync.len() == 2,
+                Transition::Start => self.is_certified() && *in_sync == self.in_sync,
+                Transition::Force => false,
             }
     }
 }
@@ -428,5 +529,7 @@ fn check_size(size_bytes: u64) -> Result<(), Rejection> {
 const MOST_VOLUMES: usize = 4096;
 /// A replica that was away for more epochs than this is compared as a whole.
 const MOST_EPOCH_STARTS: usize = 1024;
+/// An operator who forces more often has other worries than comparing a replica as a whole.
+const MOST_FORKS: usize = 64;
 /// A thousand registrations of the largest transport identifiers fit.
 const MOST_RESERVATION_BYTES: usize = 1 << 20;

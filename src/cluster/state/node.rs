@@ -1,0 +1,120 @@
+//! Nodes and the witness in the control state: where they are and how they prove who they are.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ControlState, Outcome, Rejection};
+use crate::base::units::VolumeId;
+use crate::cluster::name::NodeName;
+
+/// A node that holds data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Portal group of its iSCSI portals.
+    pub portal_group_tag: u16,
+    /// Where it is; empty until it was said.
+    #[serde(default)]
+    pub description: Description,
+}
+
+/// Where a node or the witness is, and how it proves who it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Description {
+    /// Addresses (host and port) for the others, the preferred one first; two when there are two links.
+    pub addresses: Vec<String>,
+    /// The room, for messages to people.
+    pub room: String,
+    /// SHA-256 of its certificate; nobody else is taken for it.
+    #[serde(with = "super::hexadecimal")]
+    pub certificate_sha256: Vec<u8>,
+}
+
+impl Description {
+    fn check(&self) -> Result<(), Rejection> {
+        let fits = |text: &String| text.len() <= LONGEST_TEXT_BYTES && !text.chars().any(char::is_control);
+        let has_fingerprint = [0, 32].contains(&self.certificate_sha256.len());
+        let is_sound = self.addresses.len() <= MOST_ADDRESSES
+            && self.addresses.iter().all(|address| fits(address) && !address.is_empty())
+            && fits(&self.room)
+            && has_fingerprint;
+        if is_sound { Ok(()) } else { Err(Rejection::BadDescription) }
+    }
+
+    pub(super) fn flaw(&self) -> Option<&'static str> {
+        self.check().err().map(|_| "a node is described in an impossible way")
+    }
+}
+
+impl ControlState {
+    /// The nodes that hold data.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeName, &Node)> {
+        self.nodes.iter()
+    }
+
+    /// The witness, once there is one.
+    #[must_use]
+    pub fn witness(&self) -> Option<&Description> {
+        self.witness.as_ref()
+    }
+
+    pub(super) fn add_node(&mut self, name: NodeName) -> Result<Outcome, Rejection> {
+        if self.nodes.contains_key(&name) {
+            return Ok(Outcome::Unchanged);
+        }
+        let used: BTreeSet<u16> = self.nodes.values().map(|node| node.portal_group_tag).collect();
+        // The lowest tag that is free: a node that replaces another one gets its tag.
+        let free = (1..=MOST_NODES as u16).find(|tag| !used.contains(tag));
+        let Some(portal_group_tag) = free else {
+            return Err(Rejection::LimitReached { what: "nodes", limit: MOST_NODES });
+        };
+        self.nodes.insert(name, Node { portal_group_tag, description: Description::default() });
+        Ok(Outcome::Changed)
+    }
+
+    pub(super) fn describe_node(
+        &mut self,
+        name: NodeName,
+        description: Description,
+    ) -> Result<Outcome, Rejection> {
+        description.check()?;
+        let node = self.nodes.get_mut(&name).ok_or(Rejection::NoSuchNode(name))?;
+        if node.description == description {
+            return Ok(Outcome::Unchanged);
+        }
+        node.description = description;
+        Ok(Outcome::Changed)
+    }
+
+    pub(super) fn set_witness(&mut self, description: Description) -> Result<Outcome, Rejection> {
+        description.check()?;
+        let before = self.witness.replace(description);
+        Ok(if before == self.witness { Outcome::Unchanged } else { Outcome::Changed })
+    }
+
+    pub(super) fn remove_node(&mut self, name: &NodeName) -> Result<Outcome, Rejection> {
+        if !self.nodes.contains_key(name) {
+            return Ok(Outcome::Unchanged);
+        }
+        let user =
+            self.volumes.values().find(|record| record.primary == *name || record.in_sync.contains(name));
+        if let Some(record) = user {
+            return Err(Rejection::NodeInUse { node: name.clone(), volume: record.name.clone() });
+        }
+        self.nodes.remove(name);
+        // What it held is gone with it.
+        let deleted: Vec<VolumeId> = self.tombstones.keys().copied().collect();
+        for volume in deleted {
+            self.volume_purged(volume, name);
+        }
+        Ok(Outcome::Changed)
+    }
+}
+
+/// The pair. The witness holds no data and is not counted.
+const MOST_NODES: usize = 2;
+/// Two links, each by a name and an address of either family.
+const MOST_ADDRESSES: usize = 8;
+/// Longest host name with a port.
+const LONGEST_TEXT_BYTES: usize = 262;
