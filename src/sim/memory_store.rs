@@ -88,26 +88,21 @@ impl MemoryStore {
 }
 
 impl BlockStore for MemoryStore {
-    fn append(
+    fn start_append(
         &self,
         volume: VolumeId,
         version: Version,
         writes: Vec<BlockWrite>,
-    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
-        let refused = self.shared.admit(volume, version, &writes).err();
-        let settled = refused.is_none().then(|| self.shared.clone().log_append(volume, writes));
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        self.shared.admit(volume, version, &writes)?;
+        let settled = self.shared.clone().log_append(volume, writes);
         let shared = self.shared.clone();
-        async move {
-            if let Some(error) = refused {
-                return Err(error);
-            }
-            if let Some(settled) = settled {
-                // The sender is dropped only with the whole world.
-                let _ = settled.await;
-                shared.delay().await;
-            }
+        Ok(async move {
+            // The sender is dropped only with the whole world.
+            let _ = settled.await;
+            shared.delay().await;
             if shared.is_offline.get() { Err(StoreError::Offline) } else { Ok(()) }
-        }
+        })
     }
 
     async fn read(

@@ -17,12 +17,26 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 pub trait BlockStore {
     /// Appends `writes` under `version`. The position in the log is taken when this is called, not
     /// when the future is first polled; a dropped future does not take the append back.
+    ///
+    /// # Errors
+    /// At once when the store does not take it; then nothing of it is written. What was taken fails
+    /// only with the whole store ([`StoreError::Offline`]).
+    fn start_append(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError>;
+    /// [`BlockStore::start_append`] for callers who need not tell when it failed.
     fn append(
         &self,
         volume: VolumeId,
         version: Version,
         writes: Vec<BlockWrite>,
-    ) -> impl Future<Output = Result<(), StoreError>> + 'static;
+    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
+        let started = self.start_append(volume, version, writes);
+        async move { started?.await }
+    }
     /// Reads `count` blocks from `address` on; holes are zeros. Every block has passed its checksum.
     async fn read(
         &self,

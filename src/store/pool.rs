@@ -251,19 +251,13 @@ impl Store {
 }
 
 impl BlockStore for Store {
-    fn append(
+    fn start_append(
         &self,
         volume: VolumeId,
         version: Version,
         writes: Vec<BlockWrite>,
-    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
-        let admitted = self.admit(volume, version, writes).map(|items| self.submit(items));
-        async move {
-            match admitted {
-                Ok(done) => done.await,
-                Err(error) => Err(error),
-            }
-        }
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        Ok(self.submit(self.admit(volume, version, writes)?))
     }
 
     async fn read(

@@ -110,13 +110,13 @@ fn sink(events: EventReporter) -> EventSink {
 }
 
 impl BlockStore for DiskPool {
-    fn append(
+    fn start_append(
         &self,
         volume: VolumeId,
         version: Version,
         writes: Vec<BlockWrite>,
-    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
-        self.store.append(volume, version, writes)
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        self.store.start_append(volume, version, writes)
     }
 
     async fn read(

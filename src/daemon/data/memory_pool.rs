@@ -63,13 +63,13 @@ impl MemoryPool {
 }
 
 impl BlockStore for MemoryPool {
-    fn append(
+    fn start_append(
         &self,
         volume: VolumeId,
         _version: Version,
         writes: Vec<BlockWrite>,
-    ) -> impl Future<Output = Result<(), StoreError>> + 'static {
-        ready(self.write(volume, writes))
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        self.write(volume, writes).map(|()| ready(Ok(())))
     }
 
     async fn read(
