@@ -283,5 +283,4 @@ impl Granter {
 const MOST_ASKED: usize = 16;
 
 #[cfg(test)]
-#[path = "lease_tests.rs"]
 mod tests;
