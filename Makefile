@@ -8,6 +8,7 @@ SEEDS ?= 2000
 
 # A whole storage node on this machine, until Ctrl-C.
 demo:
+	scripts/prerequisites.sh demo
 	cargo run --release --bin gemel -- demo $(ARGS)
 
 # Everything that CI checks, after installing the system packages that are missing.
@@ -28,9 +29,11 @@ conformance:
 model:
 	cargo test --release --test protocol_model -- --ignored --nocapture --test-threads 1
 
-# The simulator: random runs of the store with crashes and faults. SEED=n replays one seed.
+# The simulator: random runs of the store with crashes and faults. SEED=n replays one seed. Ends in the summary.
 sim:
-	SEEDS=$(SEEDS) cargo test --test store_sim random -- --nocapture
+	@rm -f target/tmp/sim-summary
+	@SEEDS=$(SEEDS) cargo test --test store_sim random -- --nocapture && status=0 || status=$$?; \
+		cat target/tmp/sim-summary && exit $$status
 
 # Every seeded bug, and the seed that finds it. SEEDS is the most that are tried for each.
 mutants:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that a make target needs and that are missing, and says so first.
-# Usage: prerequisites.sh test|bench
+# Usage: prerequisites.sh demo|test|bench
 #
 # Installed packages are never replaced by other versions: where the installed qemu-utils has no
 # matching iSCSI module in the distribution, both are unpacked below target/tools/ and used from there.
@@ -12,10 +12,16 @@ need() { # need COMMAND PACKAGE
     command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
 }
 
+# Building takes a C compiler with its headers, for the linker and for two crates.
 need cc gcc
-need iscsi-test-cu libiscsi-bin
-need qemu-img qemu-utils
-[ "$1" = bench ] && need tgtd tgt
+[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
+if [ "$1" != demo ]; then
+    # The shell's own kill is not what the tests start.
+    [ -x /bin/kill ] || missing="$missing procps"
+    need iscsi-test-cu libiscsi-bin
+    need qemu-img qemu-utils
+fi
+[ "$1" != bench ] || need tgtd tgt
 
 as_root() {
     if [ "$(id -u)" = 0 ]; then
@@ -44,6 +50,8 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of packages
     install $missing
 fi
+
+[ "$1" != demo ] || exit 0
 
 # Whether this qemu-img has its iSCSI driver: without it, it does not know the protocol.
 speaks_iscsi() { # speaks_iscsi QEMU_IMG

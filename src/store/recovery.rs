@@ -15,10 +15,10 @@ use crate::base::checksum::Crc32;
 use crate::base::mutant::{self, Mutant};
 use crate::base::units::BLOCK_SIZE;
 
-use super::batch::{BatchHeader, BatchKind, Content};
+use super::batch::{BatchHeader, BatchKind, Content, SegmentUse};
 use super::checkpoint::{self, LoadError};
 use super::image::SegmentImage;
-use super::root::{HeadPosition, LogPosition, Root};
+use super::root::{LogPosition, Root};
 use super::segments::{SegmentState, SegmentTable};
 use super::shared::Contents;
 
@@ -203,7 +203,7 @@ impl<'a> Walk<'a> {
             self.headers.push(header);
             self.positions.push(position);
         }
-        self.look_beyond()?;
+        self.look_beyond().await?;
         let last = self.position().last_number;
         if joints.peek().is_some() || self.proven > last {
             return Err(RecoveryError::AcknowledgedBatchLost { number: last + 1 });
@@ -241,20 +241,27 @@ impl<'a> Walk<'a> {
     }
 
     /// Looks behind the end of the chain for proof that more had been acknowledged, or that the log
-    /// went on in an incarnation that the superblock does not know.
-    fn look_beyond(&mut self) -> Result<(), RecoveryError> {
+    /// went on in an incarnation that the superblock does not know: in the segments that the heads name
+    /// there, and in those that headers found behind the end name in turn.
+    async fn look_beyond(&mut self) -> Result<(), RecoveryError> {
         let position = self.position();
-        for (_, image) in &self.images {
+        let mut named: Vec<SegmentUse> =
+            position.heads.iter().flat_map(|head| [head.current, head.next]).flatten().collect();
+        let mut looked_at = 0;
+        while let Some(segment_use) = named.get(looked_at).copied() {
+            looked_at += 1;
+            let image = image_of(self.array, &mut self.images, segment_use.segment.0).await?;
             for header in image.stray_headers() {
-                let named = |head: &HeadPosition| [head.current, head.next].contains(&Some(header.place));
                 let is_beyond = header.kind == BatchKind::Log
                     && header.number > position.last_number
-                    && position.heads.iter().any(named);
+                    && header.place == segment_use;
                 if is_beyond && header.incarnation > position.incarnation {
                     return Err(RecoveryError::StaleSuperblock);
                 }
                 if is_beyond && header.incarnation == position.incarnation {
                     self.proven = self.proven.max(header.acknowledged_through);
+                    let further = header.heads.iter().flat_map(|head| [head.current, head.next]).flatten();
+                    named.extend(further.filter(|further| !named.contains(further)).collect::<Vec<_>>());
                 }
             }
         }
