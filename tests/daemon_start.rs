@@ -7,8 +7,11 @@
 mod service;
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use gemel::array::superblock::{COPY_OFFSETS, FORMAT_VERSION, SUPERBLOCK_BYTES, Superblock};
+use gemel::base::checksum::Crc32;
 use service::{Service, create_disk, errors};
 
 /// What a start that must fail says.
@@ -179,6 +182,73 @@ fn a_damaged_superblock_on_one_disk_does_not_stop_the_pool() {
     service.configure();
     service.start();
     assert_eq!(service.gemel(&["status"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_disk_of_a_newer_format_is_refused_and_nothing_is_changed() {
+    let mut service = Service::new(3);
+    service.format();
+    service.start();
+    service.succeed(&["volume", "create", "data", "--size", "64M"]);
+    assert_eq!(service.end("-TERM"), Some(0));
+    let [first, second] = COPY_OFFSETS;
+    // A release that wrote one generation with the newer version has left the copy before as it was.
+    for copies in [&[first, second][..], &[first], &[second]] {
+        set_format_version(&service.disks[1], copies, FORMAT_VERSION + 1);
+        let before = contents(&service.disks);
+        let text = failing_start(&service, &[]);
+        let expected = [
+            service.disks[1].display().to_string(),
+            format!("format version {}", FORMAT_VERSION + 1),
+            "upgrade gemeld on this node, or remove the disk".to_owned(),
+        ];
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+        assert!(contents(&service.disks) == before, "a start that is refused has written to a disk");
+        let mut other = Service::new(3);
+        other.disks[0] = service.disks[1].clone();
+        other.configure();
+        let text = failing_start(&other, &["format"]);
+        assert!(expected.iter().all(|part| text.contains(part)), "{text}");
+        assert!(contents(&service.disks) == before, "a format that is refused has written to a disk");
+        set_format_version(&service.disks[1], copies, FORMAT_VERSION);
+    }
+    // A release that reads the version has everything, and so has this one without the disk.
+    service.start();
+    assert_eq!(service.json(&["volume", "show", "data"])[0]["state"], "in-sync");
+    assert_eq!(service.end("-TERM"), Some(0));
+    set_format_version(&service.disks[1], &COPY_OFFSETS, FORMAT_VERSION + 1);
+    let newer = service.disks.remove(1);
+    let before = contents(std::slice::from_ref(&newer));
+    service.configure();
+    service.start();
+    assert_eq!(service.json(&["volume", "show", "data"])[0]["state"], "in-sync");
+    assert!(contents(&[newer]) == before, "a disk that was removed is left alone");
+}
+
+/// Gives copies of a superblock another version of the format, with a checksum that fits.
+fn set_format_version(disk: &Path, copies: &[u64], version: u32) {
+    let mut disk = std::fs::File::options().read(true).write(true).open(disk).unwrap();
+    for offset in copies {
+        let mut copy = vec![0; SUPERBLOCK_BYTES];
+        disk.seek(SeekFrom::Start(*offset)).unwrap();
+        disk.read_exact(&mut copy).unwrap();
+        copy[8..12].copy_from_slice(&version.to_le_bytes());
+        copy[12..16].fill(0);
+        let checksum = Crc32::of(&copy).0.to_le_bytes();
+        copy[12..16].copy_from_slice(&checksum);
+        assert_eq!(Superblock::decode(&copy).is_ok(), version <= FORMAT_VERSION);
+        disk.seek(SeekFrom::Start(*offset)).unwrap();
+        disk.write_all(&copy).unwrap();
+    }
+}
+
+/// What is on the disks, and when it was last written.
+fn contents(disks: &[std::path::PathBuf]) -> Vec<(Crc32, std::time::SystemTime)> {
+    let of_disk = |disk: &std::path::PathBuf| {
+        let modified = std::fs::metadata(disk).unwrap().modified().unwrap();
+        (Crc32::of(&std::fs::read(disk).unwrap()), modified)
+    };
+    disks.iter().map(of_disk).collect()
 }
 
 #[test]

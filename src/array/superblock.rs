@@ -106,7 +106,10 @@ pub enum SuperblockError {
     #[error("the disk holds something that is not gemel's")]
     Foreign,
     /// Written by a newer release.
-    #[error("the disk has format version {found}, this release reads version {FORMAT_VERSION}")]
+    #[error(
+        "the disk has format version {found}, this release reads versions up to {FORMAT_VERSION}: \
+         upgrade gemeld on this node, or remove the disk"
+    )]
     NewerVersion {
         /// Version found.
         found: u32,

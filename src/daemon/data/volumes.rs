@@ -16,7 +16,7 @@ use crate::daemon::event_log::EventReporter;
 use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
-use crate::scsi::reservation::PersistedReservations;
+use crate::scsi::reservation::{PersistedReservations, ReservationStore, SaveFailed};
 use crate::scsi::space::{PoolSpace, Space};
 use crate::volume::device::DeviceGeometry;
 use crate::volume::{Shrinking, Volume, VolumeParameters, VolumeServices};
@@ -82,7 +82,7 @@ impl<P: Pool> Volumes<P> {
         }
         for (spec, epoch, first_sequence) in self.begin_epochs(usable).await? {
             let name = spec.name.clone();
-            if let Err(error) = self.serve(spec, epoch, first_sequence) {
+            if let Err(error) = self.serve(spec, epoch, first_sequence).await {
                 events.error("volume-offline", format!("volume {name} cannot be served: {error}"), &[]);
             }
         }
@@ -93,7 +93,7 @@ impl<P: Pool> Volumes<P> {
     pub async fn open(self: &Rc<Self>, spec: VolumeSpec) -> Result<(), EngineError> {
         let first_sequence = self.pool.open_volume(spec.id, spec.is_new).await?;
         for (spec, epoch, first_sequence) in self.begin_epochs(vec![(spec, first_sequence)]).await? {
-            self.serve(spec, epoch, first_sequence)?;
+            self.serve(spec, epoch, first_sequence).await?;
         }
         Ok(())
     }
@@ -110,8 +110,14 @@ impl<P: Pool> Volumes<P> {
         Ok(volumes.map(|((spec, first_sequence), epoch)| (spec, epoch, first_sequence)).collect())
     }
 
-    fn serve(self: &Rc<Self>, spec: VolumeSpec, epoch: u32, next_sequence: u64) -> Result<(), EngineError> {
-        let restored = restored(&spec)?;
+    async fn serve(
+        self: &Rc<Self>,
+        spec: VolumeSpec,
+        epoch: u32,
+        next_sequence: u64,
+    ) -> Result<(), EngineError> {
+        let reservations = ReservationSaver::new(spec.id, epoch, self.control.clone());
+        let restored = restored(&spec, &reservations).await?;
         let geometry = DeviceGeometry {
             logical_block_bytes: spec.sector_bytes,
             block_count: spec.size_bytes / u64::from(spec.sector_bytes),
@@ -134,7 +140,7 @@ impl<P: Pool> Volumes<P> {
         };
         let services = Services {
             runtime: self.runtime.clone(),
-            reservations: Rc::new(ReservationSaver::new(spec.id, epoch, self.control.clone())),
+            reservations: Rc::new(reservations),
             copies: Rc::new(Resolver { volumes: Rc::downgrade(self) }),
             space: Rc::new(SpaceOf {
                 pool: self.pool.clone(),
@@ -213,9 +219,19 @@ pub fn target_port(portal_group: u16) -> TargetPort {
 /// Product revision level: the version of the package, in the four characters that INQUIRY has.
 const REVISION: [u8; 4] = *b"0.1 ";
 
-fn restored(spec: &VolumeSpec) -> Result<PersistedReservations, EngineError> {
+/// The reservations that a volume begins with. What is saved is of an earlier process of the only node, and its
+/// end is a loss of power to the volume: without APTPL it takes them with it (SPC-4 section 5.13.5). What is gone
+/// must not go on counting as registered either, so what is left is saved.
+async fn restored(spec: &VolumeSpec, store: &ReservationSaver) -> Result<PersistedReservations, EngineError> {
     let Some(saved) = &spec.reservations else { return Ok(PersistedReservations::default()) };
-    serde_json::from_slice(saved).map_err(|error| unreadable(spec, &error))
+    let saved: PersistedReservations =
+        serde_json::from_slice(saved).map_err(|error| unreadable(spec, &error))?;
+    let left = saved.clone().after_power_loss();
+    if left != saved {
+        let failed = |error: SaveFailed| EngineError::Failed(format!("{error}: {}", error.0));
+        store.save(left.clone()).await.map_err(failed)?;
+    }
+    Ok(left)
 }
 
 /// Serving a volume without its reservations would let hosts in that another one has locked out.

@@ -85,10 +85,15 @@ impl Default for PersistedReservations {
 }
 
 impl PersistedReservations {
-    /// What a power loss, or the restart of the only node, leaves of the state.
+    /// What a power loss, or the restart of the only node, leaves of the state. One of an unknown version stays as
+    /// it is, so that it is refused and not forgotten.
     #[must_use]
     pub fn after_power_loss(self) -> Self {
-        if self.aptpl { Self { generation: 0, ..self } } else { Self::default() }
+        match self {
+            unknown if unknown.version != VERSION => unknown,
+            kept if kept.aptpl => Self { generation: 0, ..kept },
+            _ => Self::default(),
+        }
     }
 }
 
@@ -159,6 +164,7 @@ mod tests {
     fn nonsense_is_refused() {
         let mut saved = PersistedReservations { version: 2, ..PersistedReservations::default() };
         assert_eq!(PersistentState::try_from(&saved).unwrap_err(), RestoreError::UnknownVersion(2));
+        assert_eq!(saved.clone().after_power_loss(), saved, "left for the version that knows it");
         saved.version = 1;
         saved.reservation_type = Some(3); // without a holder
         assert_eq!(PersistentState::try_from(&saved).unwrap_err(), RestoreError::Inconsistent);
