@@ -36,3 +36,18 @@ fn login_text() {
 fn connection() {
     replay("connection", gemel::iscsi::fuzzing::connection);
 }
+
+#[test]
+fn superblock() {
+    replay("superblock", gemel::store::fuzzing::superblock);
+}
+
+#[test]
+fn batch_header() {
+    replay("batch_header", gemel::store::fuzzing::batch_header);
+}
+
+#[test]
+fn checkpoint() {
+    replay("checkpoint", gemel::store::fuzzing::checkpoint);
+}

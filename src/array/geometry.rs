@@ -5,6 +5,9 @@ use crate::base::units::BLOCK_SIZE;
 /// Most disks in an array.
 pub const MAX_DISKS: usize = 24;
 
+/// Segments have fewer rows than this: the sector within a column takes 24 bits of a [`Place`].
+pub const MAX_ROWS: u32 = 1 << 21;
+
 /// Position of a disk in its array: a column of every segment. Independent of paths and their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u8);
@@ -214,7 +217,7 @@ impl Place {
     /// The place of a whole row.
     #[must_use]
     pub fn of_row(segment: SegmentIndex, slot: Slot, row: u32) -> Self {
-        debug_assert!(row < (1 << 21));
+        debug_assert!(row < MAX_ROWS);
         Self(u64::from(segment.0) << 32 | u64::from(slot.0) << 24 | u64::from(row * SECTORS_PER_ROW))
     }
 

@@ -7,6 +7,7 @@
 //! that it missed is acknowledged. What the blocks mean, and their checksums, belong to `store`.
 
 pub mod disks;
+pub mod fuzzing;
 pub mod geometry;
 pub mod parity;
 pub mod superblock;

@@ -8,7 +8,7 @@ use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
 use crate::base::codec::{CutShort, Reader, Writer};
 
-use super::geometry::{Geometry, MAX_DISKS, Slot};
+use super::geometry::{Geometry, MAX_DISKS, MAX_ROWS, Slot};
 
 /// Bytes of one copy.
 pub const SUPERBLOCK_BYTES: usize = 8192;
@@ -129,7 +129,7 @@ impl Superblock {
         let mut bytes = Vec::with_capacity(SUPERBLOCK_BYTES);
         bytes.put(MAGIC);
         bytes.put_u32(FORMAT_VERSION);
-        bytes.put_u32(0); // checksum, below
+        bytes.put_u32(0); // checksum: `sign`
         bytes.put(&record.pool.0);
         bytes.put_u64(record.generation);
         bytes.put_u32(record.geometry.rows);
@@ -144,8 +144,7 @@ impl Superblock {
         bytes.put(&record.root);
         bytes.put(&record.log_key.0);
         bytes.resize(SUPERBLOCK_BYTES, 0);
-        let checksum = Crc32::of(&bytes);
-        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.0.to_le_bytes());
+        sign(&mut bytes);
         AlignedBuf::copy_of(&bytes)
     }
 
@@ -182,7 +181,8 @@ impl Superblock {
             || disk_count > MAX_DISKS
             || slot.index() >= disk_count
             || rows == 0
-            || rows >= 1 << 21
+            || rows >= MAX_ROWS
+            || segment_count == 0
         {
             return Ok(None);
         }
@@ -200,15 +200,21 @@ impl Superblock {
         Ok(Some(Self { slot, record: PoolRecord { pool, log_key, generation, geometry, disks, root } }))
     }
 
-    /// Bytes that a disk of this pool must at least have.
+    /// Bytes that a disk of this pool must at least have; the most there can be where a damaged record
+    /// asks for more than that.
     #[must_use]
     pub fn needed_bytes(&self) -> u64 {
         let geometry = &self.record.geometry;
-        Geometry::RESERVED_BYTES
-            + u64::from(geometry.segment_count)
-                * u64::from(geometry.rows)
-                * crate::base::units::BLOCK_SIZE as u64
+        let rows = u64::from(geometry.segment_count) * u64::from(geometry.rows);
+        rows.saturating_mul(crate::base::units::BLOCK_SIZE as u64).saturating_add(Geometry::RESERVED_BYTES)
     }
+}
+
+/// Puts the checksum of a whole copy into it.
+pub(super) fn sign(bytes: &mut [u8]) {
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+    let checksum = Crc32::of(bytes).0.to_le_bytes();
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum);
 }
 
 fn damaged(_: CutShort) -> SuperblockError {
@@ -277,9 +283,11 @@ mod tests {
         assert_eq!(format!("{:?}", LogKey([7; 16])), "LogKey(secret)");
     }
 
-    fn sign(bytes: &mut [u8]) {
-        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
-        let checksum = Crc32::of(bytes).0.to_le_bytes();
-        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum);
+    #[test]
+    fn a_pool_larger_than_any_disk_needs_more_than_any_disk_has() {
+        let mut superblock = sample();
+        superblock.record.geometry = Geometry { disk_count: 4, rows: (1 << 21) - 1, segment_count: u32::MAX };
+        let decoded = Superblock::decode(&superblock.encode()).unwrap();
+        assert_eq!(decoded.needed_bytes(), u64::MAX);
     }
 }

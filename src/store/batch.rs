@@ -11,9 +11,9 @@
 //! On disk the header fills whole blocks at the top of the stripe's first data column, payload blocks
 //! follow, column by column. Layout in docs/on-disk-format.md.
 
-use crate::array::geometry::StripeLayout;
+use crate::array::geometry::{MAX_ROWS, StripeLayout};
 use crate::array::superblock::{LogKey, Uuid};
-use crate::array::{MemberSet, Place, SegmentIndex};
+use crate::array::{Geometry, MemberSet, Place, SegmentIndex};
 use crate::base::checksum::Crc32;
 use crate::base::codec::{CutShort, Reader, Writer};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, Version, VolumeId};
@@ -31,6 +31,14 @@ pub struct SegmentUse {
     pub segment: SegmentIndex,
     /// Which use of it.
     pub generation: u64,
+}
+
+impl SegmentUse {
+    /// Whether a pool of this geometry has the segment, and can count on from the generation.
+    #[must_use]
+    pub fn is_within(&self, geometry: &Geometry) -> bool {
+        self.segment.0 < geometry.segment_count && self.generation < COUNTER_END
+    }
 }
 
 /// Where a head of the log writes now and will write next.
@@ -200,7 +208,7 @@ impl BatchHeader {
             BatchKind::Log => LOG_MAGIC,
             BatchKind::Checkpoint => CHECKPOINT_MAGIC,
         });
-        bytes.put_u32(0); // checksum, below
+        bytes.put_u32(0); // checksum: `sign`
         bytes.put_u32(self.entries.len() as u32);
         bytes.put(&self.pool.0);
         bytes.put_u64(self.incarnation);
@@ -219,8 +227,7 @@ impl BatchHeader {
         bytes.resize(FIXED_BYTES, 0);
         self.entries.iter().for_each(|entry| put_entry(&mut bytes, entry));
         bytes.resize(header_blocks(self.entries.len()) * BLOCK_SIZE, 0);
-        let checksum = Crc32::of(&bytes);
-        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.0.to_le_bytes());
+        let checksum = sign(&mut bytes);
         (bytes, checksum)
     }
 
@@ -327,12 +334,22 @@ impl BatchHeader {
         })
     }
 
+    /// Whether all that it names exists in a pool of this geometry.
+    #[must_use]
+    pub fn is_within(&self, geometry: &Geometry) -> bool {
+        let named = self.heads.iter().flat_map(|head| [head.current, head.next]).flatten();
+        self.members.difference(geometry.all_slots()) == MemberSet::EMPTY
+            && self.first_row + self.height <= geometry.rows
+            && named.chain([self.place]).all(|named| named.is_within(geometry))
+    }
+
     fn is_consistent(&self) -> bool {
         let payload = self.entries.iter().filter(|entry| entry.has_payload()).count();
         let columns = crate::array::geometry::data_columns(self.members);
         self.members.width() > 0
             && self.members.intersection(MemberSet::first(crate::array::geometry::MAX_DISKS)) == self.members
             && self.height as usize == height(self.entries.len(), payload, columns)
+            && self.first_row.checked_add(self.height).is_some_and(|end| end < MAX_ROWS)
     }
 }
 
@@ -347,6 +364,14 @@ pub fn block_place(
 ) -> Place {
     let slot = layout.data_slot(index / height as usize);
     Place::of_row(segment, slot, first_row + (index % height as usize) as u32)
+}
+
+/// Puts the checksum of all header blocks into them.
+pub(super) fn sign(bytes: &mut [u8]) -> Crc32 {
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].fill(0);
+    let checksum = Crc32::of(bytes);
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.0.to_le_bytes());
+    checksum
 }
 
 fn kind_of(magic: &[u8; 8]) -> Option<BatchKind> {
@@ -421,11 +446,15 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Result<Entry, HeaderError>, Cut
         TAG_PAGE => Content::Page { checksum },
         _ => return Ok(Err(HeaderError::UnknownFeature)),
     };
-    if address.0.checked_add(count).is_none_or(|end| end > MAX_ADDRESS) {
+    // What concerns one block says 1, but nothing here depends on that.
+    if address.0.checked_add(count.max(1)).is_none_or(|end| end > MAX_ADDRESS) {
         return Ok(Err(HeaderError::NotAHeader));
     }
     Ok(Ok(Entry { volume, address, version, content }))
 }
+
+/// Numbers of batches, incarnations and generations stay below, so that counting on never overflows.
+pub(super) const COUNTER_END: u64 = 1 << 63;
 
 /// Highest block address: volumes of 2^60 bytes are far away.
 const MAX_ADDRESS: u64 = 1 << 48;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use crate::array::superblock::{LogKey, Uuid};
-use crate::array::{Array, ArrayError, MemberSet, SegmentIndex, Slot, parity};
+use crate::array::{Array, ArrayError, Geometry, MemberSet, SegmentIndex, Slot, parity};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
 use crate::base::mutant::{self, Mutant};
@@ -19,7 +19,7 @@ pub(super) struct SegmentImage {
     segment: SegmentIndex,
     /// The pool, and the key of its headers: nothing else passes for one.
     identity: (Uuid, LogKey),
-    rows: u32,
+    geometry: Geometry,
     columns: Vec<Option<Column>>,
 }
 
@@ -39,7 +39,7 @@ impl SegmentImage {
             return Err(ArrayError::Offline);
         }
         let identity = (array.pool(), array.log_key());
-        Ok(Self { segment, identity, rows: geometry.rows, columns })
+        Ok(Self { segment, identity, geometry, columns })
     }
 
     /// `count` rows of a column as the disk gave them.
@@ -47,7 +47,7 @@ impl SegmentImage {
         let column = self.columns.get(slot.index())?.as_ref()?;
         let readable = !column.unreadable.iter().any(|bad| (row..row + count).contains(bad));
         let range = row as usize * BLOCK_SIZE..(row + count) as usize * BLOCK_SIZE;
-        (readable && row + count <= self.rows).then(|| column.data.slice(range))
+        (readable && row + count <= self.geometry.rows).then(|| column.data.slice(range))
     }
 
     /// `count` rows of a column as the other members give them.
@@ -87,13 +87,14 @@ impl SegmentImage {
         memberships: &[MemberSet],
         accept: impl Fn(&BatchHeader) -> bool,
     ) -> Option<(BatchHeader, Crc32)> {
-        if row >= self.rows {
+        if row >= self.geometry.rows {
             return None;
         }
         let slots = || (0..self.columns.len() as u8).map(Slot);
         let check = |slot: Slot, found: Option<(BatchHeader, Crc32)>| {
             found.filter(|(header, _)| {
                 self.is_own(header)
+                    && header.is_within(&self.geometry)
                     && header.place.segment == self.segment
                     && header.first_row == row
                     && header.layout().data_slot(0) == slot
@@ -118,7 +119,7 @@ impl SegmentImage {
 
     /// Every readable header in the segment, wherever it begins, chained or not.
     pub(super) fn stray_headers(&self) -> impl Iterator<Item = BatchHeader> {
-        (0..self.rows).flat_map(move |row| {
+        (0..self.geometry.rows).flat_map(move |row| {
             let slots = (0..self.columns.len() as u8).map(Slot);
             slots.filter_map(move |slot| {
                 let found = decode(row, |first, count| self.raw(slot, first, count));

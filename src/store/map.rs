@@ -162,10 +162,13 @@ impl BlockMap {
         version: Version,
         mut released: impl FnMut(Place),
     ) -> Option<(BlockAddress, u64)> {
+        if count == 0 {
+            return None;
+        }
         let end = address.0 + count;
         let hole = Slot::pack(&MapEntry { version, value: MapValue::Hole });
         let first_page = (volume, address.0 / PAGE_BLOCKS as u64);
-        let last_page = (volume, end.saturating_sub(1) / PAGE_BLOCKS as u64);
+        let last_page = (volume, (end - 1) / PAGE_BLOCKS as u64);
         let (mut unmapped, mut rest) = (0, None);
         for (turn, (key, page)) in self.pages.range_mut(first_page..=last_page).enumerate() {
             let base = key.1 * PAGE_BLOCKS as u64;

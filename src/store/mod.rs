@@ -8,6 +8,7 @@
 //! Left to others: versions and locks (`volume`), redundancy and disks (`array`).
 
 pub mod batch;
+pub mod fuzzing;
 pub mod interface;
 pub mod map;
 pub mod root;

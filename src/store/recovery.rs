@@ -78,7 +78,8 @@ pub(super) struct Recovered {
 
 /// Recovers the contents of the pool on `array`. Nothing of the new incarnation is durable yet.
 pub(super) async fn recover(array: &Array) -> Result<Recovered, RecoveryError> {
-    let root = Root::decode(&array.root()).ok_or(RecoveryError::Root)?;
+    let within = |root: &Root| root.is_within(&array.geometry());
+    let root = Root::decode(&array.root()).filter(within).ok_or(RecoveryError::Root)?;
     let mut contents = match &root.checkpoint {
         Some(reference) => checkpoint::load(array, reference).await.map_err(|error| match error {
             LoadError::Damaged { .. } => RecoveryError::Checkpoint,

@@ -1,10 +1,11 @@
 //! The store's root in the superblock: which checkpoint to load, where replay of the log begins, and
 //! how recoveries have joined one incarnation of the log to the next.
 
+use crate::array::Geometry;
 use crate::base::checksum::Crc32;
 use crate::base::codec::{CutShort, Reader, Writer};
 
-use super::batch::{HEADS, SegmentUse, put_segment_use, read_segment_use};
+use super::batch::{COUNTER_END, HEADS, SegmentUse, put_segment_use, read_segment_use};
 
 /// The root. An empty byte string is the root of a pool that was just formatted.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -39,6 +40,15 @@ pub struct LogPosition {
     pub last_checksum: Crc32,
     /// The heads here.
     pub heads: [HeadPosition; HEADS],
+}
+
+impl LogPosition {
+    fn is_within(&self, geometry: &Geometry) -> bool {
+        let named = self.heads.iter().flat_map(|head| [head.current, head.next]).flatten();
+        self.incarnation.max(self.last_number) < COUNTER_END
+            && self.heads.iter().all(|head| head.row <= geometry.rows)
+            && named.into_iter().all(|named| named.is_within(geometry))
+    }
 }
 
 /// Where a head stands.
@@ -87,6 +97,13 @@ impl Root {
         let mut reader = Reader::new(bytes);
         (reader.u32().ok()? == VERSION).then_some(())?;
         Self::decode_fields(&mut reader).ok()?
+    }
+
+    /// Whether all that it names exists in a pool of this geometry.
+    #[must_use]
+    pub fn is_within(&self, geometry: &Geometry) -> bool {
+        self.checkpoint.is_none_or(|checkpoint| checkpoint.first.is_within(geometry))
+            && self.replay.iter().chain(&self.joints).all(|position| position.is_within(geometry))
     }
 
     fn decode_fields(reader: &mut Reader<'_>) -> Result<Option<Self>, CutShort> {
