@@ -1,9 +1,9 @@
 //! Conformance: the whole of libiscsi's `iscsi-test-cu` against a real `gemeld`, over two paths on volumes with
 //! 512-byte sectors (with physical blocks of 512 and of 4096 bytes) and over one path on a volume with 4 KiB sectors.
 //!
-//! Fails on every failed test; on a test that all runs skip, in part or whole, unless `tests/conformance/skips.txt`
-//! names it with its reason; on entries of that list that no longer happen; and when `docs/conformance-results.md`
-//! does not show what happened (`UPDATE_DOCS=1` writes it).
+//! Fails on every failed test; on a test that any of the runs skips, in part or whole, unless
+//! `tests/conformance/skips.txt` names it for that run, with its reason; on entries of that list that do not happen;
+//! and when `docs/conformance-results.md` does not show what happened (`UPDATE_DOCS=1` writes it).
 //!
 //! Each test of the Sanitize suite gets sessions of its own, as each suite does: over two paths the tool never
 //! releases the reservation that Sanitize.Reservations takes, and it would be in the way of Sanitize.Reset.
@@ -26,6 +26,8 @@ const TIME_LIMIT_S: &str = "600";
 
 /// A volume to run the suite on.
 struct Subject {
+    /// As the list of skips has it.
+    kind: &'static str,
     title: &'static str,
     /// As `gemel volume create --sector` takes it.
     sector: &'static str,
@@ -36,14 +38,15 @@ struct Subject {
 
 /// The first one runs everything.
 const SUBJECTS: [Subject; 3] = [
-    Subject { title: "512-byte sectors (512n), two paths", sector: "512n", paths: 2, without: &[] },
+    Subject { kind: "512n", title: "512-byte sectors, two paths", sector: "512n", paths: 2, without: &[] },
     Subject {
-        title: "512-byte sectors (512e), two paths",
+        kind: "512e",
+        title: "512-byte sectors in physical blocks of 4 KiB, two paths",
         sector: "512",
         paths: 2,
         without: &["GetLBAStatus.UnmapSingle"],
     },
-    Subject { title: "4 KiB sectors, one path", sector: "4096", paths: 1, without: &[] },
+    Subject { kind: "4096", title: "4 KiB sectors, one path", sector: "4096", paths: 1, without: &[] },
 ];
 
 /// Suites whose tests leave behind what is in the way of the next one.
@@ -75,7 +78,7 @@ fn run(subject: Subject) -> Run {
     let paths: Vec<_> = (0..subject.paths).map(|portal| node.url(portal, "conformance")).collect();
     let output = run_suite(names.to_str().expect("temporary folders have names in UTF-8"), &paths);
     let results: Vec<TestResult> = parse(&output).unwrap_or_else(|error| panic!("{error}:\n{output}"));
-    Run { title: subject.title, results }
+    Run { kind: subject.kind, title: subject.title, results }
 }
 
 /// The tool's suites, one a line, which gives each sessions of its own; some suites test by test.
@@ -101,7 +104,7 @@ fn selection(subject: &Subject) -> String {
 
 fn run_suite(tests: &str, paths: &[String]) -> String {
     let output = node::bounded("iscsi-test-cu", TIME_LIMIT_S)
-        .args(["--dataloss", "--allow-sanitize", "-v", "-t", tests])
+        .args(["--dataloss", "--allow-sanitize", "-V", "-t", tests])
         .args(paths)
         .stdin(Stdio::null())
         .output()

@@ -1,6 +1,5 @@
-//! What `iscsi-test-cu -v` prints, as values.
+//! What `iscsi-test-cu -V` prints, as values. With `-v` it keeps some of its skips to itself.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// One test of the suite.
@@ -13,6 +12,22 @@ pub struct TestResult {
     pub skips: Vec<String>,
     /// All that it printed.
     pub details: String,
+}
+
+impl TestResult {
+    /// Whether all of it ran and passed.
+    fn is_passed(&self) -> bool {
+        self.outcome == Outcome::Passed && !self.is_skipped()
+    }
+
+    /// Whether it was skipped, in part or whole, and did not fail.
+    fn is_skipped(&self) -> bool {
+        self.outcome == Outcome::Passed && !self.skips.is_empty()
+    }
+
+    fn suite(&self) -> &str {
+        self.name.split('.').next().unwrap_or_default()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,24 +83,62 @@ fn close(open: Option<(String, Vec<&str>)>, results: &mut Vec<TestResult>) -> Re
     Ok(())
 }
 
-/// The names in a list, each with its reason: `Suite.Test`, then the reason in an indented line.
-fn listed(list: &str) -> BTreeMap<&str, &str> {
-    let mut listed = BTreeMap::new();
-    let mut name = "";
-    for line in list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        match line.strip_prefix("    ") {
-            None => name = line.trim(),
-            Some(reason) => assert!(listed.insert(name, reason).is_none(), "listed twice: {name}"),
-        }
+/// A skip that is expected.
+#[derive(Debug, PartialEq, Eq)]
+struct ListedSkip<'a> {
+    /// `Suite.Test`.
+    name: &'a str,
+    /// The runs that skip it; all of them when empty.
+    kinds: Vec<&'a str>,
+    reason: &'a str,
+}
+
+impl ListedSkip<'_> {
+    fn is_for(&self, kind: &str) -> bool {
+        self.kinds.is_empty() || self.kinds.contains(&kind)
     }
+}
+
+/// The skips in a list: `Suite.Test`, after it the kinds of volume where that is not all, then the reason in an
+/// indented line.
+fn listed(list: &str) -> Vec<ListedSkip<'_>> {
+    let mut listed: Vec<ListedSkip<'_>> = vec![];
+    let mut head = None;
+    for line in list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let Some(reason) = line.strip_prefix("    ") else {
+            assert!(head.replace(line).is_none(), "no reason before: {line}");
+            continue;
+        };
+        let mut words = head.take().unwrap_or_else(|| panic!("a reason of nothing: {reason}")).split(' ');
+        let skip = ListedSkip { name: words.next().unwrap_or_default(), kinds: words.collect(), reason };
+        let is_again = |other: &ListedSkip<'_>| {
+            let overlap = other.kinds.is_empty() || skip.kinds.iter().any(|kind| other.is_for(kind));
+            other.name == skip.name && (overlap || skip.kinds.is_empty())
+        };
+        assert!(!listed.iter().any(is_again), "listed twice: {}", skip.name);
+        listed.push(skip);
+    }
+    assert!(head.is_none(), "no reason for {head:?}");
     listed
 }
 
 /// One run of the suite.
 pub struct Run {
-    /// What it ran on, for the head of a column.
+    /// The kind of volume that it ran on, as the list of skips has it.
+    pub kind: &'static str,
+    /// What it ran on, in words.
     pub title: &'static str,
     pub results: Vec<TestResult>,
+}
+
+impl Run {
+    fn result(&self, name: &str) -> Option<&TestResult> {
+        self.results.iter().find(|result| result.name == name)
+    }
+
+    fn count(&self, is_counted: impl Fn(&TestResult) -> bool) -> usize {
+        self.results.iter().filter(|result| is_counted(result)).count()
+    }
 }
 
 /// The results of all runs. A run may leave tests out; none has tests that the first does not have.
@@ -94,84 +147,82 @@ pub struct Results {
 }
 
 impl Results {
-    /// Failures, skips without a listed reason, and listed skips that no longer happen.
+    /// What is wrong, by the list of skips that is checked in.
     pub fn problems(&self) -> Vec<String> {
-        let skips = listed(SKIPS);
+        self.problems_by(&listed(SKIPS))
+    }
+
+    /// Failures; in each run the skips that the list does not have for it, and listed ones that do not happen.
+    fn problems_by(&self, skips: &[ListedSkip<'_>]) -> Vec<String> {
         let mut problems = vec![];
-        for (name, results) in self.tests() {
-            for result in results.iter().flatten().filter(|result| result.outcome == Outcome::Failed) {
-                problems.push(format!("failed: {name}:\n{}", result.details));
-            }
-            match (is_skipped(&results), skips.contains_key(name)) {
-                (true, false) => {
-                    let why = results.iter().flatten().flat_map(|result| &*result.skips).next();
-                    problems.push(format!("skipped without a listed reason: {name}: {why:?}"));
+        for run in &self.runs {
+            for result in &run.results {
+                let (name, kind) = (&result.name, run.kind);
+                let is_listed = skips.iter().any(|skip| skip.name == name && skip.is_for(kind));
+                if result.outcome == Outcome::Failed {
+                    problems.push(format!("failed on {kind}: {name}:\n{}", result.details));
                 }
-                (false, true) => problems.push(format!("listed as skipped, but it is not: {name}")),
-                _ => {}
+                if result.is_skipped() && !is_listed {
+                    problems
+                        .push(format!("skipped on {kind}, which is not listed: {name}: {:?}", result.skips));
+                }
+                if self.runs[0].result(name).is_none() {
+                    problems.push(format!("run on {kind}, but not in the first run: {name}"));
+                }
+            }
+            for skip in skips.iter().filter(|skip| skip.is_for(run.kind)) {
+                if !run.result(skip.name).is_some_and(TestResult::is_skipped) {
+                    problems.push(format!("listed as skipped on {}, but it is not: {}", run.kind, skip.name));
+                }
             }
         }
-        let known: Vec<_> = self.tests().iter().map(|(name, _)| *name).collect();
-        for result in self.runs.iter().flat_map(|run| &run.results) {
-            if !known.contains(&&*result.name) {
-                problems.push(format!("not in the first run: {}", result.name));
+        for skip in skips {
+            for kind in skip.kinds.iter().filter(|kind| !self.runs.iter().any(|run| run.kind == **kind)) {
+                problems.push(format!("no run is on {kind}: {}", skip.name));
             }
         }
         problems
     }
 
-    /// A table in Markdown: suites with their counts, then the skips with their reasons.
+    /// What came of each run, then in Markdown a table of the suites, and one of the skips with their reasons.
     pub fn table(&self) -> String {
-        let mut suites: Vec<(&str, Counts)> = vec![];
-        for (name, results) in self.tests() {
-            let suite = name.split('.').next().unwrap_or_default();
-            if suites.last().is_none_or(|(last, _)| *last != suite) {
-                suites.push((suite, Counts { passed: vec![0; self.runs.len()], skipped: 0 }));
-            }
-            let counts = &mut suites.last_mut().expect("one was just made sure of").1;
-            for (passed, result) in counts.passed.iter_mut().zip(&results) {
-                *passed += usize::from(result.is_some_and(|result| result.outcome == Outcome::Passed));
-            }
-            counts.skipped += usize::from(is_skipped(&results));
-        }
         let mut text = String::new();
         for run in &self.runs {
-            let failed = run.results.iter().filter(|result| result.outcome == Outcome::Failed).count();
-            let _ = writeln!(text, "- {}: {} tests run, {failed} failed", run.title, run.results.len());
+            let _ = writeln!(
+                text,
+                "- {}, {}: {} tests run; {} passed, {} skipped in part or whole, {} failed",
+                run.kind,
+                run.title,
+                run.results.len(),
+                run.count(TestResult::is_passed),
+                run.count(TestResult::is_skipped),
+                run.count(|result| result.outcome == Outcome::Failed),
+            );
         }
-        let skipped: usize = suites.iter().map(|(_, counts)| counts.skipped).sum();
-        let _ = writeln!(text, "- skipped in part or whole in every run: {skipped}\n");
-        let titles: Vec<_> = self.runs.iter().map(|run| format!("passed: {}", run.title)).collect();
-        let _ = writeln!(text, "| suite | {} | skipped |", titles.join(" | "));
-        let _ = writeln!(text, "|---|{}---:|", "---:|".repeat(titles.len()));
-        for (suite, Counts { passed, skipped }) in &suites {
-            let passed: Vec<_> = passed.iter().map(usize::to_string).collect();
-            let _ = writeln!(text, "| {suite} | {} | {skipped} |", passed.join(" | "));
+        let heads: Vec<_> =
+            self.runs.iter().map(|run| format!("{0}: passed | {0}: skipped", run.kind)).collect();
+        let _ = writeln!(text, "\n| suite | {} |", heads.join(" | "));
+        let _ = writeln!(text, "|---|{}", "---:|".repeat(2 * heads.len()));
+        let mut suites: Vec<&str> = self.runs[0].results.iter().map(TestResult::suite).collect();
+        suites.dedup();
+        for suite in suites {
+            let counts = self.runs.iter().map(|run| {
+                let in_suite = |result: &TestResult| result.suite() == suite;
+                let passed = run.count(|result| in_suite(result) && result.is_passed());
+                let skipped = run.count(|result| in_suite(result) && result.is_skipped());
+                format!("{passed} | {skipped}")
+            });
+            let _ = writeln!(text, "| {suite} | {} |", counts.collect::<Vec<_>>().join(" | "));
         }
-        text += "\n| skipped | why |\n|---|---|\n";
-        text.extend(listed(SKIPS).iter().map(|(name, why)| format!("| {name} | {why} |\n")));
+        text += "\n| skipped | on | why |\n|---|---|---|\n";
+        let mut skips = listed(SKIPS);
+        skips.sort_by_key(|skip| skip.name);
+        for ListedSkip { name, kinds, reason } in &skips {
+            let kinds = if kinds.is_empty() { "all".to_owned() } else { kinds.join(", ") };
+            let _ = writeln!(text, "| {name} | {kinds} | {reason} |");
+        }
         text
     }
-
-    /// Each test of the first run with what came of it in every run.
-    fn tests(&self) -> Vec<(&str, Vec<Option<&TestResult>>)> {
-        let in_run = |run: &'_ Run, name: &str| run.results.iter().position(|result| result.name == name);
-        let tests = self.runs[0].results.iter().map(|first| {
-            let of_run = |run| in_run(run, &first.name).map(|index| &run.results[index]);
-            (&*first.name, self.runs.iter().map(of_run).collect())
-        });
-        tests.collect()
-    }
-}
-
-struct Counts {
-    passed: Vec<usize>,
-    skipped: usize,
-}
-
-/// Whether a test was skipped, in part or whole, wherever it was run.
-fn is_skipped(results: &[Option<&TestResult>]) -> bool {
-    results.iter().flatten().all(|result| !result.skips.is_empty())
 }
 
 const SKIPS: &str = include_str!("skips.txt");
@@ -197,7 +248,55 @@ fn the_output_of_a_run_is_understood() {
 }
 
 #[test]
-fn skips_are_listed_with_reasons() {
-    let skips = listed("# why\n\nA.B\n    no media\nC.D\n    no tape\n");
-    assert_eq!(skips.into_iter().collect::<Vec<_>>(), [("A.B", "no media"), ("C.D", "no tape")]);
+fn skips_are_listed_with_the_runs_and_reasons() {
+    let skips = listed("# why\n\nA.B\n    no media\nC.D 512n 4096\n    no tape\nC.D 512e\n    no time\n");
+    let expected = [
+        ListedSkip { name: "A.B", kinds: vec![], reason: "no media" },
+        ListedSkip { name: "C.D", kinds: vec!["512n", "4096"], reason: "no tape" },
+        ListedSkip { name: "C.D", kinds: vec!["512e"], reason: "no time" },
+    ];
+    assert_eq!(skips, expected);
+}
+
+#[test]
+fn skips_and_the_list_must_agree_in_each_run() {
+    let test = |name: &str, skips: &[&str], outcome| TestResult {
+        name: name.to_owned(),
+        outcome,
+        skips: skips.iter().map(|skip| (*skip).to_owned()).collect(),
+        details: String::new(),
+    };
+    let passed = Outcome::Passed;
+    let first = vec![test("A.B", &["no media"], passed), test("C.D", &[], passed), test("E.F", &[], passed)];
+    let second = vec![test("A.B", &["no media"], passed), test("C.D", &["one block"], passed)];
+    let results = Results {
+        runs: vec![
+            Run { kind: "512n", title: "", results: first },
+            Run { kind: "4096", title: "", results: second },
+        ],
+    };
+    let problems = |list| results.problems_by(&listed(list));
+    assert!(problems("A.B\n    no media\nC.D 4096\n    one block\n").is_empty());
+    // Skipped in one run only; listed for too many; not run there; no such test; no such run.
+    for (list, problem) in [
+        ("A.B\n    no media\n", "skipped on 4096, which is not listed: C.D"),
+        ("A.B 4096\n    no media\nC.D 4096\n    one block\n", "skipped on 512n, which is not listed: A.B"),
+        ("A.B\n    no media\nC.D\n    one block\n", "listed as skipped on 512n, but it is not: C.D"),
+        (
+            "A.B\n    no media\nC.D 4096\n    one block\nE.F 4096\n    left out\n",
+            "listed as skipped on 4096, but it is not: E.F",
+        ),
+        (
+            "A.B\n    no media\nC.D 4096\n    one block\nG.H 512n\n    gone\n",
+            "listed as skipped on 512n, but it is not: G.H",
+        ),
+        ("A.B\n    no media\nC.D 4096\n    one block\nC.D 520\n    fat\n", "no run is on 520: C.D"),
+    ] {
+        let problems = problems(list);
+        assert!(problems.len() == 1 && problems[0].starts_with(problem), "{problems:?}");
+    }
+    // What is skipped in part and fails has failed.
+    let failed = test("A.B", &["no media"], Outcome::Failed);
+    assert!(!failed.is_passed() && !failed.is_skipped());
+    assert!(!results.runs[0].results[0].is_passed() && results.runs[0].results[1].is_passed());
 }
