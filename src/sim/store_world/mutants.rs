@@ -98,4 +98,4 @@ const SLOW: [Mutant; 6] = [
 ];
 
 /// Most seeds for a mutant when time is short.
-const QUICK_SEEDS: u64 = 80;
+const QUICK_SEEDS: u64 = 200;
