@@ -9,6 +9,7 @@ SEEDS ?= 2000
 # A whole storage node on this machine, until Ctrl-C.
 demo:
 	scripts/prerequisites.sh demo
+	cargo build --release --bins
 	cargo run --release --bin gemel -- demo $(ARGS)
 
 # Everything that CI checks, after installing the system packages that are missing.
