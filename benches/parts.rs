@@ -10,7 +10,7 @@ use gemel::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use gemel::iscsi::pdu::framing::append_pdu;
 use gemel::iscsi::pdu::{Cdb, Digests, InitiatorTaskTag, RawPdu, ScsiCommand, SerialNumber, TaskAttribute};
 use gemel::store::batch::{BatchHeader, BatchKind, Content, Entry, SegmentUse};
-use gemel::store::map::{BlockMap, MapEntry, MapValue};
+use gemel::store::map::{Map, MapEntry, MapValue, MemoryMap, References};
 
 fn checksums(criterion: &mut Criterion) {
     let block = vec![0x5au8; BLOCK_SIZE];
@@ -66,6 +66,14 @@ fn codec(criterion: &mut Criterion) {
     }
 }
 
+/// Counts no references.
+struct Nobody;
+
+impl References for Nobody {
+    fn gained(&mut self, _: Place) {}
+    fn lost(&mut self, _: Place) {}
+}
+
 /// Blocks of a volume of 4 GiB.
 const MAP_BLOCKS: u64 = 1 << 20;
 
@@ -75,9 +83,9 @@ fn map(criterion: &mut Criterion) {
         version: Version { epoch: 1, sequence },
         value: MapValue::Data { place: Place::from_bits(sequence), checksum: Crc32(sequence as u32) },
     };
-    let mut map = BlockMap::default();
+    let mut map = MemoryMap::default();
     for address in 0..MAP_BLOCKS {
-        map.apply(volume, BlockAddress(address), entry(address));
+        map.apply(volume, BlockAddress(address), entry(address), &mut Nobody);
     }
     let (mut state, mut sequence) = (1u64, MAP_BLOCKS);
     let mut random = move || {
@@ -85,11 +93,13 @@ fn map(criterion: &mut Criterion) {
         BlockAddress((state >> 33) % MAP_BLOCKS)
     };
     let mut group = criterion.benchmark_group("map of 1 Mi blocks");
-    group.bench_function("random lookup", |bencher| bencher.iter(|| map.get(volume, random())));
+    group.bench_function("random lookup", |bencher| {
+        bencher.iter(|| drop(map.look_up(volume, random(), 1, |_, found| _ = black_box(found))));
+    });
     group.bench_function("random overwrite", |bencher| {
         bencher.iter(|| {
             sequence += 1;
-            map.apply(volume, random(), entry(sequence))
+            map.apply(volume, random(), entry(sequence), &mut Nobody);
         });
     });
 }

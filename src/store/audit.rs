@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::array::SegmentIndex;
 
+use super::map::Map;
 use super::pool::Store;
 use super::segments::{Segment, SegmentState};
 

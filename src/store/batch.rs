@@ -457,14 +457,15 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Result<Entry, HeaderError>, Cut
 pub(super) const COUNTER_END: u64 = 1 << 63;
 
 /// Highest block address: volumes of 2^60 bytes are far away.
-const MAX_ADDRESS: u64 = 1 << 48;
+pub(super) const MAX_ADDRESS: u64 = 1 << 48;
 
 const LOG_MAGIC: &[u8; 8] = b"gemelLG1";
 const CHECKPOINT_MAGIC: &[u8; 8] = b"gemelCP1";
 const CHECKSUM_AT: usize = 8;
 const FIXED_BYTES: usize = 192;
 const ENTRY_BYTES: usize = 64;
-const ENCODING_PLAIN: u8 = 0;
+/// The block as hosts wrote it.
+pub(super) const ENCODING_PLAIN: u8 = 0;
 const TAG_DATA: u8 = 1;
 const TAG_MOVED: u8 = 2;
 const TAG_HOLE: u8 = 3;

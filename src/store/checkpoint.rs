@@ -21,11 +21,12 @@ use super::batch::{BatchHeader, BatchKind, Content, Entry, HEADS, HeadRecord, Se
 use super::image::SegmentImage;
 use super::interface::StoreError;
 use super::log::{MAX_BATCH_BLOCKS, lay_out};
+use super::map::{Map, SavePosition};
 use super::root::{CheckpointReference, Root};
 use super::segments::SegmentState;
 use super::shared::{Contents, Shared, add};
-use super::snapshot_codec::{Decoder, encode_end, encode_page, encode_table};
-pub(super) use super::snapshot_codec::{MAX_PAGE_BYTES, SEGMENT_BYTES};
+pub(super) use super::snapshot_codec::SEGMENT_BYTES;
+use super::snapshot_codec::{Decoder, encode_end, encode_table};
 
 /// Writes a checkpoint of what is settled, and frees what only the earlier one needed.
 pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
@@ -93,26 +94,22 @@ async fn write_contents(
     table: Vec<u8>,
 ) -> Result<CheckpointReference, StoreError> {
     writer.put(&table).await?;
-    let mut key = (VolumeId(0), 0);
-    let mut page_bytes = Vec::with_capacity(MAX_PAGE_BYTES);
-    loop {
-        page_bytes.clear();
+    let (mut next, mut piece) = (Some(SavePosition::START), Vec::new());
+    while let Some(from) = next {
+        piece.clear();
         {
             let mut contents = shared.contents.borrow_mut();
-            let Some((found, _)) = contents.map.page_from(key) else { break };
-            key = (found.0, found.1 + 1);
-            // Holes that the checkpoint before had: replay reaches no older version of these blocks.
-            let passed = contents.volumes.get(&found.0).map_or_else(Version::default, |volume| volume.passed);
-            contents.map.forget_holes(found, passed);
-            if let Some((_, page)) = contents.map.page_from(found).filter(|(kept, _)| *kept == found) {
-                encode_page(&mut page_bytes, found, page);
-            }
+            let Contents { map, volumes, .. } = &mut *contents;
+            // What the checkpoint before had: replay reaches no older version of these blocks.
+            let passed =
+                |id: VolumeId| volumes.get(&id).map_or_else(Version::default, |volume| volume.passed);
+            next = map.save(from, passed, &mut piece);
         }
-        writer.put(&page_bytes).await?;
+        writer.put(&piece).await?;
     }
-    page_bytes.clear();
-    encode_end(&mut page_bytes);
-    writer.put(&page_bytes).await?;
+    piece.clear();
+    encode_end(&mut piece);
+    writer.put(&piece).await?;
     writer.finish().await
 }
 

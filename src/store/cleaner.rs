@@ -17,7 +17,7 @@ use super::batch::{BatchHeader, BatchKind, Content, Entry};
 use super::checkpoint;
 use super::image::SegmentImage;
 use super::log::{CLEANING, FOREGROUND, Item, Pending, Tracker};
-use super::map::{MapEntry, MapValue};
+use super::map::{Map, MapEntry, MapValue};
 use super::segments::{Segment, SegmentState};
 use super::shared::{CLEANER_SEGMENTS, Shared, add};
 
@@ -167,24 +167,25 @@ async fn collect(shared: &Rc<Shared>, segment: SegmentIndex) -> Option<Vec<Item>
         header.kind == BatchKind::Log && header.place.generation == generation && header.number <= last_batch
     };
     let batches = image.batches(&memberships, accept);
-    let contents = shared.contents.borrow();
-    let statements = batches.iter().flat_map(BatchHeader::entries_with_places);
     let mut moves = Vec::new();
-    for (entry, place) in statements {
-        let live = contents.map.get(entry.volume, entry.address);
+    for (entry, place) in batches.iter().flat_map(BatchHeader::entries_with_places) {
+        let (volume, address) = (entry.volume, entry.address);
+        let mut live = None;
+        let lookup = shared.contents.borrow().map.look_up(volume, address, 1, |_, found| live = found);
+        lookup.await.ok()?;
         let Some(live) = live.filter(|live| place.is_some() && live.version == entry.version) else {
             continue;
         };
         if matches!(live.value, MapValue::Data { place: at, .. } if Some(at) == place) {
-            moves.push(move_of(&image, members, entry.volume, entry.address, live));
+            moves.push(move_of(&image, members, volume, address, live));
         }
     }
-    if moves.len() as u64 != u64::from(contents.segments.get(segment).live_blocks) {
+    if moves.len() as u64 != u64::from(shared.contents.borrow().segments.get(segment).live_blocks) {
         // A header is damaged beyond parity: the map still knows what lies in the segment.
-        moves.clear();
-        let inside = contents.map.data_entries().filter(|(_, _, _, place)| place.segment() == segment);
-        moves
-            .extend(inside.map(|(volume, address, live, _)| move_of(&image, members, volume, address, live)));
+        let inside = shared.contents.borrow().map.entries_in(segment);
+        let inside = inside.await.ok()?.into_iter();
+        moves =
+            inside.map(|(volume, address, live)| move_of(&image, members, volume, address, live)).collect();
     }
     Some(moves)
 }

@@ -8,14 +8,14 @@
 use bytes::Bytes;
 
 use super::batch::{BatchHeader, HeaderError, sign};
-use super::map::BlockMap;
+use super::map::{Map, SavePosition, StoreMap};
 use super::root::Root;
 use super::segments::SegmentTable;
 use super::shared::Contents;
-use super::snapshot_codec::{Decoder, encode_end, encode_page, encode_table, pages_bytes};
+use super::snapshot_codec::{Decoder, encode_end, encode_table};
 use crate::array::{Geometry, Place};
 use crate::base::checksum::Crc32;
-use crate::base::units::{BLOCK_SIZE, VolumeId};
+use crate::base::units::{BLOCK_SIZE, Version};
 
 /// A superblock and the root in it. The first byte chooses whether its checksum is put right, and
 /// whether the rest is the root alone.
@@ -40,7 +40,7 @@ pub fn batch_header(data: &[u8]) {
     }
     assert!(places.iter().all(|place| place.is_within(&GEOMETRY)));
     let mut contents = Contents {
-        map: BlockMap::default(),
+        map: StoreMap::default(),
         segments: SegmentTable::restore(
             SegmentTable::new(&GEOMETRY).iter().map(|(_, segment)| *segment).collect(),
             1,
@@ -60,13 +60,13 @@ pub fn batch_header(data: &[u8]) {
 /// The byte stream of a checkpoint, read in pieces whose size the first byte chooses.
 pub fn checkpoint(data: &[u8]) {
     let Some((choice, stream)) = data.split_first() else { return };
-    let in_pieces = contents(stream, 1 + usize::from(*choice) * 16);
-    let at_once = contents(stream, stream.len().max(1));
-    let encoded = at_once.as_ref().map(encode);
-    assert_eq!(in_pieces.as_ref().map(encode), encoded);
+    let mut in_pieces = contents(stream, 1 + usize::from(*choice) * 16);
+    let mut at_once = contents(stream, stream.len().max(1));
+    let encoded = at_once.as_mut().map(encode);
+    assert_eq!(in_pieces.as_mut().map(encode), encoded);
     let (Some(mut found), Some(encoded)) = (at_once, encoded) else { return };
     let again = contents(&encoded, BLOCK_SIZE);
-    assert!(again.is_some_and(|again| encode(&again) == encoded));
+    assert!(again.is_some_and(|mut again| encode(&mut again) == encoded));
     assert!(references(&found.map).iter().all(|place| place.is_within(&GEOMETRY)));
     if found.segments.recount(references(&found.map).into_iter()).is_none() {
         assert_counts(&found);
@@ -130,21 +130,20 @@ fn contents(stream: &[u8], piece_bytes: usize) -> Option<Contents> {
     decoder.finish()
 }
 
-fn encode(contents: &Contents) -> Vec<u8> {
+fn encode(contents: &mut Contents) -> Vec<u8> {
     let mut bytes = encode_table(contents, &[]);
     let table_bytes = bytes.len();
-    let mut key = (VolumeId(0), 0);
-    while let Some((found, page)) = contents.map.page_from(key) {
-        encode_page(&mut bytes, found, page);
-        key = (found.0, found.1 + 1);
+    let mut next = Some(SavePosition::START);
+    while let Some(from) = next {
+        next = contents.map.save(from, |_| Version::default(), &mut bytes);
     }
-    assert_eq!((bytes.len() - table_bytes) as u64, pages_bytes(&contents.map));
+    assert!((bytes.len() - table_bytes) as u64 <= contents.map.saved_bytes());
     encode_end(&mut bytes);
     bytes
 }
 
-fn references(map: &BlockMap) -> Vec<Place> {
-    map.data_entries().map(|(_, _, _, place)| place).collect()
+fn references(map: &StoreMap) -> Vec<Place> {
+    map.places().collect()
 }
 
 /// What is counted beside the map is what the map holds.
@@ -152,7 +151,6 @@ fn assert_counts(contents: &Contents) {
     let live: u64 = contents.segments.iter().map(|(_, segment)| u64::from(segment.live_blocks)).sum();
     assert_eq!(live, references(&contents.map).len() as u64);
     assert!(live <= contents.map.total_mapped_blocks());
-    assert!(contents.map.total_mapped_blocks() <= contents.map.entry_count());
 }
 
 const REPAIR: u8 = 1;

@@ -17,6 +17,7 @@ use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, Version, Volum
 use super::batch::{Content, Entry};
 use super::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
 use super::log::{FOREGROUND, Item, Log, Pending, Tracker};
+use super::map::Map;
 use super::recovery::{self, RecoveryError, RecoveryReport};
 use super::root::MAX_JOINTS;
 use super::shared::{Shared, Statistics, StoreOptions, add};
@@ -221,8 +222,8 @@ impl Store {
         for write in writes {
             let item = match write {
                 BlockWrite::Data { address, data, checksum } => {
-                    let is_new_block = mutant::is(Mutant::OverwriteNeedsSpace)
-                        || !contents.map.get(volume, address).is_some_and(|entry| entry.value.is_mapped());
+                    let is_new_block =
+                        mutant::is(Mutant::OverwriteNeedsSpace) || !contents.map.has_space(volume, address);
                     new_blocks += u64::from(is_new_block);
                     let identity = BlockIdentity { volume, address, version };
                     let content = Content::Data { checksum: checksum.bind(&identity) };
@@ -276,12 +277,12 @@ impl BlockStore for Store {
         count: u64,
         limit: usize,
     ) -> Result<Vec<BlockRun>, StoreError> {
-        let contents = self.shared.contents.borrow();
         let mut runs: Vec<BlockRun> = Vec::new();
         let mut offset = 0;
         while offset < count {
             let block = address.offset(offset);
-            let (length, mapped) = contents.map.run_hint(volume, block);
+            let run = self.shared.contents.borrow().map.run_from(volume, block);
+            let (length, mapped) = run.await?;
             let length = length.min(count - offset);
             let full = runs.len() == limit;
             match runs.last_mut() {

@@ -13,7 +13,7 @@ use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, VolumeId};
 
 use super::interface::StoreError;
 use super::log::zero_block;
-use super::map::MapValue;
+use super::map::{Map, MapEntry, MapValue};
 use super::shared::{Shared, add};
 
 /// Consecutive blocks that one operation gives.
@@ -43,7 +43,7 @@ pub(super) async fn read(
     if shared.array.is_offline() {
         return Err(StoreError::Offline);
     }
-    let runs = plan(shared, volume, address, count)?;
+    let runs = plan(shared, volume, address, count).await?;
     // The segments are held from the lookup on, without a gap: none is reused under the read.
     let held: Vec<Held> = runs.iter().filter_map(|run| Held::of(shared, run)).collect();
     add(&shared.statistics.read_blocks, count);
@@ -60,30 +60,32 @@ pub(super) async fn read(
 }
 
 /// Looks the blocks up and joins neighbours.
-fn plan(
+async fn plan(
     shared: &Shared,
     volume: VolumeId,
     address: BlockAddress,
     count: u64,
 ) -> Result<Vec<Run>, StoreError> {
-    let contents = shared.contents.borrow();
-    if !contents.volumes.contains_key(&volume) {
-        return Err(StoreError::NoSuchVolume(volume));
-    }
     let mut runs: Vec<Run> = Vec::new();
-    for offset in 0..count {
-        let block = address.offset(offset);
-        let entry = contents.map.get(volume, block);
-        match entry.map(|entry| (entry.version, entry.value)) {
-            None | Some((_, MapValue::Hole)) => extend(&mut runs, block, Source::Zeros),
-            Some((_, MapValue::Lost)) => extend(&mut runs, block, Source::Lost),
+    let found = |block: BlockAddress, entry: Option<MapEntry>| {
+        let source = match entry.map(|entry| (entry.version, entry.value)) {
+            None | Some((_, MapValue::Hole)) => Source::Zeros,
+            Some((_, MapValue::Lost)) => Source::Lost,
             Some((version, MapValue::Data { place, checksum })) => {
                 let identity = BlockIdentity { volume, address: block, version };
-                let checksums = vec![checksum.bind(&identity)];
-                extend(&mut runs, block, Source::Rows { place, checksums });
+                Source::Rows { place, checksums: vec![checksum.bind(&identity)] }
             }
+        };
+        extend(&mut runs, block, source);
+    };
+    let lookup = {
+        let contents = shared.contents.borrow();
+        if !contents.volumes.contains_key(&volume) {
+            return Err(StoreError::NoSuchVolume(volume));
         }
-    }
+        contents.map.look_up(volume, address, count, found)
+    };
+    lookup.await?;
     Ok(runs)
 }
 

@@ -18,6 +18,7 @@ use crate::base::units::BLOCK_SIZE;
 use super::batch::{BatchHeader, BatchKind, Content, SegmentUse};
 use super::checkpoint::{self, LoadError};
 use super::image::SegmentImage;
+use super::map::Map;
 use super::root::{LogPosition, Root};
 use super::segments::{SegmentState, SegmentTable};
 use super::shared::Contents;
@@ -130,8 +131,7 @@ fn finish(contents: &mut Contents, position: &LogPosition) -> Result<(), Recover
             contents.segments.get_mut(segment.segment).state = SegmentState::Open;
         }
     }
-    let places = contents.map.data_entries().map(|(_, _, _, place)| place);
-    match contents.segments.recount(places) {
+    match contents.segments.recount(contents.map.places()) {
         None => Ok(()),
         Some(_) => Err(RecoveryError::Inconsistent),
     }

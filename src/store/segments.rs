@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use crate::array::{Geometry, MemberSet, Place, SegmentIndex};
 
 use super::batch::SegmentUse;
+use super::map::References;
 
 /// What a segment is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,21 +152,6 @@ impl SegmentTable {
         info.last_batch = last_batch;
     }
 
-    /// Counts references that the map gained and lost.
-    pub fn reference(&mut self, gained: Option<Place>, lost: Option<Place>) {
-        if !self.counting {
-            return;
-        }
-        if let Some(place) = gained {
-            self.get_mut(place.segment()).live_blocks += 1;
-        }
-        if let Some(place) = lost {
-            let info = self.get_mut(place.segment());
-            assert!(info.live_blocks > 0, "segment {:?} released more than it holds", place.segment());
-            info.live_blocks -= 1;
-        }
-    }
-
     /// Gives a segment back.
     pub fn release(&mut self, segment: SegmentIndex) {
         let info = self.get_mut(segment);
@@ -173,5 +159,21 @@ impl SegmentTable {
         assert_ne!(info.state, SegmentState::Free);
         info.state = SegmentState::Free;
         self.free.push_back(segment);
+    }
+}
+
+impl References for SegmentTable {
+    fn gained(&mut self, place: Place) {
+        if self.counting {
+            self.get_mut(place.segment()).live_blocks += 1;
+        }
+    }
+
+    fn lost(&mut self, place: Place) {
+        if self.counting {
+            let info = self.get_mut(place.segment());
+            assert!(info.live_blocks > 0, "segment {:?} released more than it holds", place.segment());
+            info.live_blocks -= 1;
+        }
     }
 }

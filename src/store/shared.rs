@@ -15,7 +15,7 @@ use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
 
 use super::batch::{Content, Entry, HEADS};
 use super::log::{CLEANING, FOREGROUND, Log};
-use super::map::{BlockMap, Change, MapEntry, MapValue};
+use super::map::{Map, MapEntry, MapValue, StoreMap};
 use super::root::Root;
 use super::segments::SegmentTable;
 
@@ -74,7 +74,7 @@ pub(super) struct Shared {
 
 /// What the log has said so far: the part of the state that replay rebuilds.
 pub(super) struct Contents {
-    pub(super) map: BlockMap,
+    pub(super) map: StoreMap,
     pub(super) segments: SegmentTable,
     pub(super) volumes: BTreeMap<VolumeId, VolumeState>,
 }
@@ -141,9 +141,7 @@ impl Contents {
             }
             Content::VolumeDropped => {
                 self.volumes.remove(&volume);
-                let segments = &mut self.segments;
-                let more = self.map.drop_volume(volume, |place| segments.reference(None, Some(place)));
-                more.then(|| entry.clone())
+                self.map.drop_volume(volume, &mut self.segments).then(|| entry.clone())
             }
             _ => {
                 let state = self.volumes.get_mut(&volume)?;
@@ -165,23 +163,21 @@ impl Contents {
     fn apply_block(&mut self, entry: &Entry, place: Option<Place>) -> Option<Entry> {
         let (volume, address, version) = (entry.volume, entry.address, entry.version);
         let at = |value| MapEntry { version, value };
-        let change = match (entry.content, place) {
+        let (map, segments) = (&mut self.map, &mut self.segments);
+        match (entry.content, place) {
             (Content::Data { checksum }, Some(place)) => {
-                self.map.apply(volume, address, at(MapValue::Data { place, checksum }))
+                map.apply(volume, address, at(MapValue::Data { place, checksum }), segments);
             }
             (Content::Moved { checksum }, Some(place)) => {
-                self.map.apply_move(volume, address, at(MapValue::Data { place, checksum }))
+                map.apply_move(volume, address, at(MapValue::Data { place, checksum }), segments);
             }
-            (Content::Lost, _) => self.map.apply_move(volume, address, at(MapValue::Lost)),
+            (Content::Lost, _) => map.apply_move(volume, address, at(MapValue::Lost), segments),
             (Content::Hole { count }, _) => {
-                let segments = &mut self.segments;
-                let release = |place| segments.reference(None, Some(place));
-                let (address, count) = self.map.apply_hole(volume, address, count, version, release)?;
+                let (address, count) = map.apply_hole(volume, address, count, version, segments)?;
                 return Some(Entry { address, content: Content::Hole { count }, ..entry.clone() });
             }
-            _ => Change::default(),
-        };
-        self.segments.reference(change.referenced, change.released);
+            _ => {}
+        }
         None
     }
 }
@@ -201,10 +197,10 @@ impl Shared {
     pub(super) fn checkpoint_segments(&self) -> usize {
         let contents = self.contents.borrow();
         let geometry = self.array.geometry();
-        let pages = super::snapshot_codec::pages_bytes(&contents.map);
+        let map = contents.map.saved_bytes();
         let table = u64::from(geometry.segment_count) * super::checkpoint::SEGMENT_BYTES as u64;
         let volumes: u64 = contents.volumes.values().map(|volume| volume.record.len() as u64 + 32).sum();
-        let bytes = pages + table + volumes + (1 << 16);
+        let bytes = map + table + volumes + (1 << 16);
         let columns = data_columns(self.members_for_writing());
         // A stripe's header and rounding cost a few percent.
         let usable = u64::from(geometry.rows) * columns as u64 * BLOCK_SIZE as u64 * 9 / 10;

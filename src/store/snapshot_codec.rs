@@ -1,33 +1,27 @@
-//! The byte stream of a checkpoint: segment table, volumes, then map pages, then an end mark.
+//! The byte stream of a checkpoint: segment table, volumes, then the map's records, then an end mark.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::array::{Geometry, MemberSet, Place, SegmentIndex};
-use crate::base::checksum::Crc32;
+use crate::array::{Geometry, MemberSet, SegmentIndex};
 use crate::base::codec::{CutShort, Reader, Writer};
-use crate::base::units::{BlockAddress, Version, VolumeId};
+use crate::base::units::{Version, VolumeId};
 
-use super::map::{BlockMap, MapEntry, MapValue, PAGE_BLOCKS, Page, PageKey};
+use super::batch::COUNTER_END;
+use super::map::record::TAG_PAGE;
+use super::map::{Map, StoreMap};
 use super::segments::{Segment, SegmentState, SegmentTable};
 use super::shared::{Contents, VolumeState};
 
 /// Bytes of a segment in the stream.
 pub(super) const SEGMENT_BYTES: usize = 1 + 4 + 8 + 8;
-/// Most bytes of a map page in the stream.
-pub(super) const MAX_PAGE_BYTES: usize = PAGE_HEAD_BYTES + PAGE_BLOCKS * ENTRY_BYTES;
 
-const PAGE_HEAD_BYTES: usize = 1 + 4 + 8 + 1;
-const ENTRY_BYTES: usize = 1 + 1 + 4 + 8 + 4 + 8;
-const STREAM_VERSION: u32 = 1;
+/// Version 1 says of a block neither encoding nor origin.
+const STREAM_VERSION: u32 = 2;
 const TAG_TABLE: u8 = 1;
 const TAG_VOLUME: u8 = 2;
-const TAG_PAGE: u8 = 3;
 const TAG_END: u8 = 4;
-const KIND_DATA: u8 = 1;
-const KIND_HOLE: u8 = 2;
-const KIND_LOST: u8 = 3;
 
 /// The head of the stream: the segments, those in `released` as free, and the volumes.
 pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Vec<u8> {
@@ -56,32 +50,6 @@ pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Ve
     bytes
 }
 
-/// Bytes that all pages of a map take in the stream.
-pub(super) fn pages_bytes(map: &BlockMap) -> u64 {
-    map.page_count() as u64 * PAGE_HEAD_BYTES as u64 + map.entry_count() * ENTRY_BYTES as u64
-}
-
-/// One page of the map.
-pub(super) fn encode_page(bytes: &mut Vec<u8>, key: PageKey, page: &Page) {
-    bytes.put_u8(TAG_PAGE);
-    bytes.put_u32(key.0.0);
-    bytes.put_u64(key.1);
-    let entries = page.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.unpack()?)));
-    bytes.put_u8(entries.clone().count() as u8);
-    for (index, entry) in entries {
-        let (kind, checksum, place) = match entry.value {
-            MapValue::Data { place, checksum } => (KIND_DATA, checksum.0, place.bits()),
-            MapValue::Hole => (KIND_HOLE, 0, 0),
-            MapValue::Lost => (KIND_LOST, 0, 0),
-        };
-        bytes.put_u8(index as u8);
-        bytes.put_u8(kind);
-        put_version(bytes, entry.version);
-        bytes.put_u32(checksum);
-        bytes.put_u64(place);
-    }
-}
-
 /// The end of the stream.
 pub(super) fn encode_end(bytes: &mut Vec<u8>) {
     bytes.put_u8(TAG_END);
@@ -101,9 +69,10 @@ pub struct Malformed;
 pub(super) struct Decoder {
     geometry: Geometry,
     pending: Vec<u8>,
+    version: u32,
     segments: Option<SegmentTable>,
     volumes: BTreeMap<VolumeId, VolumeState>,
-    map: BlockMap,
+    map: StoreMap,
     ended: bool,
 }
 
@@ -114,8 +83,8 @@ enum Step {
 
 impl Decoder {
     pub(super) fn new(geometry: Geometry) -> Self {
-        let (pending, segments, volumes, map, ended) = Default::default();
-        Self { geometry, pending, segments, volumes, map, ended }
+        let (pending, version, segments, volumes, map, ended) = Default::default();
+        Self { geometry, pending, version, segments, volumes, map, ended }
     }
 
     /// Takes the next piece.
@@ -150,7 +119,7 @@ impl Decoder {
         let read = match reader.u8() {
             Ok(TAG_TABLE) => self.read_table(&mut reader),
             Ok(TAG_VOLUME) => self.read_volume(&mut reader),
-            Ok(TAG_PAGE) => self.read_page(&mut reader),
+            Ok(TAG_PAGE) => self.map.load(&mut reader, self.version, &self.geometry),
             Ok(TAG_END) => {
                 self.ended = true;
                 Ok(true)
@@ -166,7 +135,8 @@ impl Decoder {
 
     fn read_table(&mut self, reader: &mut Reader<'_>) -> Result<bool, CutShort> {
         let (version, next_generation, count) = (reader.u32()?, reader.u64()?, reader.u32()?);
-        if version != STREAM_VERSION || count != self.geometry.segment_count {
+        let is_known = (1..=STREAM_VERSION).contains(&version);
+        if !is_known || count != self.geometry.segment_count || next_generation > COUNTER_END {
             return Ok(false);
         }
         if reader.remaining() < count as usize * SEGMENT_BYTES {
@@ -179,6 +149,7 @@ impl Decoder {
             let (generation, last_batch) = (reader.u64()?, reader.u64()?);
             segments.push(Segment { state, generation, members, live_blocks: 0, last_batch, readers: 0 });
         }
+        self.version = version;
         self.segments = Some(SegmentTable::restore(segments, next_generation));
         Ok(true)
     }
@@ -190,31 +161,6 @@ impl Decoder {
         let record = Bytes::copy_from_slice(reader.bytes(length)?);
         self.volumes
             .insert(volume, VolumeState { record, record_version, newest, passed: Version::default() });
-        Ok(true)
-    }
-
-    fn read_page(&mut self, reader: &mut Reader<'_>) -> Result<bool, CutShort> {
-        let (volume, page, count) = (VolumeId(reader.u32()?), reader.u64()?, reader.u8()?);
-        let Some(base) = page.checked_mul(PAGE_BLOCKS as u64).filter(|base| *base < 1 << 48) else {
-            return Ok(false);
-        };
-        if reader.remaining() < usize::from(count) * ENTRY_BYTES {
-            return Err(CutShort);
-        }
-        for _ in 0..count {
-            let (index, kind, version) = (reader.u8()?, reader.u8()?, read_version(reader)?);
-            let (checksum, place) = (Crc32(reader.u32()?), Place::from_bits(reader.u64()?));
-            let value = match kind {
-                KIND_DATA if place.is_within(&self.geometry) => MapValue::Data { place, checksum },
-                KIND_HOLE => MapValue::Hole,
-                KIND_LOST => MapValue::Lost,
-                _ => return Ok(false),
-            };
-            if usize::from(index) >= PAGE_BLOCKS {
-                return Ok(false);
-            }
-            self.map.apply(volume, BlockAddress(base + u64::from(index)), MapEntry { version, value });
-        }
         Ok(true)
     }
 }

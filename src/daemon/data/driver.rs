@@ -78,6 +78,7 @@ pub async fn drive(engine: Engine, kick: Kick, spin: Duration) -> std::io::Resul
             tokio::task::yield_now().await;
             continue;
         }
+        pace.sleep();
         tokio::select! {
             biased;
             () = kick.kicked() => {}
@@ -129,6 +130,11 @@ impl Pace {
             && self.yielded_until.is_none_or(|until| until <= now);
         self.looked = worth.then_some(now);
         worth
+    }
+
+    /// The time until the next look is slept away, not lost to others.
+    fn sleep(&mut self) {
+        self.looked = None;
     }
 }
 
@@ -236,6 +242,19 @@ mod tests {
         pace.work(now);
         assert!(!pace.is_worth_waiting_for(now));
         now += YIELD;
+        (0..20).for_each(|_| {
+            now += Duration::from_micros(20);
+            pace.work(now);
+        });
+        assert!(pace.is_worth_waiting_for(now));
+    }
+
+    #[test]
+    fn a_sleep_is_not_taken_for_a_lost_processor() {
+        let (mut pace, mut now) = paced(Duration::from_micros(20), 50);
+        assert!(pace.is_worth_waiting_for(now));
+        pace.sleep();
+        now += PREEMPTED * 2;
         (0..20).for_each(|_| {
             now += Duration::from_micros(20);
             pace.work(now);

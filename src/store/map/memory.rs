@@ -1,0 +1,442 @@
+//! The map in memory: 24 bytes a block and its page, saved whole by each checkpoint.
+
+use std::collections::BTreeMap;
+use std::future::{Future, ready};
+
+use crate::array::{Geometry, Place, SegmentIndex};
+use crate::base::checksum::Crc32;
+use crate::base::codec::{CutShort, Reader};
+use crate::base::mutant::{self, Mutant};
+use crate::base::units::{BlockAddress, Version, VolumeId};
+
+use super::record::{self, PAGE_BLOCKS};
+use super::{Map, MapEntry, MapValue, References, SavePosition};
+use crate::store::interface::StoreError;
+
+/// The map of all volumes, in memory.
+#[derive(Default)]
+pub struct MemoryMap {
+    pages: BTreeMap<PageKey, Box<Page>>,
+    entry_count: u64,
+    mapped_blocks: BTreeMap<VolumeId, u64>,
+    total_mapped_blocks: u64,
+}
+
+/// A page's key: volume and address divided by [`PAGE_BLOCKS`].
+type PageKey = (VolumeId, u64);
+
+/// [`PAGE_BLOCKS`] entries in address order.
+type Page = [Slot; PAGE_BLOCKS];
+
+/// One packed entry of a page.
+#[derive(Clone, Copy)]
+struct Slot {
+    place: u64,
+    sequence: u64,
+    epoch: u32,
+    checksum: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 24);
+
+impl Slot {
+    const ABSENT: Self = Self { place: ABSENT, sequence: 0, epoch: 0, checksum: 0 };
+
+    fn pack(entry: &MapEntry) -> Self {
+        let (place, checksum) = match entry.value {
+            MapValue::Hole => (HOLE, 0),
+            MapValue::Lost => (LOST, 0),
+            MapValue::Data { place, checksum } => (place.bits(), checksum.0),
+        };
+        Self { place, checksum, epoch: entry.version.epoch, sequence: entry.version.sequence }
+    }
+
+    /// The entry, if there is one.
+    fn unpack(&self) -> Option<MapEntry> {
+        let value = match self.place {
+            ABSENT => return None,
+            HOLE => MapValue::Hole,
+            LOST => MapValue::Lost,
+            bits => MapValue::Data { place: Place::from_bits(bits), checksum: Crc32(self.checksum) },
+        };
+        Some(MapEntry { version: Version { epoch: self.epoch, sequence: self.sequence }, value })
+    }
+}
+
+impl MemoryMap {
+    fn get(&self, volume: VolumeId, address: BlockAddress) -> Option<MapEntry> {
+        let (key, index) = locate(volume, address);
+        self.pages.get(&key)?[index].unpack()
+    }
+
+    fn page_from(&self, key: PageKey) -> Option<(PageKey, &Page)> {
+        self.pages.range(key..).next().map(|(key, page)| (*key, &**page))
+    }
+
+    /// Every entry that holds data, in address order.
+    pub(in crate::store) fn data_entries(
+        &self,
+    ) -> impl Iterator<Item = (VolumeId, BlockAddress, MapEntry, Place)> {
+        self.pages.iter().flat_map(|((volume, page), slots)| {
+            slots.iter().enumerate().filter_map(move |(index, slot)| {
+                let entry = slot.unpack()?;
+                let place = entry.value.place()?;
+                Some((*volume, BlockAddress(page * PAGE_BLOCKS as u64 + index as u64), entry, place))
+            })
+        })
+    }
+
+    /// Forgets the holes of a page up to `version`.
+    fn forget_holes(&mut self, key: PageKey, version: Version) {
+        let Some(page) = self.pages.get_mut(&key) else { return };
+        let old_hole = |entry: &MapEntry| entry.value == MapValue::Hole && entry.version <= version;
+        for slot in page.iter_mut().filter(|slot| slot.unpack().as_ref().is_some_and(old_hole)) {
+            *slot = Slot::ABSENT;
+            self.entry_count -= 1;
+        }
+        if page.iter().all(|slot| slot.unpack().is_none()) {
+            self.pages.remove(&key);
+        }
+    }
+
+    fn count(&mut self, volume: VolumeId, old: Option<MapEntry>, new: Option<MapEntry>) {
+        let mapped = |entry: Option<MapEntry>| u64::from(entry.is_some_and(|entry| entry.value.is_mapped()));
+        self.entry_count += u64::from(old.is_none());
+        let total = self.mapped_blocks.entry(volume).or_default();
+        *total = *total + mapped(new) - mapped(old);
+        self.total_mapped_blocks = self.total_mapped_blocks + mapped(new) - mapped(old);
+    }
+}
+
+impl Map for MemoryMap {
+    fn look_up<F: FnMut(BlockAddress, Option<MapEntry>)>(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+        mut found: F,
+    ) -> impl Future<Output = Result<(), StoreError>> + use<F> {
+        for offset in 0..count {
+            let block = address.offset(offset);
+            found(block, self.get(volume, block));
+        }
+        ready(Ok(()))
+    }
+
+    fn run_from(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+    ) -> impl Future<Output = Result<(u64, bool), StoreError>> + use<> {
+        let (key, index) = locate(volume, address);
+        ready(Ok(match self.page_from(key) {
+            Some((found, page)) if found == key => {
+                (1, page[index].unpack().is_some_and(|entry| entry.value.is_mapped()))
+            }
+            Some((found, _)) if found.0 == volume => (found.1 * PAGE_BLOCKS as u64 - address.0, false),
+            _ => (u64::MAX, false),
+        }))
+    }
+
+    fn has_space(&self, volume: VolumeId, address: BlockAddress) -> bool {
+        self.get(volume, address).is_some_and(|entry| entry.value.is_mapped())
+    }
+
+    fn apply(
+        &mut self,
+        volume: VolumeId,
+        address: BlockAddress,
+        entry: MapEntry,
+        references: &mut impl References,
+    ) {
+        let (key, index) = locate(volume, address);
+        let page = self.pages.entry(key).or_insert_with(|| Box::new([Slot::ABSENT; PAGE_BLOCKS]));
+        let old = page[index].unpack();
+        let always = mutant::is(Mutant::MoveAppliedAlways);
+        if old.is_some_and(|old| old.version > entry.version) && !always {
+            return;
+        }
+        page[index] = Slot::pack(&entry);
+        self.count(volume, old, Some(entry));
+        entry.value.place().into_iter().for_each(|place| references.gained(place));
+        old.and_then(|old| old.value.place()).into_iter().for_each(|place| references.lost(place));
+    }
+
+    fn apply_move(
+        &mut self,
+        volume: VolumeId,
+        address: BlockAddress,
+        entry: MapEntry,
+        references: &mut impl References,
+    ) {
+        let is_there = self
+            .get(volume, address)
+            .is_some_and(|old| old.version == entry.version && old.value.is_mapped());
+        if is_there || mutant::is(Mutant::MoveAppliedAlways) {
+            self.apply(volume, address, entry, references);
+        }
+    }
+
+    /// Looks at [`PAGES_A_TURN`] pages.
+    fn apply_hole(
+        &mut self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+        version: Version,
+        references: &mut impl References,
+    ) -> Option<(BlockAddress, u64)> {
+        if count == 0 {
+            return None;
+        }
+        let end = address.0 + count;
+        let hole = Slot::pack(&MapEntry { version, value: MapValue::Hole });
+        let first_page = (volume, address.0 / PAGE_BLOCKS as u64);
+        let last_page = (volume, (end - 1) / PAGE_BLOCKS as u64);
+        let (mut unmapped, mut rest) = (0, None);
+        for (turn, (key, page)) in self.pages.range_mut(first_page..=last_page).enumerate() {
+            let base = key.1 * PAGE_BLOCKS as u64;
+            if turn == PAGES_A_TURN {
+                rest = Some((BlockAddress(base), end - base));
+                break;
+            }
+            for (index, slot) in page.iter_mut().enumerate() {
+                let within = (address.0..end).contains(&(base + index as u64));
+                let Some(old) = slot.unpack() else { continue };
+                if within && old.version <= version {
+                    unmapped += u64::from(old.value.is_mapped());
+                    *slot = hole;
+                    old.value.place().into_iter().for_each(|place| references.lost(place));
+                }
+            }
+        }
+        if let Some(mapped) = self.mapped_blocks.get_mut(&volume) {
+            *mapped -= unmapped;
+            self.total_mapped_blocks -= unmapped;
+        }
+        rest
+    }
+
+    /// Forgets [`PAGES_A_TURN`] pages.
+    fn drop_volume(&mut self, volume: VolumeId, references: &mut impl References) -> bool {
+        let pages = self.pages.range((volume, 0)..=(volume, u64::MAX));
+        let keys: Vec<PageKey> = pages.take(PAGES_A_TURN).map(|(key, _)| *key).collect();
+        let is_last = keys.len() < PAGES_A_TURN;
+        let mut mapped = 0;
+        for page in keys.iter().filter_map(|key| self.pages.remove(key)) {
+            for entry in page.iter().filter_map(Slot::unpack) {
+                self.entry_count -= 1;
+                mapped += u64::from(entry.value.is_mapped());
+                entry.value.place().into_iter().for_each(|place| references.lost(place));
+            }
+        }
+        self.total_mapped_blocks -= mapped;
+        if let Some(left) = self.mapped_blocks.get_mut(&volume) {
+            *left -= mapped;
+        }
+        if is_last {
+            self.mapped_blocks.remove(&volume);
+        }
+        !is_last
+    }
+
+    fn mapped_blocks(&self, volume: VolumeId) -> u64 {
+        self.mapped_blocks.get(&volume).copied().unwrap_or(0)
+    }
+
+    fn total_mapped_blocks(&self) -> u64 {
+        self.total_mapped_blocks
+    }
+
+    fn entries_in(
+        &self,
+        segment: SegmentIndex,
+    ) -> impl Future<Output = Result<Vec<(VolumeId, BlockAddress, MapEntry)>, StoreError>> + use<> {
+        let inside = self.data_entries().filter(|(_, _, _, place)| place.segment() == segment);
+        ready(Ok(inside.map(|(volume, address, entry, _)| (volume, address, entry)).collect()))
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place> {
+        self.data_entries().map(|(_, _, _, place)| place)
+    }
+
+    /// A piece is a page.
+    fn save(
+        &mut self,
+        from: SavePosition,
+        passed: impl Fn(VolumeId) -> Version,
+        bytes: &mut Vec<u8>,
+    ) -> Option<SavePosition> {
+        let (key, _) = self.page_from((from.0, from.1))?;
+        self.forget_holes(key, passed(key.0));
+        if let Some(page) = self.pages.get(&key) {
+            let entries = page.iter().enumerate();
+            let entries = entries.filter_map(|(index, slot)| Some((index, slot.unpack()?)));
+            record::encode(bytes, key.0, key.1, entries);
+        }
+        Some(SavePosition(key.0, key.1 + 1))
+    }
+
+    fn saved_bytes(&self) -> u64 {
+        self.pages.len() as u64 * record::HEAD_BYTES as u64 + self.entry_count * record::ENTRY_BYTES as u64
+    }
+
+    fn load(&mut self, reader: &mut Reader<'_>, format: u32, geometry: &Geometry) -> Result<bool, CutShort> {
+        let Some((volume, entries)) = record::decode(reader, format, geometry)? else { return Ok(false) };
+        for (address, entry) in entries {
+            self.apply(volume, address, entry, &mut Uncounted);
+        }
+        Ok(true)
+    }
+}
+
+/// While a map is loaded nobody counts: that is done once at the end.
+struct Uncounted;
+
+impl References for Uncounted {
+    fn gained(&mut self, _: Place) {}
+    fn lost(&mut self, _: Place) {}
+}
+
+fn locate(volume: VolumeId, address: BlockAddress) -> (PageKey, usize) {
+    ((volume, address.0 / PAGE_BLOCKS as u64), (address.0 % PAGE_BLOCKS as u64) as usize)
+}
+
+/// Pages that one call goes through at most, so that other tasks of the thread get their turn.
+const PAGES_A_TURN: usize = 256;
+
+const ABSENT: u64 = u64::MAX;
+const HOLE: u64 = u64::MAX - 1;
+const LOST: u64 = u64::MAX - 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::array::Slot as DiskSlot;
+
+    const VOLUME: VolumeId = VolumeId(3);
+
+    /// What the map said of places.
+    #[derive(Default)]
+    struct Told {
+        gained: Vec<Place>,
+        lost: Vec<Place>,
+    }
+
+    impl References for Told {
+        fn gained(&mut self, place: Place) {
+            self.gained.push(place);
+        }
+        fn lost(&mut self, place: Place) {
+            self.lost.push(place);
+        }
+    }
+
+    fn place(row: u32) -> Place {
+        Place::of_row(SegmentIndex(1), DiskSlot(0), row)
+    }
+
+    fn entry(sequence: u64, row: u32) -> MapEntry {
+        let value = MapValue::Data { place: place(row), checksum: Crc32(row) };
+        MapEntry { version: Version { epoch: 1, sequence }, value }
+    }
+
+    fn version(sequence: u64) -> Version {
+        Version { epoch: 1, sequence }
+    }
+
+    /// Blocks 0 to `count` with versions and rows like their addresses.
+    fn filled(count: u64, step: u64) -> MemoryMap {
+        let mut map = MemoryMap::default();
+        (0..count).for_each(|n| {
+            map.apply(VOLUME, BlockAddress(n * step), entry(n, n as u32), &mut Uncounted);
+        });
+        map
+    }
+
+    fn hole(map: &mut MemoryMap, address: u64, count: u64, sequence: u64) -> Told {
+        let mut told = Told::default();
+        let rest = map.apply_hole(VOLUME, BlockAddress(address), count, version(sequence), &mut told);
+        assert_eq!(rest, None);
+        told
+    }
+
+    #[test]
+    fn the_newest_version_wins_in_any_order() {
+        let (mut map, mut told) = (MemoryMap::default(), Told::default());
+        let address = BlockAddress(100);
+        map.apply(VOLUME, address, entry(5, 50), &mut told);
+        map.apply(VOLUME, address, entry(4, 40), &mut told);
+        assert_eq!(map.get(VOLUME, address), Some(entry(5, 50)));
+        map.apply(VOLUME, address, entry(6, 60), &mut told);
+        assert_eq!((told.gained, told.lost), (vec![place(50), place(60)], vec![place(50)]));
+        assert_eq!(map.mapped_blocks(VOLUME), 1);
+    }
+
+    #[test]
+    fn a_move_takes_effect_only_on_the_version_it_moved() {
+        let (mut map, mut told) = (MemoryMap::default(), Told::default());
+        let address = BlockAddress(7);
+        map.apply(VOLUME, address, entry(5, 50), &mut told);
+        map.apply_move(VOLUME, address, entry(5, 51), &mut told);
+        assert_eq!(map.get(VOLUME, address), Some(entry(5, 51)));
+        assert_eq!(hole(&mut map, 7, 1, 6).lost, vec![place(51)]);
+        map.apply_move(VOLUME, address, entry(5, 52), &mut told);
+        assert_eq!((told.gained, told.lost), (vec![place(50), place(51)], vec![place(50)]));
+        assert_eq!(map.get(VOLUME, address).unwrap().value, MapValue::Hole);
+        assert_eq!(map.mapped_blocks(VOLUME), 0);
+    }
+
+    #[test]
+    fn holes_spare_newer_versions_and_their_neighbours() {
+        let mut map = filled(200, 1);
+        assert_eq!(hole(&mut map, 10, 150, 99).lost.len(), 90);
+        assert_eq!(map.mapped_blocks(VOLUME), 110);
+        assert_eq!(map.get(VOLUME, BlockAddress(9)), Some(entry(9, 9)));
+        assert_eq!(map.get(VOLUME, BlockAddress(100)), Some(entry(100, 100)));
+    }
+
+    #[test]
+    fn a_dropped_volume_releases_its_places_only() {
+        let (mut map, mut told) = (filled(70, 1), Told::default());
+        map.apply(VolumeId(4), BlockAddress(0), entry(1, 99), &mut Uncounted);
+        assert!(!map.drop_volume(VOLUME, &mut told));
+        assert_eq!((told.lost.len(), map.total_mapped_blocks(), map.entry_count), (70, 1, 1));
+    }
+
+    #[test]
+    fn what_is_large_goes_in_turns_of_bounded_length() {
+        let (mut map, mut told, mut turns) = (filled(1000, 64), Told::default(), 1);
+        let mut rest = Some((BlockAddress(5), 64_000));
+        while let Some((address, count)) = rest {
+            rest = map.apply_hole(VOLUME, address, count, version(1000), &mut told);
+            assert!(told.lost.len() <= turns * PAGES_A_TURN);
+            turns += 1;
+        }
+        assert_eq!((told.lost.len(), map.mapped_blocks(VOLUME), map.entry_count), (999, 1, 1000));
+        let (mut map, mut told, mut turns) = (filled(1000, 64), Told::default(), 1);
+        while map.drop_volume(VOLUME, &mut told) {
+            assert_eq!(told.lost.len(), turns * PAGES_A_TURN);
+            turns += 1;
+        }
+        assert_eq!((told.lost.len(), map.total_mapped_blocks(), map.pages.len()), (1000, 0, 0));
+    }
+
+    #[test]
+    fn only_old_holes_are_forgotten_and_the_rest_is_saved() {
+        let mut map = filled(3, 1);
+        hole(&mut map, 0, 1, 7);
+        hole(&mut map, 1, 1, 8);
+        let mut bytes = Vec::new();
+        let next = map.save(SavePosition::START, |_| version(7), &mut bytes).unwrap();
+        assert_eq!((map.get(VOLUME, BlockAddress(0)), map.entry_count), (None, 2));
+        assert_eq!(map.get(VOLUME, BlockAddress(1)).unwrap().value, MapValue::Hole);
+        assert_eq!(map.get(VOLUME, BlockAddress(2)), Some(entry(2, 2)));
+        assert_eq!(bytes.len() as u64, map.saved_bytes());
+        assert_eq!(map.save(next, |_| version(7), &mut bytes), None);
+        hole(&mut map, 2, 1, 9);
+        bytes.clear();
+        assert_eq!(map.save(SavePosition::START, |_| version(9), &mut bytes), Some(next));
+        assert_eq!((bytes.len(), map.pages.len(), map.entry_count), (0, 0, 0));
+    }
+}

@@ -1,0 +1,180 @@
+//! The map: (volume, address) to the newest settled version of the block.
+//!
+//! An entry gives way only to a newer version, or to the same version at a new place (in log order),
+//! so statements of the log may be applied again. A hole is an entry too, and keeps older versions from
+//! coming back, until replay begins behind it.
+//!
+//! [`Map`] is all that the store uses of it, and is made so that a map of bounded memory, with its
+//! entries in the same segments, can take the place of the one that is in memory ([`MemoryMap`]):
+//! - Lookups are futures, as they may have to read. They borrow nothing, and what they find holds at
+//!   the moment they complete: who needs a place to stay pins its segment before waiting again.
+//! - Changes never wait and need not read what they replace. The new place counts at once; the one that
+//!   is not referenced any more may be reported by a later call, never earlier than is true. So live
+//!   blocks may be counted too high for a while, which only delays cleaning.
+//! - A checkpoint takes the map's own records in pieces, and gives them back to it when it is loaded.
+
+mod memory;
+pub(super) mod record;
+
+use std::future::Future;
+
+use crate::array::{Geometry, Place, SegmentIndex};
+use crate::base::checksum::Crc32;
+use crate::base::codec::{CutShort, Reader};
+use crate::base::units::{BlockAddress, Version, VolumeId};
+
+use super::interface::StoreError;
+pub use memory::MemoryMap;
+
+/// The map that the store is built with.
+pub(super) type StoreMap = MemoryMap;
+
+/// What the map knows of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapEntry {
+    /// Version of the newest settled write.
+    pub version: Version,
+    /// What it wrote.
+    pub value: MapValue,
+}
+
+/// What a version of a block is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapValue {
+    /// Zeros that take no space.
+    Hole,
+    /// Data that nothing can give back: reading it is a medium error.
+    Lost,
+    /// Data in the log, stored plain and bound to its own identity. Records of the map have room for
+    /// other encodings and origins ([`record`]); this release writes none and reads none.
+    Data {
+        /// Where.
+        place: Place,
+        /// Checksum bound to the block's identity.
+        checksum: Crc32,
+    },
+}
+
+impl MapValue {
+    /// Whether the block counts as allocated.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        !matches!(self, Self::Hole)
+    }
+
+    fn place(&self) -> Option<Place> {
+        match self {
+            Self::Data { place, .. } => Some(*place),
+            Self::Hole | Self::Lost => None,
+        }
+    }
+}
+
+/// Who is told of places: counts of live blocks follow them.
+pub trait References {
+    /// The map refers to this place from now on.
+    fn gained(&mut self, place: Place);
+    /// The map does not refer to this place any more.
+    fn lost(&mut self, place: Place);
+}
+
+/// Where saving the map goes on, after pieces that were saved before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavePosition(VolumeId, u64);
+
+impl SavePosition {
+    /// The beginning.
+    pub const START: Self = Self(VolumeId(0), 0);
+}
+
+/// What the store needs of its map.
+pub trait Map: Default {
+    /// Calls `found` for each of `count` blocks, in order, with the newest settled version; none where
+    /// nothing was ever written.
+    fn look_up<F: FnMut(BlockAddress, Option<MapEntry>)>(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+        found: F,
+    ) -> impl Future<Output = Result<(), StoreError>> + use<Self, F>;
+
+    /// Whether a block is allocated, and how many blocks from it on, at least one, are alike; it need not
+    /// look further than it likes.
+    fn run_from(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+    ) -> impl Future<Output = Result<(u64, bool), StoreError>> + use<Self>;
+
+    /// Whether a write of the block certainly takes no more space than the block has; asked before each
+    /// write, so never a reason to read.
+    fn has_space(&self, volume: VolumeId, address: BlockAddress) -> bool;
+
+    /// Applies a statement of the log about one block: it takes effect unless a newer version is there.
+    fn apply(
+        &mut self,
+        volume: VolumeId,
+        address: BlockAddress,
+        entry: MapEntry,
+        references: &mut impl References,
+    );
+
+    /// Applies a move of the cleaner: it takes effect when the block still has that very version.
+    fn apply_move(
+        &mut self,
+        volume: VolumeId,
+        address: BlockAddress,
+        entry: MapEntry,
+        references: &mut impl References,
+    );
+
+    /// Turns `count` blocks into holes of `version`, where an older version exists. Works for a bounded
+    /// time and returns what is left to be done: first block and count.
+    fn apply_hole(
+        &mut self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+        version: Version,
+        references: &mut impl References,
+    ) -> Option<(BlockAddress, u64)>;
+
+    /// Forgets blocks of a volume, for a bounded time. Returns whether there are more.
+    fn drop_volume(&mut self, volume: VolumeId, references: &mut impl References) -> bool;
+
+    /// Allocated blocks of a volume.
+    fn mapped_blocks(&self, volume: VolumeId) -> u64;
+
+    /// Allocated blocks of all volumes.
+    fn total_mapped_blocks(&self) -> u64;
+
+    /// Every block whose data lies in a segment: for cleaning when the segment's own headers are lost.
+    fn entries_in(
+        &self,
+        segment: SegmentIndex,
+    ) -> impl Future<Output = Result<Vec<(VolumeId, BlockAddress, MapEntry)>, StoreError>> + use<Self>;
+
+    /// Every place that the map refers to, each once.
+    fn places(&self) -> impl Iterator<Item = Place>;
+
+    /// Appends the next piece of what a checkpoint has to keep of the map, whole records of bounded
+    /// length, and returns where to go on; none at the end. Holes up to the version that `passed` gives for
+    /// their volume may be forgotten: nothing older can come back any more.
+    fn save(
+        &mut self,
+        from: SavePosition,
+        passed: impl Fn(VolumeId) -> Version,
+        bytes: &mut Vec<u8>,
+    ) -> Option<SavePosition>;
+
+    /// How many bytes all pieces take together, at most.
+    fn saved_bytes(&self) -> u64;
+
+    /// Takes a record that [`Self::save`] wrote; `format` is the version of the stream it stands in. Whether
+    /// it makes sense in a pool of this geometry.
+    ///
+    /// # Errors
+    /// [`CutShort`] when more has to be read first; nothing has changed then.
+    fn load(&mut self, reader: &mut Reader<'_>, format: u32, geometry: &Geometry) -> Result<bool, CutShort>;
+}
