@@ -1,7 +1,8 @@
 //! Seeded bugs, for proof that the simulator finds such bugs.
 //!
 //! The code asks [`is`] where a known mistake would be made. Outside the crate's own unit tests the
-//! answer is the constant `false`, so nothing of this is in a product. A mutant is switched on for one thread, as one simulated world runs on one.
+//! answer is the constant `false`, so nothing of this is in a product. A mutant is switched on for one thread, as one
+//! simulated world runs on one.
 
 /// A mistake that a store like this one could make. Each is found by a seed: see docs/simulator.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +32,7 @@ pub enum Mutant {
     TailNotFlushed,
     HoleForgottenAtReplay,
     DropForgottenAtReplay,
+    DiscardedBatchCounts,
     NextSegmentNotNamed,
     HeaderWithoutKey,
     SealOmitted,
@@ -47,7 +49,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every mutant.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::AcknowledgeBeforeFlush,
         Self::FlushOneDisk,
         Self::AcknowledgeBeforeExclusion,
@@ -72,6 +74,7 @@ impl Mutant {
         Self::TailNotFlushed,
         Self::HoleForgottenAtReplay,
         Self::DropForgottenAtReplay,
+        Self::DiscardedBatchCounts,
         Self::NextSegmentNotNamed,
         Self::HeaderWithoutKey,
         Self::SealOmitted,

@@ -26,7 +26,11 @@ impl Store {
             }
             *live.entry(place.segment()).or_default() += 1;
         }
+        let last_number = self.shared().log.borrow().position().last_number;
         for (index, segment) in contents.segments.iter() {
+            if segment.last_batch > last_number {
+                return Err(format!("{index:?} holds batch {} of {last_number}", segment.last_batch));
+            }
             let referenced = live.get(&index).copied().unwrap_or(0);
             if segment.live_blocks != referenced {
                 return Err(format!("{index:?} counts {} blocks, has {referenced}", segment.live_blocks));

@@ -79,16 +79,22 @@ fn next_task(shared: &Shared) -> Option<Task> {
     let contents = shared.contents.borrow();
     let total = contents.segments.count();
     let free = contents.segments.free_count();
-    let low = keep_free + CLEANER_SEGMENTS + total / 32;
+    let low = keep_free + CLEANER_SEGMENTS + total / 64;
     if free >= low {
         return None;
     }
     let durable = shared.log.borrow().durable;
-    let empty = |segment: &Segment| segment.state == SegmentState::Sealed && segment.live_blocks == 0;
+    // What a checkpoint now would free.
+    let empty = |segment: &Segment| {
+        segment.state == SegmentState::Sealed
+            && segment.live_blocks == 0
+            && segment.last_batch <= durable
+            && segment.readers == 0
+    };
     let releasable = contents.segments.iter().filter(|(_, segment)| empty(segment)).count();
     // A checkpoint gives back what is empty and costs the whole map: it has to be worth it, or nothing
     // else is left to do. (tests/store_sim_amplification.rs shows what these shares cost.)
-    let worthwhile = (total / 64).max(2 * shared_checkpoint_segments(keep_free));
+    let worthwhile = (total / 32).max(2 * shared_checkpoint_segments(keep_free));
     if releasable >= worthwhile || (releasable > 0 && free <= keep_free) {
         return Some(Task::Checkpoint);
     }

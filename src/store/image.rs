@@ -144,6 +144,28 @@ impl SegmentImage {
     }
 }
 
+/// The readable header at the top of a segment, if there is one.
+pub(super) async fn first_header(
+    array: &Array,
+    segment: SegmentIndex,
+) -> Result<Option<BatchHeader>, ArrayError> {
+    let geometry = array.geometry();
+    let top = |slot, count| async move { array.read_rows(segment, slot, 0, count).await.ok() };
+    for slot in geometry.all_slots().iter() {
+        let Some(first) = top(slot, 1).await else { continue };
+        let Some(blocks) = BatchHeader::peek_blocks(&first) else { continue };
+        let Some(whole) = top(slot, (blocks as u32).min(geometry.rows)).await else { continue };
+        let found = BatchHeader::decode(&whole).ok().map(|(header, _)| header);
+        let own = |header: &BatchHeader| {
+            (header.pool, header.key) == (array.pool(), array.log_key()) && header.place.segment == segment
+        };
+        if let Some(header) = found.filter(own) {
+            return Ok(Some(header));
+        }
+    }
+    if array.is_offline() { Err(ArrayError::Offline) } else { Ok(None) }
+}
+
 /// Reads a header through `rows`: its first block says how many blocks it takes.
 fn decode(row: u32, rows: impl Fn(u32, u32) -> Option<Bytes>) -> Option<(BatchHeader, Crc32)> {
     let first = rows(row, 1)?;

@@ -202,7 +202,12 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.shared.contents.borrow_mut().segments.get_mut(self.place.segment()).readers -= 1;
+        let mut contents = self.shared.contents.borrow_mut();
+        let info = contents.segments.get_mut(self.place.segment());
+        info.readers -= 1;
+        if info.readers == 0 && info.live_blocks == 0 {
+            self.shared.progress.notify(); // a checkpoint can free it now
+        }
     }
 }
 

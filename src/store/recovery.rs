@@ -131,6 +131,11 @@ fn finish(contents: &mut Contents, position: &LogPosition) -> Result<(), Recover
             contents.segments.get_mut(segment.segment).state = SegmentState::Open;
         }
     }
+    // What was discarded does not count: else a segment that it filled would look as if the log had
+    // still to get there, and never come free in a pool whose log waits for room.
+    if !mutant::is(Mutant::DiscardedBatchCounts) {
+        contents.segments.end_at(position.last_number);
+    }
     match contents.segments.recount(contents.map.places()) {
         None => Ok(()),
         Some(_) => Err(RecoveryError::Inconsistent),
@@ -204,7 +209,7 @@ impl<'a> Walk<'a> {
             self.headers.push(header);
             self.positions.push(position);
         }
-        self.look_beyond().await?;
+        self.look_beyond(segments).await?;
         let last = self.position().last_number;
         if joints.peek().is_some() || self.proven > last {
             return Err(RecoveryError::AcknowledgedBatchLost { number: last + 1 });
@@ -243,11 +248,19 @@ impl<'a> Walk<'a> {
 
     /// Looks behind the end of the chain for proof that more had been acknowledged, or that the log
     /// went on in an incarnation that the superblock does not know: in the segments that the heads name
-    /// there, and in those that headers found behind the end name in turn.
-    async fn look_beyond(&mut self) -> Result<(), RecoveryError> {
+    /// there, and in those that headers found behind the end name in turn. The batch that is missing may
+    /// alone have named the segment that it filled up to the end of: where a head has no next one, every
+    /// segment that was free may be it.
+    async fn look_beyond(&mut self, segments: &SegmentTable) -> Result<(), RecoveryError> {
         let position = self.position();
         let mut named: Vec<SegmentUse> =
             position.heads.iter().flat_map(|head| [head.current, head.next]).flatten().collect();
+        if position.heads.iter().any(|head| head.next.is_none()) {
+            for (segment, _) in segments.iter().filter(|(_, info)| info.state == SegmentState::Free) {
+                let first = super::image::first_header(self.array, segment).await.map_err(offline)?;
+                named.extend(first.map(|header| header.place));
+            }
+        }
         let mut looked_at = 0;
         while let Some(segment_use) = named.get(looked_at).copied() {
             looked_at += 1;

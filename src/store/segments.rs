@@ -92,6 +92,13 @@ impl SegmentTable {
         None
     }
 
+    /// No segment holds a batch behind this one.
+    pub fn end_at(&mut self, last_number: u64) {
+        for segment in &mut self.segments {
+            segment.last_batch = segment.last_batch.min(last_number);
+        }
+    }
+
     fn find_free(&mut self) {
         let free = |(_, segment): &(u32, &Segment)| segment.state == SegmentState::Free;
         self.free = (0u32..).zip(&self.segments).filter(free).map(|(index, _)| SegmentIndex(index)).collect();

@@ -290,6 +290,7 @@ impl PoolUnderTest {
             report.discarded_batches += recovery.discarded_batches;
             report.stale_disks_refused += found.unused.len() as u64;
         });
+        store.audit().map_err(|problem| Refusal::Oracle(format!("opened, audit: {problem}")))?;
         self.find_volumes(&store, life).await?;
         Ok(store)
     }

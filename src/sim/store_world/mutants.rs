@@ -82,6 +82,7 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::ReconstructWithoutOneMember
         | Mutant::MoveUnverified
         | Mutant::CleanForWorkingDisks
+        | Mutant::DiscardedBatchCounts
         | Mutant::AcknowledgeBeforeExclusion => Theme::OneFault,
         _ => Theme::NoFault,
     }
