@@ -60,6 +60,9 @@ pub struct PoolConfig {
     /// How full the pool is when hosts are warned, in percent of its capacity.
     #[serde(default = "default_soft_threshold_percent")]
     pub soft_threshold_percent: Bounded<1, 99>,
+    /// Tells the disks which segments are free.
+    #[serde(default)]
+    pub discard: bool,
 }
 
 /// How disk I/O is done.
@@ -378,6 +381,7 @@ mod tests {
         assert_eq!(shown.pool.spin_us, smallest.pool.spin_us);
         assert_eq!(shown.pool.soft_threshold_percent, smallest.pool.soft_threshold_percent);
         assert_eq!(shown.pool.engine, smallest.pool.engine);
+        assert_eq!(shown.pool.discard, smallest.pool.discard);
         let text = |config: &Config| {
             format!("{:?}{:?}{:?}{:?}", config.iscsi, config.management, config.console, config.events)
         };

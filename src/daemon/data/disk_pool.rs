@@ -15,6 +15,7 @@ use crate::base::buffer::BufferPool;
 use crate::base::event::{Event, EventSink, Severity};
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
+use crate::daemon::config::PoolConfig;
 use crate::daemon::engine::{DiskReport, DiskState as ReportedState, PoolReport};
 use crate::daemon::event_log::EventReporter;
 use crate::disk::open::OpenRefusal;
@@ -35,11 +36,12 @@ impl DiskPool {
     pub async fn open(
         engine: &Engine,
         kick: &Kick,
-        paths: &[PathBuf],
+        config: &PoolConfig,
         runtime: RuntimeHandle,
         buffers: BufferPool,
         events: &EventReporter,
     ) -> Result<Self, String> {
+        let paths = &config.disks;
         let mut disks: Vec<Rc<dyn Disk>> = Vec::new();
         for path in paths {
             match crate::disk::open(engine, path, &OpenOptions::default()) {
@@ -59,7 +61,7 @@ impl DiskPool {
         for (path, reason) in found.unused {
             events.warning("disk-unused", format!("disk {path} is not used: {reason}"), &[]);
         }
-        let options = StoreOptions::default();
+        let options = StoreOptions { discard: config.discard, ..StoreOptions::default() };
         let (store, report) = Store::open(array, runtime, options, sink)
             .await
             .map_err(|error| format!("the pool cannot be opened: {error}"))?;

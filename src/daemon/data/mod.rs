@@ -122,8 +122,7 @@ async fn open_disks(setup: &Setup, world: &World) -> Result<(DiskPool, &'static 
         }
     });
     let (runtime, buffers) = (world.runtime.clone(), world.buffers.clone());
-    let paths = &setup.config.pool.disks;
-    let pool = DiskPool::open(&engine, &kick, paths, runtime, buffers, &setup.events).await;
+    let pool = DiskPool::open(&engine, &kick, &setup.config.pool, runtime, buffers, &setup.events).await;
     Ok((pool.map_err(StartError)?, name))
 }
 
