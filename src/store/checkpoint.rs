@@ -103,7 +103,7 @@ async fn write_contents(
             key = (found.0, found.1 + 1);
             // Holes that the checkpoint before had: replay reaches no older version of these blocks.
             let passed = contents.volumes.get(&found.0).map_or_else(Version::default, |volume| volume.passed);
-            contents.map.forget_holes(found, passed);
+            contents.map.forget_holes(found, shared.forgettable_through(found.0, passed));
             if let Some((_, page)) = contents.map.page_from(found).filter(|(kept, _)| *kept == found) {
                 encode_page(&mut page_bytes, found, page);
             }
