@@ -11,7 +11,7 @@ pub const BLOCK_SIZE: usize = 4096;
 pub struct VolumeId(pub u32);
 
 /// Address of a 4 KiB block inside a volume: byte offset divided by [`BLOCK_SIZE`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct BlockAddress(pub u64);
 
 impl BlockAddress {
@@ -29,6 +29,22 @@ pub struct Version {
     pub epoch: u32,
     /// Sequence number that the volume's primary gave to the write.
     pub sequence: u64,
+}
+
+impl Version {
+    /// Whether a replica that has everything through `point` has this. Sequence numbers grow along a
+    /// volume's whole history, so a version of an older epoch with a greater number than the point's is
+    /// *not* covered: it was given away beside the history, though it compares as less.
+    #[must_use]
+    pub fn is_covered_by(self, point: Self) -> bool {
+        self.epoch <= point.epoch && self.sequence <= point.sequence
+    }
+
+    /// The newest point that both cover.
+    #[must_use]
+    pub fn common_with(self, other: Self) -> Self {
+        Self { epoch: self.epoch.min(other.epoch), sequence: self.sequence.min(other.sequence) }
+    }
 }
 
 /// What a block's checksum is bound to: the volume, address and version of its first writing.

@@ -17,7 +17,7 @@ use crate::base::buffer::{AlignedBuf, is_block_aligned};
 use crate::base::checksum::Crc32;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
-use crate::store::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
+use crate::store::interface::{BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, StoreError};
 
 /// A store in memory. Every volume exists in it from the start, empty, until it is removed.
 pub struct MemoryStore {
@@ -36,6 +36,7 @@ impl MemoryStore {
                 zeros: AlignedBuf::zeroed(BLOCK_SIZE).freeze(),
                 log: RefCell::default(),
                 blocks: RefCell::default(),
+                versions: RefCell::default(),
                 latest: RefCell::default(),
                 removed: RefCell::default(),
                 unreadable: RefCell::default(),
@@ -66,6 +67,7 @@ impl MemoryStore {
     pub fn remove(&self, volume: VolumeId) {
         self.shared.removed.borrow_mut().insert(volume);
         self.shared.blocks.borrow_mut().retain(|(owner, _), _| *owner != volume);
+        self.shared.versions.borrow_mut().retain(|(owner, _), _| *owner != volume);
     }
 
     /// Blocks that hold data, in all volumes.
@@ -95,7 +97,7 @@ impl BlockStore for MemoryStore {
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
         self.shared.admit(volume, version, &writes)?;
-        let settled = self.shared.clone().log_append(volume, writes);
+        let settled = self.shared.clone().log_append(volume, version, writes);
         let shared = self.shared.clone();
         Ok(async move {
             // The sender is dropped only with the whole world.
@@ -136,10 +138,31 @@ impl BlockStore for MemoryStore {
     }
 
     async fn flush(&self) -> Result<(), StoreError> {
-        let last = self.shared.clone().log_append(VolumeId(0), Vec::new());
+        let last = self.shared.clone().log_append(VolumeId(0), Version::default(), Vec::new());
         // As in `append`.
         let _ = last.await;
         if self.shared.is_offline.get() { Err(StoreError::Offline) } else { Ok(()) }
+    }
+}
+
+impl ChangeLog for MemoryStore {
+    async fn changed_since(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        self.shared.check(volume)?;
+        let versions = self.shared.versions.borrow();
+        let mut changes = Changes::default();
+        let all = versions.range((volume, from)..=(volume, BlockAddress(u64::MAX)));
+        for ((_, address), (version, is_mapped)) in all.filter(|(_, (v, _))| !v.is_covered_by(since)) {
+            if !changes.push(*address, *version, *is_mapped, limit) {
+                break;
+            }
+        }
+        Ok(changes)
     }
 }
 
@@ -151,6 +174,8 @@ struct Shared {
     log: RefCell<VecDeque<Entry>>,
     /// Settled blocks that hold data.
     blocks: RefCell<BTreeMap<(VolumeId, BlockAddress), Bytes>>,
+    /// Settled blocks that were ever written, with whether they hold data now.
+    versions: RefCell<BTreeMap<(VolumeId, BlockAddress), (Version, bool)>>,
     latest: RefCell<BTreeMap<VolumeId, Version>>,
     removed: RefCell<BTreeSet<VolumeId>>,
     unreadable: RefCell<BTreeSet<(VolumeId, BlockAddress)>>,
@@ -162,6 +187,7 @@ struct Shared {
 
 struct Entry {
     volume: VolumeId,
+    version: Version,
     writes: Vec<BlockWrite>,
     is_durable: Rc<Cell<bool>>,
     settled: oneshot::Sender<()>,
@@ -185,7 +211,7 @@ impl Shared {
     /// Checks an append for what its caller owes and for what the store can take.
     fn admit(&self, volume: VolumeId, version: Version, writes: &[BlockWrite]) -> Result<(), StoreError> {
         let previous = self.latest.borrow_mut().insert(volume, version);
-        assert!(previous < Some(version), "version {version:?} appended after {previous:?}");
+        assert!(previous <= Some(version), "version {version:?} appended after {previous:?}");
         assert!(!writes.is_empty(), "an append without changes");
         self.append_count.set(self.append_count.get() + 1);
         let mut end = 0;
@@ -212,10 +238,15 @@ impl Shared {
     }
 
     /// Puts an append into the log; it becomes durable after a delay whether anyone waits or not.
-    fn log_append(self: Rc<Self>, volume: VolumeId, writes: Vec<BlockWrite>) -> oneshot::Receiver<()> {
+    fn log_append(
+        self: Rc<Self>,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> oneshot::Receiver<()> {
         let is_durable = Rc::new(Cell::new(self.longest_delay.is_zero()));
         let (settled, receiver) = oneshot::channel();
-        let entry = Entry { volume, writes, is_durable: is_durable.clone(), settled };
+        let entry = Entry { volume, version, writes, is_durable: is_durable.clone(), settled };
         self.log.borrow_mut().push_back(entry);
         if is_durable.get() {
             self.settle();
@@ -237,7 +268,7 @@ impl Shared {
             let Some(entry) = log.pop_front() else { return };
             if !self.is_offline.get() {
                 for write in entry.writes {
-                    self.apply(entry.volume, write);
+                    self.apply(entry.volume, entry.version, write);
                 }
             }
             // Nobody may be waiting any more.
@@ -245,21 +276,27 @@ impl Shared {
         }
     }
 
-    fn apply(&self, volume: VolumeId, write: BlockWrite) {
-        let mut blocks = self.blocks.borrow_mut();
+    /// As the real store does: a block's newest version wins, and of equal ones the later append.
+    fn apply(&self, volume: VolumeId, version: Version, write: BlockWrite) {
+        let (mut blocks, mut versions) = (self.blocks.borrow_mut(), self.versions.borrow_mut());
         match write {
             BlockWrite::Data { address, data, .. } => {
+                let place = (volume, address);
+                if versions.get(&place).is_some_and(|(newest, _)| *newest > version) {
+                    return;
+                }
                 // A copy, so that a buffer reused too early shows.
                 let kept = AlignedBuf::copy_of(&data).freeze();
-                self.unreadable.borrow_mut().remove(&(volume, address));
-                blocks.insert((volume, address), kept);
+                self.unreadable.borrow_mut().remove(&place);
+                blocks.insert(place, kept);
+                versions.insert(place, (version, true));
             }
             BlockWrite::Hole { address, count } => {
                 let range = (volume, address)..(volume, address.offset(count));
-                self.unreadable.borrow_mut().retain(|place| !range.contains(place));
-                let mapped: Vec<_> = blocks.range(range).map(|(place, _)| *place).collect();
-                for place in mapped {
-                    blocks.remove(&place);
+                for (place, known) in versions.range_mut(range).filter(|(_, known)| known.0 <= version) {
+                    *known = (version, false);
+                    blocks.remove(place);
+                    self.unreadable.borrow_mut().remove(place);
                 }
             }
         }

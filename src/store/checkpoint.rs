@@ -100,10 +100,12 @@ async fn write_contents(
         {
             let mut contents = shared.contents.borrow_mut();
             let Contents { map, volumes, .. } = &mut *contents;
-            // What the checkpoint before had: replay reaches no older version of these blocks.
-            let passed =
-                |id: VolumeId| volumes.get(&id).map_or_else(Version::default, |volume| volume.passed);
-            next = map.save(from, passed, &mut piece);
+            let may_forget = |id: VolumeId, hole: Version| {
+                // What the checkpoint before had: replay reaches no older version of these blocks.
+                let passed = volumes.get(&id).map_or_else(Version::default, |volume| volume.passed);
+                hole <= passed && shared.may_forget_hole(id, hole)
+            };
+            next = map.save(from, may_forget, &mut piece);
         }
         writer.put(&piece).await?;
     }

@@ -15,7 +15,7 @@ use super::shared::Contents;
 use super::snapshot_codec::{Decoder, encode_end, encode_table};
 use crate::array::{Geometry, Place};
 use crate::base::checksum::Crc32;
-use crate::base::units::{BLOCK_SIZE, Version};
+use crate::base::units::BLOCK_SIZE;
 
 /// A superblock and the root in it. The first byte chooses whether its checksum is put right, and
 /// whether the rest is the root alone.
@@ -135,7 +135,7 @@ fn encode(contents: &mut Contents) -> Vec<u8> {
     let table_bytes = bytes.len();
     let mut next = Some(SavePosition::START);
     while let Some(from) = next {
-        next = contents.map.save(from, |_| Version::default(), &mut bytes);
+        next = contents.map.save(from, |_, _| false, &mut bytes);
     }
     assert!((bytes.len() - table_bytes) as u64 <= contents.map.saved_bytes());
     encode_end(&mut bytes);

@@ -15,7 +15,8 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 /// A store of versioned 4 KiB blocks.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
 pub trait BlockStore {
-    /// Appends `writes` under `version`. The position in the log is taken when this is called, not
+    /// Appends `writes` under `version`, which is not older than what was appended to the volume before;
+    /// equal to it only in a copy of what that version left in these blocks. The position in the log is taken when this is called, not
     /// when the future is first polled; a dropped future does not take the append back.
     ///
     /// # Errors
@@ -54,6 +55,74 @@ pub trait BlockStore {
     ) -> Result<Vec<BlockRun>, StoreError>;
     /// Waits until every append that was called before this is on stable media.
     async fn flush(&self) -> Result<(), StoreError>;
+}
+
+/// A store that tells what has changed since a version: what a replica that was away is brought up to
+/// date from.
+#[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
+pub trait ChangeLog {
+    /// Runs of blocks, in address order from `from` on, whose newest settled version `since` does not
+    /// cover ([`Version::is_covered_by`]); at most `limit` of them. Holes are among them as long as the
+    /// store remembers them. Looks at a bounded part of the volume at a time.
+    ///
+    /// # Errors
+    /// When the store is offline or has no such volume.
+    async fn changed_since(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Result<Changes, StoreError>;
+}
+
+/// A part of what has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// The changed blocks, ascending.
+    pub runs: Vec<ChangedRun>,
+    /// Where to go on; `None` when there is nothing behind the runs.
+    pub next: Option<BlockAddress>,
+}
+
+/// Consecutive blocks of one version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangedRun {
+    /// First block.
+    pub address: BlockAddress,
+    /// Number of blocks, at least one.
+    pub count: u64,
+    /// Their version.
+    pub version: Version,
+    /// Whether they hold data; else they are holes.
+    pub is_mapped: bool,
+}
+
+impl ChangedRun {
+    /// The block behind the last one.
+    #[must_use]
+    pub fn end(&self) -> BlockAddress {
+        self.address.offset(self.count)
+    }
+}
+
+impl Changes {
+    /// Adds a block, to the last run where it continues it. False when that would be more runs than
+    /// `limit`; then this is where to go on.
+    pub fn push(&mut self, address: BlockAddress, version: Version, is_mapped: bool, limit: usize) -> bool {
+        if let Some(last) = self.runs.last_mut()
+            && (last.end(), last.version, last.is_mapped) == (address, version, is_mapped)
+        {
+            last.count += 1;
+            return true;
+        }
+        if self.runs.len() >= limit {
+            self.next = Some(address);
+            return false;
+        }
+        self.runs.push(ChangedRun { address, count: 1, version, is_mapped });
+        true
+    }
 }
 
 /// One change of an append.

@@ -15,6 +15,7 @@ pub mod root;
 pub mod segments;
 
 mod audit;
+mod changes;
 mod checkpoint;
 mod cleaner;
 mod image;

@@ -88,6 +88,7 @@ impl Store {
             stalled: Cell::new(false),
             reported_stuck: Cell::new(false),
             checkpointing: Default::default(),
+            hole_floors: Default::default(),
             statistics: Statistics::default(),
         });
         if must_checkpoint {

@@ -30,6 +30,10 @@ pub struct StoreOptions {
     pub checkpoint_log_bytes: u64,
     /// Tell the disks which segments are free.
     pub discard: bool,
+    /// Through which version the holes of a volume may be forgotten of which nobody has told
+    /// ([`super::Store::keep_holes_after`]). The greatest where nobody resyncs from here, the least where a
+    /// peer may.
+    pub forget_holes_through: Version,
 }
 
 impl Default for StoreOptions {
@@ -39,6 +43,7 @@ impl Default for StoreOptions {
             seal_delay: Duration::from_millis(10),
             checkpoint_log_bytes: 1 << 30,
             discard: false,
+            forget_holes_through: Version { epoch: u32::MAX, sequence: u64::MAX },
         }
     }
 }
@@ -69,6 +74,8 @@ pub(super) struct Shared {
     pub(super) reported_stuck: Cell<bool>,
     // One checkpoint at a time: each frees what only the one before it needed.
     pub(super) checkpointing: futures::lock::Mutex<()>,
+    /// Of volumes of which somebody has told: the version through which holes may be forgotten.
+    pub(super) hole_floors: RefCell<BTreeMap<VolumeId, Version>>,
     pub(super) statistics: Statistics,
 }
 

@@ -16,6 +16,7 @@
 //! [`DeviceError::Gone`]: device::DeviceError::Gone
 
 mod blocks;
+mod copying;
 pub mod device;
 mod gate;
 mod operations;
@@ -27,6 +28,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
+pub use self::copying::HeldBlocks;
 pub use self::gate::Freeze;
 pub use self::resize::{ResizeError, Shrinking};
 
@@ -64,7 +66,7 @@ impl<S: BlockStore + 'static> Volume<S> {
             shared: Rc::new(Shared {
                 id,
                 logical_block_bytes,
-                epoch,
+                epoch: Cell::new(epoch),
                 services,
                 size_bytes: Cell::new(size_bytes),
                 stale_end_block: Cell::new(size_bytes / BLOCK_BYTES),
@@ -92,7 +94,10 @@ impl<S: BlockStore + 'static> Volume<S> {
     /// The version of the latest append, durable or not.
     #[must_use]
     pub fn latest_version(&self) -> Version {
-        Version { epoch: self.shared.epoch, sequence: self.shared.next_sequence.get().saturating_sub(1) }
+        Version {
+            epoch: self.shared.epoch.get(),
+            sequence: self.shared.next_sequence.get().saturating_sub(1),
+        }
     }
 
     /// Lets no operation in any more and waits until none is in flight; then the volume may be
@@ -165,7 +170,7 @@ impl<S> fmt::Debug for VolumeServices<S> {
 struct Shared<S> {
     id: VolumeId,
     logical_block_bytes: u64,
-    epoch: u32,
+    epoch: Cell<u32>,
     services: VolumeServices<S>,
     size_bytes: Cell<u64>,
     /// Blocks from the end of the volume to before this one may still hold what a shrink has cut off.

@@ -204,7 +204,7 @@ impl<S: BlockStore + 'static> Volume<S> {
         guard: impl Sized + 'static,
     ) -> impl Future<Output = Result<(), StoreError>> + 'static {
         let shared = &self.shared;
-        let version = Version { epoch: shared.epoch, sequence: shared.next_sequence.get() };
+        let version = Version { epoch: shared.epoch.get(), sequence: shared.next_sequence.get() };
         shared.next_sequence.set(version.sequence + 1);
         let append = shared.services.store.append(shared.id, version, writes);
         let operation = shared.gate.extend();

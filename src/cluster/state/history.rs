@@ -4,7 +4,14 @@
 //! A version is an epoch and a sequence number. Within an epoch the replicas have the same versions up to
 //! where the next epoch begins; beyond that point whoever wrote them was alone and unacknowledged. A
 //! forced primary is different: it lacks acknowledged versions of *several* epochs, so the first sequence
-//! numbers of epochs do not say which, and each force records what was kept.
+//! numbers of epochs do not say which, and each force records what was kept. So does a take-over by a
+//! replica that lacks what was in flight already when the epoch before began (a restart or an expansion
+//! with writes in flight).
+//!
+//! Sequence numbers grow along the history, over all epochs. So "through (e, n)" is said of both parts: a
+//! version of an older epoch with a number above n is not of the history that this point lies in. A
+//! primary that goes on into a new epoch has such versions in flight: (1, 15), then (2, 16), and a take-over
+//! from a replica at (1, 14) gives up both, though (1, 15) compares as less than (2, 14).
 
 use std::collections::BTreeMap;
 
@@ -12,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::volume::VolumeRecord;
 
-/// The version through which a forced primary had everything.
+/// The version through which a primary had everything: all whose epoch is at most this one's, and whose
+/// sequence number is at most this one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeptThrough {
@@ -27,7 +35,7 @@ pub struct KeptThrough {
 pub enum CommonPoint {
     /// All that it has belongs to the history: it only lacks what is newer.
     Everything,
-    /// It gives up every version after this one.
+    /// It gives up every version whose epoch or whose sequence number is beyond this one's.
     Through(KeptThrough),
     /// It was away for longer than epochs are remembered: it is compared, or copied, as a whole.
     Unknown,
@@ -45,7 +53,8 @@ impl VolumeRecord {
             kept.sequence = kept.sequence.min(start.saturating_sub(1));
         }
         for at_fork in self.forks_after(newest.epoch) {
-            kept = kept.min(*at_fork);
+            kept.epoch = kept.epoch.min(at_fork.epoch);
+            kept.sequence = kept.sequence.min(at_fork.sequence);
         }
         if kept == newest { CommonPoint::Everything } else { CommonPoint::Through(kept) }
     }

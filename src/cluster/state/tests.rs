@@ -500,6 +500,30 @@ fn a_replica_that_was_away_gives_up_what_nobody_else_has() {
 }
 
 #[test]
+fn a_take_over_in_the_middle_of_a_settling_gives_up_what_was_in_flight_before() {
+    let mut machine = Machine::with_nodes(&["a", "b"]);
+    machine.must(create("x", 1 << 30, Redundancy::Mirrored, "a"));
+    machine.must(epoch(1, 0, Transition::Restart, "a", &["a", "b"]));
+    // "a" restarts at (1, 10) with writes that "b", at (1, 8), has not got.
+    machine.must(epoch(1, 1, Transition::Restart, "a", &["a", "b"]));
+    machine.must(Command::BeginEpoch {
+        volume: VolumeId(1),
+        expected_epoch: 2,
+        transition: Transition::TakeOver,
+        primary: "b".parse().unwrap(),
+        in_sync: BTreeSet::from(["b".parse().unwrap()]),
+        first_sequence: 9,
+    });
+    let record = machine.record("x");
+    assert_eq!(record.epoch_starts[&3], 11, "numbers that were given are not given again");
+    let point = |epoch, sequence| record.common_point(KeptThrough { epoch, sequence });
+    assert_eq!(point(1, 10), CommonPoint::Through(KeptThrough { epoch: 1, sequence: 8 }));
+    assert_eq!(point(2, 12), CommonPoint::Through(KeptThrough { epoch: 2, sequence: 8 }));
+    assert_eq!(point(1, 8), CommonPoint::Everything);
+    assert_eq!(point(3, 30), CommonPoint::Everything);
+}
+
+#[test]
 fn watermarks_only_grow_and_belong_to_their_epoch() {
     let mut machine = Machine::with_nodes(&["a"]);
     machine.must(create("x", 1 << 30, Redundancy::Local, "a"));

@@ -54,7 +54,8 @@ pub struct VolumeRecord {
     /// What is known to have been acknowledged, at least.
     #[serde(default)]
     pub watermark: Watermark,
-    /// Epochs that an operator forced, and what was kept then.
+    /// Epochs before which versions of several epochs were given up: that an operator forced, or that a
+    /// take-over began from less than the epoch before it had begun with. And what was kept then.
     #[serde(default)]
     pub forks: BTreeMap<u32, KeptThrough>,
 }
@@ -385,10 +386,7 @@ impl ControlState {
         let first_sequence = previous.max(kept_through.sequence.saturating_add(1));
         let in_sync = BTreeSet::from([primary.clone()]);
         let epoch = record.begin(Transition::Force, primary, in_sync, first_sequence)?;
-        record.forks.insert(epoch, kept_through);
-        if record.forks.len() > MOST_FORKS {
-            record.forks.pop_first();
-        }
+        record.fork(epoch, kept_through);
         Ok(Outcome::EpochBegun { epoch })
     }
 
@@ -470,11 +468,18 @@ impl VolumeRecord {
         first_sequence: u64,
     ) -> Result<u32, Rejection> {
         let previous = self.epoch_starts.values().next_back().copied().unwrap_or(0);
-        if first_sequence < previous {
+        let goes_back = first_sequence < previous;
+        if goes_back && transition != Transition::TakeOver {
             return Err(Rejection::SequenceWentBack { volume: self.name.clone(), first_sequence, previous });
         }
         let epoch = self.epoch.checked_add(1);
         let epoch = epoch.ok_or(Rejection::LimitReached { what: "epochs", limit: u32::MAX as usize })?;
+        if goes_back {
+            // What was in flight when the present epoch began was still so when its primary was deposed.
+            let kept = KeptThrough { epoch: self.epoch, sequence: first_sequence.saturating_sub(1) };
+            self.fork(epoch, kept);
+        }
+        let first_sequence = first_sequence.max(previous);
         self.epoch = epoch;
         self.primary = primary;
         self.in_sync = in_sync;
@@ -484,6 +489,13 @@ impl VolumeRecord {
             self.epoch_starts.pop_first();
         }
         Ok(epoch)
+    }
+
+    fn fork(&mut self, epoch: u32, kept_through: KeptThrough) {
+        self.forks.insert(epoch, kept_through);
+        if self.forks.len() > MOST_FORKS {
+            self.forks.pop_first();
+        }
     }
 
     fn check_epoch(&self, expected: u32) -> Result<(), Rejection> {

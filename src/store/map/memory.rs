@@ -11,7 +11,7 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 
 use super::record::{self, PAGE_BLOCKS};
 use super::{Map, MapEntry, MapValue, References, SavePosition};
-use crate::store::interface::StoreError;
+use crate::store::interface::{Changes, StoreError};
 
 /// The map of all volumes, in memory.
 #[derive(Default)]
@@ -86,11 +86,11 @@ impl MemoryMap {
         })
     }
 
-    /// Forgets the holes of a page up to `version`.
-    fn forget_holes(&mut self, key: PageKey, version: Version) {
+    /// Forgets the holes of a page of which `may_forget` says so.
+    fn forget_holes(&mut self, key: PageKey, may_forget: impl Fn(VolumeId, Version) -> bool) {
         let Some(page) = self.pages.get_mut(&key) else { return };
-        let old_hole = |entry: &MapEntry| entry.value == MapValue::Hole && entry.version <= version;
-        for slot in page.iter_mut().filter(|slot| slot.unpack().as_ref().is_some_and(old_hole)) {
+        let goes = |entry: &MapEntry| entry.value == MapValue::Hole && may_forget(key.0, entry.version);
+        for slot in page.iter_mut().filter(|slot| slot.unpack().as_ref().is_some_and(goes)) {
             *slot = Slot::ABSENT;
             self.entry_count -= 1;
         }
@@ -256,6 +256,32 @@ impl Map for MemoryMap {
         ready(Ok(inside.map(|(volume, address, entry, _)| (volume, address, entry)).collect()))
     }
 
+    /// Looks at [`PAGES_A_TURN`] pages.
+    fn changed_since(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> impl Future<Output = Result<Changes, StoreError>> + use<> {
+        let mut changes = Changes::default();
+        let (first, _) = locate(volume, from);
+        let mut pages = self.pages.range(first..=(volume, u64::MAX));
+        for ((_, number), page) in pages.by_ref().take(PAGES_A_TURN) {
+            let base = number * PAGE_BLOCKS as u64;
+            for (address, slot) in (base..).zip(page.iter()).filter(|(address, _)| *address >= from.0) {
+                let Some(entry) = slot.unpack().filter(|entry| !entry.version.is_covered_by(since)) else {
+                    continue;
+                };
+                if !changes.push(BlockAddress(address), entry.version, entry.value.is_mapped(), limit) {
+                    return ready(Ok(changes));
+                }
+            }
+        }
+        changes.next = pages.next().map(|((_, number), _)| BlockAddress(number * PAGE_BLOCKS as u64));
+        ready(Ok(changes))
+    }
+
     fn places(&self) -> impl Iterator<Item = Place> {
         self.data_entries().map(|(_, _, _, place)| place)
     }
@@ -264,11 +290,11 @@ impl Map for MemoryMap {
     fn save(
         &mut self,
         from: SavePosition,
-        passed: impl Fn(VolumeId) -> Version,
+        may_forget: impl Fn(VolumeId, Version) -> bool,
         bytes: &mut Vec<u8>,
     ) -> Option<SavePosition> {
         let (key, _) = self.page_from((from.0, from.1))?;
-        self.forget_holes(key, passed(key.0));
+        self.forget_holes(key, may_forget);
         if let Some(page) = self.pages.get(&key) {
             let entries = page.iter().enumerate();
             let entries = entries.filter_map(|(index, slot)| Some((index, slot.unpack()?)));
@@ -428,15 +454,15 @@ mod tests {
         hole(&mut map, 0, 1, 7);
         hole(&mut map, 1, 1, 8);
         let mut bytes = Vec::new();
-        let next = map.save(SavePosition::START, |_| version(7), &mut bytes).unwrap();
+        let next = map.save(SavePosition::START, |_, hole| hole <= version(7), &mut bytes).unwrap();
         assert_eq!((map.get(VOLUME, BlockAddress(0)), map.entry_count), (None, 2));
         assert_eq!(map.get(VOLUME, BlockAddress(1)).unwrap().value, MapValue::Hole);
         assert_eq!(map.get(VOLUME, BlockAddress(2)), Some(entry(2, 2)));
         assert_eq!(bytes.len() as u64, map.saved_bytes());
-        assert_eq!(map.save(next, |_| version(7), &mut bytes), None);
+        assert_eq!(map.save(next, |_, hole| hole <= version(7), &mut bytes), None);
         hole(&mut map, 2, 1, 9);
         bytes.clear();
-        assert_eq!(map.save(SavePosition::START, |_| version(9), &mut bytes), Some(next));
+        assert_eq!(map.save(SavePosition::START, |_, hole| hole <= version(9), &mut bytes), Some(next));
         assert_eq!((bytes.len(), map.pages.len(), map.entry_count), (0, 0, 0));
     }
 }

@@ -23,7 +23,7 @@ use crate::base::checksum::Crc32;
 use crate::base::codec::{CutShort, Reader};
 use crate::base::units::{BlockAddress, Version, VolumeId};
 
-use super::interface::StoreError;
+use super::interface::{Changes, StoreError};
 pub use memory::MemoryMap;
 
 /// The map that the store is built with.
@@ -155,16 +155,26 @@ pub trait Map: Default {
         segment: SegmentIndex,
     ) -> impl Future<Output = Result<Vec<(VolumeId, BlockAddress, MapEntry)>, StoreError>> + use<Self>;
 
+    /// Runs of blocks, from `from` on, whose version `since` does not cover: as
+    /// [`ChangeLog::changed_since`](super::interface::ChangeLog::changed_since) says.
+    fn changed_since(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> impl Future<Output = Result<Changes, StoreError>> + use<Self>;
+
     /// Every place that the map refers to, each once.
     fn places(&self) -> impl Iterator<Item = Place>;
 
     /// Appends the next piece of what a checkpoint has to keep of the map, whole records of bounded
-    /// length, and returns where to go on; none at the end. Holes up to the version that `passed` gives for
-    /// their volume may be forgotten: nothing older can come back any more.
+    /// length, and returns where to go on; none at the end. Holes of which `may_forget` says so may be
+    /// forgotten: nothing older can come back any more, and nobody has to be told of them.
     fn save(
         &mut self,
         from: SavePosition,
-        passed: impl Fn(VolumeId) -> Version,
+        may_forget: impl Fn(VolumeId, Version) -> bool,
         bytes: &mut Vec<u8>,
     ) -> Option<SavePosition>;
 
