@@ -40,10 +40,13 @@ sim:
 mutants:
 	SEEDS=$(SEEDS) cargo test --lib every_mutant_is_found -- --nocapture
 
-# Each fuzz target for SECONDS, with the nightly toolchain and cargo-fuzz.
+# Each fuzz target for SECONDS, with the nightly toolchain and cargo-fuzz. What it finds goes to fuzz/found, beside the
+# corpus that the tests replay.
 fuzz:
 	for target in $$(cargo +nightly fuzz list); do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) || exit 1; \
+		mkdir -p fuzz/found/$$target; \
+		cargo +nightly fuzz run $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(SECONDS) || exit 1; \
 	done
 
 # End to end over iSCSI on loopback, beside tgtd and the raw disk. CASES=random-write-32 picks some.
