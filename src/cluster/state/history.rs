@@ -5,8 +5,8 @@
 //! where the next epoch begins; beyond that point whoever wrote them was alone and unacknowledged. A
 //! forced primary is different: it lacks acknowledged versions of *several* epochs, so the first sequence
 //! numbers of epochs do not say which, and each force records what was kept. So does a take-over by a
-//! replica that lacks what was in flight already when the epoch before began (a restart or an expansion
-//! with writes in flight).
+//! node, or a restart of one, that lacks what was in flight already when the epoch before began (epochs of
+//! one primary begin with writes in flight).
 //!
 //! Sequence numbers grow along the history, over all epochs. So "through (e, n)" is said of both parts: a
 //! version of an older epoch with a number above n is not of the history that this point lies in. A

@@ -55,7 +55,8 @@ pub struct VolumeRecord {
     #[serde(default)]
     pub watermark: Watermark,
     /// Epochs before which versions of several epochs were given up: that an operator forced, or that a
-    /// take-over began from less than the epoch before it had begun with. And what was kept then.
+    /// take-over or a restart began from less than the epoch before it had begun with. And what was kept
+    /// then.
     #[serde(default)]
     pub forks: BTreeMap<u32, KeptThrough>,
 }
@@ -469,13 +470,20 @@ impl VolumeRecord {
     ) -> Result<u32, Rejection> {
         let previous = self.epoch_starts.values().next_back().copied().unwrap_or(0);
         let goes_back = first_sequence < previous;
-        if goes_back && transition != Transition::TakeOver {
+        let may_go_back = match transition {
+            Transition::TakeOver => true,
+            // A volume's only node has what it had when the epoch began.
+            Transition::Restart => self.redundancy == Redundancy::Mirrored,
+            _ => false,
+        };
+        if goes_back && !may_go_back {
             return Err(Rejection::SequenceWentBack { volume: self.name.clone(), first_sequence, previous });
         }
         let epoch = self.epoch.checked_add(1);
         let epoch = epoch.ok_or(Rejection::LimitReached { what: "epochs", limit: u32::MAX as usize })?;
         if goes_back {
-            // What was in flight when the present epoch began was still so when its primary was deposed.
+            // What was in flight when the present epoch began was still so when its primary went away:
+            // the node that goes on has less.
             let kept = KeptThrough { epoch: self.epoch, sequence: first_sequence.saturating_sub(1) };
             self.fork(epoch, kept);
         }
