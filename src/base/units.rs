@@ -40,6 +40,12 @@ impl Version {
         self.epoch <= point.epoch && self.sequence <= point.sequence
     }
 
+    /// The point that covers everything before this.
+    #[must_use]
+    pub fn before(self) -> Self {
+        Self { epoch: self.epoch, sequence: self.sequence.saturating_sub(1) }
+    }
+
     /// The newest point that both cover.
     #[must_use]
     pub fn common_with(self, other: Self) -> Self {

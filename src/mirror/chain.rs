@@ -1,81 +1,167 @@
-//! Appends and copies of one volume, from their start until nobody needs them any more.
+//! Appends of one volume, from their start until nobody needs them any more.
 
 use std::collections::VecDeque;
 use std::task::Waker;
 
+use super::coverage::Held;
+use super::message::size_of_writes;
+use super::mutant::{self, Mutant};
 use super::primary::Requirement;
 use crate::base::runtime::Instant;
 use crate::base::units::{BlockAddress, Version};
 use crate::store::interface::BlockWrite;
 
-/// What is in flight, oldest first. Versions grow, and each side has a version only with all before it.
+/// What is in flight, oldest first. Epochs and sequence numbers grow, and each side has a version only
+/// with all before it.
 pub(super) struct Chain {
     entries: VecDeque<Entry>,
     /// Latest version, in flight or not.
     last: Version,
     /// Latest version that was removed.
     let_go: Version,
+    /// The version that the chain began behind, if the local store may have it in part only.
+    torn: Option<Version>,
     /// Latest version that the local store has on stable media.
     local: Version,
-    /// Latest version that the replica has on stable media.
-    replica: Version,
+    /// Latest version that the replica has on stable media, as it said in the present epoch.
+    confirmed: Version,
+    /// Whether the replica has everything before what it confirms.
+    is_whole: bool,
+    /// How far the present stream is; none where there is no stream that carries the chain.
+    sent: Option<Version>,
 }
 
 struct Entry {
     version: Version,
-    origin: Origin,
     writes: Vec<BlockWrite>,
     since: Instant,
     wakers: Vec<Waker>,
 }
 
-/// Where a link of the chain comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// A host's write: both stores take it.
-    Append,
-    /// Blocks that the local store has already.
-    Copy,
+/// A link as it is sent.
+pub(super) struct Link {
+    pub(super) version: Version,
+    pub(super) previous: Version,
+    pub(super) writes: Vec<BlockWrite>,
+    pub(super) bytes: u64,
+    pub(super) since: Instant,
 }
 
-/// A link as it is sent.
-pub(super) type Link = (Version, Vec<BlockWrite>);
-
 impl Chain {
-    /// A chain that goes on after `latest`.
-    pub(super) fn new(latest: Version) -> Self {
-        Self { entries: VecDeque::new(), last: latest, let_go: latest, local: latest, replica: latest }
+    /// A chain that goes on behind what the local store has.
+    pub(super) fn new(held: Held) -> Self {
+        let latest = held.latest;
+        let is_torn = held.whole_through != latest;
+        Self {
+            torn: is_torn.then_some(latest),
+            entries: VecDeque::new(),
+            last: latest,
+            let_go: latest,
+            local: latest,
+            confirmed: Version::default(),
+            is_whole: false,
+            sent: None,
+        }
     }
 
-    /// Adds a link; the version of the one before it.
-    pub(super) fn push(
-        &mut self,
-        version: Version,
-        writes: Vec<BlockWrite>,
-        origin: Origin,
-        since: Instant,
-    ) -> Version {
+    /// Adds a link.
+    pub(super) fn push(&mut self, version: Version, writes: Vec<BlockWrite>, since: Instant) {
         let previous = std::mem::replace(&mut self.last, version);
-        assert!(previous < version, "version {version:?} after {previous:?}");
-        self.entries.push_back(Entry { version, origin, writes, since, wakers: Vec::new() });
-        previous
+        let grows = previous.epoch <= version.epoch && previous.sequence < version.sequence;
+        assert!(grows, "version {version:?} after {previous:?}");
+        self.entries.push_back(Entry { version, writes, since, wakers: Vec::new() });
     }
 
     pub(super) fn local_has(&mut self, version: Version) {
         self.local = self.local.max(version);
     }
 
-    pub(super) fn replica_has(&mut self, version: Version) {
-        self.replica = self.replica.max(version);
+    /// Whether the replica can have that: it was sent.
+    pub(super) fn replica_has(&mut self, version: Version) -> bool {
+        let was_sent = self.sent.is_some_and(|sent| version <= sent);
+        if was_sent {
+            self.confirmed = self.confirmed.max(version);
+        }
+        was_sent
     }
 
-    /// Removes what is done; who waited for it.
+    /// Whether the chain has everything that a replica whose latest version is `durable` may lack.
+    pub(super) fn goes_on_from(&self, durable: Version) -> bool {
+        if mutant::is(Mutant::GapTaken) {
+            return true;
+        }
+        if self.torn == Some(durable) {
+            return false;
+        }
+        durable == self.let_go || (durable > self.let_go && self.has(durable))
+    }
+
+    /// Whether a replica that obeys the protocol can have this as its latest version, where streams are of
+    /// `epoch`. One that was primary may be ahead, in an older epoch; then nothing here is that old.
+    pub(super) fn is_possible(&self, durable: Version, epoch: u32) -> bool {
+        let is_ahead = durable > self.last && durable.epoch < epoch && self.entries.is_empty();
+        let next = self.entries.front().map_or(self.last, |entry| entry.version);
+        is_ahead || durable < next || durable == self.last || self.has(durable)
+    }
+
+    fn has(&self, version: Version) -> bool {
+        self.entries.binary_search_by_key(&version, |entry| entry.version).is_ok()
+    }
+
+    /// A stream carries the chain from behind `durable` on.
+    pub(super) fn begin(&mut self, durable: Version, is_whole: bool) {
+        self.sent = Some(durable);
+        self.is_whole = is_whole;
+        self.confirmed = durable;
+    }
+
+    /// Nothing carries the chain any more.
+    pub(super) fn end_stream(&mut self) {
+        self.sent = None;
+    }
+
+    /// What was confirmed does not count any more: the epoch is another one.
+    pub(super) fn forget_confirmations(&mut self) {
+        if !mutant::is(Mutant::OldConfirmationCounts) {
+            self.confirmed = Version::default();
+        }
+    }
+
+    /// The replica has everything before what it confirms.
+    pub(super) fn fill_gap(&mut self) {
+        self.is_whole = self.sent.is_some();
+    }
+
+    /// The next link to send, which counts as sent.
+    pub(super) fn take_unsent(&mut self) -> Option<Link> {
+        let previous = self.sent?;
+        let index = self.entries.partition_point(|entry| entry.version <= previous);
+        let entry = self.entries.get(index)?;
+        self.sent = Some(entry.version);
+        let (version, writes) = (entry.version, entry.writes.clone());
+        Some(Link { version, previous, bytes: size_of_writes(&writes), writes, since: entry.since })
+    }
+
+    /// How far the present stream is.
+    pub(super) fn sent(&self) -> Option<Version> {
+        self.sent
+    }
+
+    /// Latest version that was removed: everything newer goes over the present stream, or is at the
+    /// replica.
+    pub(super) fn let_go(&self) -> Version {
+        self.let_go
+    }
+
+    /// Removes what is done; who waited for it. With a stream, what needs nobody else is done once it was
+    /// sent, so that a slow stream slows hosts down rather than filling memory.
     pub(super) fn settle(&mut self, requirement: Requirement) -> Vec<Waker> {
         let mut woken = Vec::new();
         while let Some(entry) = self.entries.front() {
-            let here = entry.origin == Origin::Copy || entry.version <= self.local;
-            let there = requirement == Requirement::Local || entry.version <= self.replica;
-            if !here || !there {
+            let here = entry.version <= self.local || mutant::is(Mutant::LocalNotAwaited);
+            let there = self.is_whole && entry.version <= self.confirmed;
+            let is_sent = self.sent.is_none_or(|sent| entry.version <= sent);
+            if !here || !(there || requirement == Requirement::Local && is_sent) {
                 break;
             }
             self.let_go = entry.version;
@@ -110,47 +196,28 @@ impl Chain {
             };
             first < end && address.0 < first.saturating_add(count)
         };
-        let newest = self
-            .entries
-            .iter()
-            .rev()
-            .find(|entry| entry.origin == Origin::Append && entry.writes.iter().any(touches));
+        let newest = self.entries.iter().rev().find(|entry| entry.writes.iter().any(touches));
         newest.map(|entry| entry.version)
     }
 
-    /// The links after `version`, if nothing between `version` and the first of them has been let go.
-    pub(super) fn after(&mut self, version: Version) -> Option<Vec<Link>> {
-        let start = self.entries.partition_point(|entry| entry.version <= version);
-        // What was let go was on the replica, if the replica counted. A place before that, or one that
-        // never was, means that the replica does not have what it should.
-        let is_known = match start.checked_sub(1) {
-            Some(index) => self.entries[index].version == version,
-            None => version == self.let_go,
-        };
-        is_known.then(|| {
-            self.replica_has(version);
-            self.links(start)
-        })
+    /// Since when the oldest link waits for the replica's answer.
+    pub(super) fn unconfirmed_since(&self) -> Option<Instant> {
+        let unconfirmed = |entry: &&Entry| !self.is_whole || entry.version > self.confirmed;
+        self.entries.iter().find(unconfirmed).map(|entry| entry.since)
     }
 
-    /// Lets the chain begin at a replica that has `version` and whatever came before that; all links.
-    pub(super) fn begin_at(&mut self, version: Version) -> Vec<Link> {
-        (self.replica, self.let_go) = (version, version);
-        self.last = self.entries.back().map_or(version, |entry| entry.version);
-        self.links(0)
-    }
-
-    fn links(&self, start: usize) -> Vec<Link> {
-        self.entries.iter().skip(start).map(|entry| (entry.version, entry.writes.clone())).collect()
-    }
-
-    /// When the oldest link without an answer was sent.
-    pub(super) fn unanswered_since(&self) -> Option<Instant> {
-        self.entries.iter().find(|entry| entry.version > self.replica).map(|entry| entry.since)
+    /// Whether the replica has everything but what is in the chain, over the present stream.
+    pub(super) fn is_replica_whole(&self) -> bool {
+        self.sent.is_some() && self.is_whole && self.confirmed >= self.let_go
     }
 
     /// Whether the replica has everything.
     pub(super) fn is_level(&self) -> bool {
-        self.replica >= self.last
+        self.is_replica_whole() && self.confirmed >= self.last
+    }
+
+    /// The version through which both have everything.
+    pub(super) fn both_have(&self) -> Option<Version> {
+        self.is_replica_whole().then(|| self.confirmed.min(self.local))
     }
 }

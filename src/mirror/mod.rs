@@ -1,19 +1,32 @@
 //! The mirror: every write of a volume on two nodes before it is acknowledged.
 //!
 //! - `message`: what the two ends of a stream say.
-//! - `primary`: a block store whose appends complete on both replicas ([`Mirror`]).
-//! - `replica`: takes them in order, fenced by epochs ([`Replica`]).
+//! - `primary`: a block store whose appends complete on both replicas ([`Mirror`]); `chain` has what is in
+//!   flight, `window` the credits, `stream` the beginning and the end of streams.
+//! - `replica`: takes them in order, fenced by epochs ([`Replicas`]).
+//! - `resync`: brings a replica up to date ([`Resync`]); `joiner` is what it sends with, `coverage` what a
+//!   replica has in the meantime.
 //!
 //! Which node is primary in which epoch, and who is in sync, is decided in `cluster`; the rules are those of
 //! `docs/protocol.md`. How a stream is carried is the daemon's business.
 
 mod chain;
+mod coverage;
+mod joiner;
 mod message;
+pub mod mutant;
 mod primary;
 mod replica;
+mod resync;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod window;
 
-pub use message::{FromReplica, ReplicaFailure, ToReplica};
-pub use primary::{ChainStart, Mirror, MirrorEvent, ReplicaLink, Requirement};
-pub use replica::{Fence, Replica};
+pub use coverage::{Coverage, CoverageStep, END, Held, MOST_STEPS};
+pub use joiner::{Joiner, StreamEnded};
+pub use message::{FromReplica, ReplicaFailure, StreamId, ToReplica, size_of_writes};
+pub use primary::{Mirror, MirrorEvent, ReplicaLink, Requirement};
+pub use replica::{Fence, Records, ReplicaStream, Replicas};
+pub use resync::{Resync, ResyncError, ResyncProgress};
+pub use window::WindowLimits;

@@ -2,12 +2,22 @@
 //!
 //! Guarantees, as long as whoever decides the configuration sets the [`Requirement`] as it must:
 //! - an append completes when the local store has it on stable media and, with
-//!   [`Requirement::Both`], the replica as well (I1);
+//!   [`Requirement::Both`], the replica as well, by an answer of the present epoch (I1);
 //! - a read returns nothing of an append that has not completed (I9): one that may have seen such a
 //!   block waits for it;
 //! - appends go to the local store and to the stream in one order, at the time of the call, and only
 //!   when the local store admitted them, so that both replicas hold the same;
-//! - what the replica may lack is kept and sent again when the stream comes back in the same epoch.
+//! - what the replica may lack is kept and sent again: when a stream comes back, and when the epoch
+//!   changes ([`Mirror::next_epoch`]), in which case it keeps the version that it has;
+//! - what is on its way to the replica is bounded ([`WindowLimits`]): what does not fit stays in the
+//!   chain, and nothing is dropped; an append that needs nobody else completes only when it was sent.
+//!
+//! **Where both have the same.** Only appends have versions, and the local store takes each of them: a copy
+//! carries the version of the append before it. So the latest version of a replica is one that this node
+//! has given, and two replicas that say that they are whole at one version are equal, also after either has
+//! been restarted. (With versions of their own, copies would leave a replica at a version that its source
+//! never had; to log these here would cost a batch and a flush a copy.) So that there is such an append in
+//! each epoch, a resync begins with a mark, an append that changes nothing.
 //!
 //! Left to others: when to shrink, expand or stop ([`Mirror::silent_since`] tells how long the replica
 //! owes an answer), the bound on appends in flight (`iscsi`'s budget), the stream itself.
@@ -20,9 +30,15 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use super::chain::{Chain, Origin};
-use super::message::{FromReplica, ToReplica};
+use super::chain::Chain;
+use super::coverage::Held;
+use super::joiner::Joining;
+use super::message::{FromReplica, ReplicaFailure, StreamId, ToReplica};
+use super::mutant::{self, Mutant};
+use super::stream::Stream;
+use super::window::{Window, WindowLimits};
 use crate::base::runtime::{Instant, RuntimeHandle};
+use crate::base::signal::Signal;
 use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::store::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
 
@@ -42,44 +58,49 @@ pub enum Requirement {
     Both,
 }
 
-/// What a replica may be assumed to have when a stream to it comes up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ChainStart {
-    /// Everything that was settled in this epoch: it is in the in-sync set. If it lacks any of that it has
-    /// lost data, and [`MirrorEvent::ReplicaLost`] says so.
-    InSync,
-    /// Anything: it joins, gets what is in flight now and what is appended from now on, and
-    /// [`Mirror::copy`] brings the rest.
-    Joining,
-}
-
-/// One volume, mirrored in one epoch. Clones are handles of the same mirror.
+/// One volume, mirrored, as long as this node goes on being its primary. Clones are handles of the same
+/// mirror.
 pub struct Mirror<S: BlockStore> {
-    shared: Rc<Shared<S>>,
+    pub(super) shared: Rc<Shared<S>>,
 }
 
 impl<S: BlockStore + 'static> Mirror<S> {
-    /// The mirror of `volume` for `epoch`; `latest` is the newest version in `local`. Nothing is sent
-    /// before [`Mirror::connected`].
+    /// The mirror of `volume` from `epoch` on; `held` is what `local` has. Nothing is sent before
+    /// [`Mirror::connected`].
     #[must_use]
     pub fn new(
         local: Rc<S>,
         runtime: RuntimeHandle,
         volume: VolumeId,
         epoch: u32,
-        latest: Version,
+        held: Held,
         requirement: Requirement,
     ) -> Self {
-        let chain = Chain::new(latest);
+        Self::with_limits(local, runtime, (volume, epoch, held), requirement, WindowLimits::default())
+    }
+
+    /// [`Mirror::new`] with another window.
+    #[must_use]
+    pub fn with_limits(
+        local: Rc<S>,
+        runtime: RuntimeHandle,
+        (volume, epoch, held): (VolumeId, u32, Held),
+        requirement: Requirement,
+        limits: WindowLimits,
+    ) -> Self {
         Self {
             shared: Rc::new(Shared {
                 local,
                 runtime,
                 volume,
-                epoch,
+                epoch: Cell::new(epoch),
                 requirement: Cell::new(requirement),
                 stream: RefCell::new(Stream::None),
-                chain: RefCell::new(chain),
+                streams: Cell::new(0),
+                chain: RefCell::new(Chain::new(held)),
+                window: RefCell::new(Window::new(limits)),
+                joining: RefCell::default(),
+                progress: Signal::default(),
                 is_closed: Cell::new(false),
             }),
         }
@@ -91,75 +112,82 @@ impl<S: BlockStore + 'static> Mirror<S> {
         self.shared.settle();
     }
 
-    /// A stream to the replica is there: the chain goes on, or begins, once the replica is
-    /// [`FromReplica::Ready`].
-    pub fn connected(&self, link: Rc<dyn ReplicaLink>, start: ChainStart) {
-        link.send(ToReplica::Begin { volume: self.shared.volume, epoch: self.shared.epoch });
-        *self.shared.stream.borrow_mut() = Stream::Beginning(link, start);
-    }
-
-    /// The stream is gone. What was sent and not answered is sent again on the next one.
-    pub fn disconnected(&self) {
-        *self.shared.stream.borrow_mut() = Stream::None;
-    }
-
-    /// Takes an answer of the replica to this volume; what it means for the configuration, if anything.
-    pub fn received(&self, answer: FromReplica) -> Option<MirrorEvent> {
+    /// A newer epoch has begun in which this node goes on as primary. Appends carry it from now on. Those
+    /// in flight keep their versions and count only as far as the replica says so in this epoch; they are
+    /// sent again, over the same link if there is one. A resync under way ends, and goes on after the next
+    /// [`Mirror::join`].
+    ///
+    /// # Panics
+    /// When the epoch is not a newer one.
+    pub fn next_epoch(&self, epoch: u32, requirement: Requirement) {
         let shared = &self.shared;
-        match answer {
-            FromReplica::Ready { volume, epoch, durable } if shared.is_ours(volume, epoch) => {
-                shared.resume(durable)
-            }
-            // An answer to a write of an older epoch says nothing of those in this one.
-            FromReplica::Durable { volume, version } if shared.is_ours(volume, version.epoch) => {
-                if shared.is_streaming() {
-                    shared.chain.borrow_mut().replica_has(version);
-                    shared.settle();
-                }
-                None
-            }
-            FromReplica::Fenced { volume, promised }
-                if volume == shared.volume && promised > shared.epoch =>
-            {
-                self.disconnected();
-                Some(MirrorEvent::Fenced { promised })
-            }
-            FromReplica::Failed { volume, epoch, .. } if shared.is_ours(volume, epoch) => {
-                self.disconnected();
-                Some(MirrorEvent::ReplicaLost)
-            }
-            _ => None,
+        let before = shared.epoch.replace(epoch);
+        assert!(before < epoch, "epoch {epoch} after {before}");
+        shared.requirement.set(requirement);
+        shared.chain.borrow_mut().forget_confirmations();
+        match shared.end_stream() {
+            Some(link) => shared.begin(link),
+            None => shared.settle(),
         }
     }
 
-    /// Sends blocks that the replica lacks, as they are now, under a version of their own that is newer
-    /// than all before. The caller holds their range lock from the read of `writes` to this call, so
-    /// that no append of them is passed. Does nothing without a stream.
-    pub fn copy(&self, version: Version, writes: Vec<BlockWrite>) {
-        let shared = &self.shared;
-        let now = shared.runtime.now();
-        let previous = shared.chain.borrow_mut().push(version, writes.clone(), Origin::Copy, now);
-        shared.send(version, previous, writes);
-        shared.settle();
+    /// A connection to the replica is there: the chain goes on once the replica is
+    /// [`FromReplica::Ready`].
+    pub fn connected(&self, link: Rc<dyn ReplicaLink>) {
+        self.disconnected();
+        self.shared.begin(link);
     }
 
-    /// Since when the replica has owed an answer to the oldest append that waits for it.
+    /// The connection is gone. What was sent and not answered is sent again on the next one.
+    pub fn disconnected(&self) {
+        self.shared.end_stream();
+        self.shared.settle();
+    }
+
+    /// Takes an answer of the replica; what it means for the configuration, if anything.
+    pub fn received(&self, answer: FromReplica) -> Option<MirrorEvent> {
+        self.shared.received(answer)
+    }
+
+    /// Since when the replica has owed an answer: to the beginning of a stream, or to the oldest append.
     #[must_use]
     pub fn silent_since(&self) -> Option<Instant> {
-        self.shared.chain.borrow().unanswered_since()
+        let shared = &self.shared;
+        let begun = shared.stream.borrow().beginning_since();
+        let sent = shared.window.borrow().unanswered_since();
+        let waiting = shared.chain.borrow().unconfirmed_since();
+        let copying = shared.joining.borrow().as_ref().and_then(Joining::waits_since);
+        [begun, sent, waiting, copying].into_iter().flatten().min()
     }
 
-    /// Whether everything that was appended and copied so far is durable on the replica too.
+    /// Whether the replica has everything but what is in flight, over the stream that there is now. If so,
+    /// the in-sync set may be enlarged, with [`Requirement::Both`] set in the same turn.
+    #[must_use]
+    pub fn is_replica_whole(&self) -> bool {
+        self.shared.chain.borrow().is_replica_whole()
+    }
+
+    /// Whether everything that was appended so far is durable on the replica too.
     #[must_use]
     pub fn is_level(&self) -> bool {
-        self.shared.is_streaming() && self.shared.chain.borrow().is_level()
+        self.shared.chain.borrow().is_level()
     }
 
-    /// Ends the mirror: appends and reads that still wait fail with [`StoreError::Offline`].
+    /// The version through which both replicas have everything for good, which the replica is told too:
+    /// nothing that it covers is needed for a resync any more.
+    pub fn tell_settled(&self) -> Option<Version> {
+        let shared = &self.shared;
+        let version = shared.chain.borrow().both_have()?;
+        let volume = shared.volume;
+        shared.send(|stream| ToReplica::Settled { volume, stream, version });
+        Some(version)
+    }
+
+    /// Ends the mirror: appends and reads that still wait fail with [`StoreError::Offline`], and so does
+    /// everything from now on.
     pub fn close(&self) {
         self.shared.is_closed.set(true);
         self.disconnected();
-        self.shared.settle();
     }
 }
 
@@ -170,18 +198,26 @@ impl<S: BlockStore> Clone for Mirror<S> {
 }
 
 /// What the replica's answer means for the volume's configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MirrorEvent {
-    /// The chain goes on in the replica without a gap.
+    /// The replica has everything but what is in flight, and gets that.
     Streaming,
+    /// The replica lacks what is not in flight any more, or has more than this node: nothing is sent to it
+    /// before [`Mirror::join`], which wants it outside the in-sync set.
+    Behind,
+    /// The resync is complete, and on the replica's record: it may return to the in-sync set once
+    /// [`Mirror::is_replica_whole`].
+    Whole,
     /// The replica has promised a newer epoch: this primary is deposed, or will be.
     Fenced {
         /// That epoch.
         promised: u32,
     },
-    /// The replica failed or does not have what it acknowledged: it has to leave the in-sync set and to
-    /// be brought up to date.
-    ReplicaLost,
+    /// The replica cannot go on: it has to leave the in-sync set, and to be connected again.
+    ReplicaLost {
+        /// Why.
+        reason: ReplicaFailure,
+    },
 }
 
 impl<S: BlockStore + 'static> BlockStore for Mirror<S> {
@@ -192,14 +228,14 @@ impl<S: BlockStore + 'static> BlockStore for Mirror<S> {
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
         let shared = &self.shared;
-        assert!(shared.is_ours(volume, version.epoch), "an append of another volume or epoch");
         if shared.is_closed.get() {
             return Err(StoreError::Offline);
         }
+        let is_ours = volume == shared.volume && version.epoch == shared.epoch.get();
+        assert!(is_ours, "an append of another volume or epoch");
         let local = Box::pin(shared.local.start_append(volume, version, writes.clone())?);
-        let now = shared.runtime.now();
-        let previous = shared.chain.borrow_mut().push(version, writes.clone(), Origin::Append, now);
-        shared.send(version, previous, writes);
+        shared.chain.borrow_mut().push(version, writes, shared.runtime.now());
+        shared.pump();
         Ok(Append { shared: shared.clone(), version, local: Some(local) })
     }
 
@@ -209,6 +245,7 @@ impl<S: BlockStore + 'static> BlockStore for Mirror<S> {
         address: BlockAddress,
         count: u64,
     ) -> Result<Vec<Bytes>, StoreError> {
+        self.shared.check_open()?;
         let data = self.shared.local.read(volume, address, count).await?;
         self.shared.until_settled(address, count).await?;
         Ok(data)
@@ -221,70 +258,68 @@ impl<S: BlockStore + 'static> BlockStore for Mirror<S> {
         count: u64,
         limit: usize,
     ) -> Result<Vec<BlockRun>, StoreError> {
+        self.shared.check_open()?;
         let runs = self.shared.local.allocation(volume, address, count, limit).await?;
         self.shared.until_settled(address, count).await?;
         Ok(runs)
     }
 
     async fn flush(&self) -> Result<(), StoreError> {
+        self.shared.check_open()?;
         self.shared.local.flush().await?;
         self.shared.until_settled(BlockAddress(0), u64::MAX).await
     }
 }
 
-struct Shared<S> {
-    local: Rc<S>,
-    runtime: RuntimeHandle,
-    volume: VolumeId,
-    epoch: u32,
+pub(super) struct Shared<S> {
+    pub(super) local: Rc<S>,
+    pub(super) runtime: RuntimeHandle,
+    pub(super) volume: VolumeId,
+    pub(super) epoch: Cell<u32>,
     requirement: Cell<Requirement>,
-    stream: RefCell<Stream>,
-    chain: RefCell<Chain>,
+    pub(super) stream: RefCell<Stream>,
+    /// Streams so far: the number of the latest one.
+    pub(super) streams: Cell<u64>,
+    pub(super) chain: RefCell<Chain>,
+    pub(super) window: RefCell<Window>,
+    /// What a resync over the present stream waits for.
+    pub(super) joining: RefCell<Option<Joining>>,
+    /// Something was sent or answered, or the stream ended.
+    pub(super) progress: Signal,
     is_closed: Cell<bool>,
 }
 
-enum Stream {
-    None,
-    /// The replica has not said yet where the chain goes on.
-    Beginning(Rc<dyn ReplicaLink>, ChainStart),
-    Streaming(Rc<dyn ReplicaLink>),
-}
-
 impl<S> Shared<S> {
-    fn is_ours(&self, volume: VolumeId, epoch: u32) -> bool {
-        volume == self.volume && epoch == self.epoch
+    pub(super) fn requirement(&self) -> Requirement {
+        self.requirement.get()
     }
 
-    fn is_streaming(&self) -> bool {
-        matches!(*self.stream.borrow(), Stream::Streaming(_))
-    }
-
-    fn send(&self, version: Version, previous: Version, writes: Vec<BlockWrite>) {
-        if let Stream::Streaming(link) = &*self.stream.borrow() {
-            link.send(ToReplica::Write { volume: self.volume, version, previous, writes });
+    /// Sends over the present stream, if it carries the chain.
+    pub(super) fn send(&self, message: impl FnOnce(StreamId) -> ToReplica) {
+        let carrying = self.stream.borrow().carrying();
+        if let Some((link, stream)) = carrying {
+            link.send(message(stream));
         }
     }
 
-    /// Sends again what the replica lacks, if the chain still has all of it.
-    fn resume(&self, durable: Version) -> Option<MirrorEvent> {
-        let Stream::Beginning(link, start) = self.stream.replace(Stream::None) else { return None };
-        let missing = match start {
-            ChainStart::InSync => self.chain.borrow_mut().after(durable),
-            ChainStart::Joining => Some(self.chain.borrow_mut().begin_at(durable)),
-        };
-        let Some(missing) = missing else { return Some(MirrorEvent::ReplicaLost) };
-        let mut previous = durable;
-        for (version, writes) in missing {
-            link.send(ToReplica::Write { volume: self.volume, version, previous, writes });
-            previous = version;
+    /// Sends what the window has room for.
+    pub(super) fn pump(&self) {
+        let Some((link, stream)) = self.stream.borrow().carrying() else { return };
+        let mut has_sent = false;
+        while self.window.borrow().has_room() {
+            let Some(sent) = self.chain.borrow_mut().take_unsent() else { break };
+            self.window.borrow_mut().sent(sent.version, sent.bytes, sent.since);
+            let (version, previous, writes) = (sent.version, sent.previous, sent.writes);
+            link.send(ToReplica::Write { volume: self.volume, stream, version, previous, writes });
+            has_sent = true;
         }
-        *self.stream.borrow_mut() = Stream::Streaming(link);
-        self.settle();
-        Some(MirrorEvent::Streaming)
+        if has_sent {
+            self.progress.notify();
+        }
     }
 
     /// Wakes whoever waits for what has become durable where it must.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         let mut woken = self.chain.borrow_mut().settle(self.requirement.get());
         if self.is_closed.get() {
             woken.extend(self.chain.borrow_mut().all_wakers());
@@ -292,18 +327,25 @@ impl<S> Shared<S> {
         woken.into_iter().for_each(Waker::wake);
     }
 
+    fn check_open(&self) -> Result<(), StoreError> {
+        if self.is_closed.get() { Err(StoreError::Offline) } else { Ok(()) }
+    }
+
     /// Waits for the appends so far that touch a range.
     async fn until_settled(&self, address: BlockAddress, count: u64) -> Result<(), StoreError> {
+        self.check_open()?;
         let newest = self.chain.borrow().newest_in(address, count);
+        let newest = newest.filter(|_| !mutant::is(Mutant::ReadInFlight));
         let Some(newest) = newest else { return Ok(()) };
         std::future::poll_fn(|context| self.poll_settled(newest, context)).await
     }
 
     fn poll_settled(&self, version: Version, context: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
-        if self.chain.borrow_mut().is_settled_or_wakes(version, context.waker()) {
-            Poll::Ready(Ok(()))
-        } else if self.is_closed.get() {
+        // First: from the end on nothing is acknowledged, whatever is durable.
+        if self.is_closed.get() {
             Poll::Ready(Err(StoreError::Offline))
+        } else if self.chain.borrow_mut().is_settled_or_wakes(version, context.waker()) {
+            Poll::Ready(Ok(()))
         } else {
             Poll::Pending
         }
@@ -333,7 +375,14 @@ impl<S: BlockStore, F: Future<Output = Result<(), StoreError>>> Future for Appen
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(local) = &mut self.local {
-            let Poll::Ready(outcome) = local.as_mut().poll(context) else { return Poll::Pending };
+            let Poll::Ready(outcome) = local.as_mut().poll(context) else {
+                return if mutant::is(Mutant::LocalNotAwaited) {
+                    self.shared.settle();
+                    self.shared.poll_settled(self.version, context)
+                } else {
+                    Poll::Pending
+                };
+            };
             self.local = None;
             self.shared.local_completed(self.version, outcome);
         }

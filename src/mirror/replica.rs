@@ -1,153 +1,472 @@
-//! The other end of a volume's mirror: takes the primary's writes in order, fenced by epochs.
+//! The other end of the mirrors of a node: takes the primaries' writes in order, fenced by epochs.
 //!
 //! Guarantees: nothing of an epoch below the one that was promised reaches the store (I6); before anything
-//! of a newer epoch does, this node's own older writes have ended and the promise is durable (I7); writes
-//! are taken in the order of their chain, duplicates once, and a gap ends the chain; what is answered as
-//! durable is so, with all before it.
+//! of a newer epoch does, this node's own older writes have ended and the promise is durable (I7); of each
+//! volume only the newest stream is heard, whatever connection older ones came on, and it goes on behind
+//! what these brought; writes are taken in the order of their chain, duplicates once, and a gap ends the
+//! stream; what is answered as durable is so, with all before it.
+//!
+//! While a resync is under way the record says of which blocks what is here ([`Coverage`]); it is made
+//! before the first write that follows a gap, and made good only when the source has seen every copy
+//! answered. It is kept with the data, since it speaks of it.
 //!
 //! Left to others: reading from here (nobody does, the primary answers reads), what a failure means for the
-//! configuration, keeping the messages of one stream in their order.
+//! configuration, keeping the messages of one connection in their order.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::message::{FromReplica, ReplicaFailure, ToReplica};
+use futures::lock::Mutex;
+
+use super::coverage::{Coverage, Held};
+use super::message::{FromReplica, ReplicaFailure, StreamId, ToReplica, size_of_writes};
+use super::mutant::{self, Mutant};
 use crate::base::runtime::{LocalBoxFuture, RuntimeHandle};
-use crate::base::units::{Version, VolumeId};
-use crate::store::interface::{BlockStore, BlockWrite, StoreError};
+use crate::base::signal::Signal;
+use crate::base::units::{BlockAddress, Version, VolumeId};
+use crate::store::interface::{BlockStore, BlockWrite, ChangeLog, StoreError};
 
 /// What a node owes the epochs that it has promised.
 pub trait Fence {
-    /// The newest epoch promised for a volume.
+    /// The newest epoch promised for a volume: it rises before [`Fence::promise`] begins to drain, so that
+    /// nothing older is let in behind the drain.
     fn promised(&self, volume: VolumeId) -> u32;
     /// Ends what this node itself does for the volume in epochs before `epoch`, waits until none of it is
     /// in flight, and records the promise durably. Whether that worked.
     fn promise(&self, volume: VolumeId, epoch: u32) -> LocalBoxFuture<'static, bool>;
-    /// The newest version of the volume in the store, durable or on its way there.
-    fn latest(&self, volume: VolumeId) -> Version;
+    /// What the store has of the volume or was given, durable or on its way there, by this node as primary
+    /// and by what it took as replica.
+    fn held(&self, volume: VolumeId) -> Held;
 }
 
-/// The replica's end of one stream.
-pub struct Replica<S: BlockStore> {
+/// What a replica keeps about volumes, in its store, so that it is lost with the data if that is lost.
+pub trait Records {
+    /// What was saved last; [`Coverage::Whole`] of a volume that was never saved, and
+    /// [`Coverage::through`] the least version of one that is new here.
+    fn coverage(&self, volume: VolumeId) -> Coverage;
+    /// Saves it durably. Whether that worked.
+    fn save_coverage(&self, volume: VolumeId, coverage: Coverage) -> LocalBoxFuture<'static, bool>;
+    /// Both replicas have everything through `version`: nothing that it covers is needed for a resync.
+    fn settled(&self, volume: VolumeId, version: Version);
+}
+
+/// The replicas on a node, of all volumes. Clones are handles of the same.
+pub struct Replicas<S> {
     shared: Rc<Shared<S>>,
+}
+
+/// A connection from a primary.
+pub struct ReplicaStream<S> {
+    shared: Rc<Shared<S>>,
+    answer: Answer,
+    /// Bytes that were taken and are not durable yet.
+    in_flight: Rc<InFlight>,
 }
 
 struct Shared<S> {
     store: Rc<S>,
     fence: Rc<dyn Fence>,
+    records: Rc<dyn Records>,
     runtime: RuntimeHandle,
-    answer: Box<dyn Fn(FromReplica)>,
-    volumes: RefCell<BTreeMap<VolumeId, Rc<Chain>>>,
+    volumes: RefCell<BTreeMap<VolumeId, Replica>>,
 }
 
-/// What came of one volume on this stream, in one epoch.
+type Answer = Rc<dyn Fn(FromReplica)>;
+
+/// One volume.
+struct Replica {
+    /// The newest stream that has begun.
+    newest: StreamId,
+    /// Newest version that was given to the store here.
+    taken: Version,
+    coverage: Coverage,
+    /// Whether the record says the same as `coverage`, or less.
+    is_recorded: bool,
+    /// One saving at a time, so that the last one is the one that counts.
+    saving: Rc<Mutex<()>>,
+    chain: Option<Rc<Chain>>,
+}
+
+/// What came of one volume on one stream.
 struct Chain {
-    epoch: u32,
+    volume: VolumeId,
+    stream: StreamId,
     /// Version of the last write that was taken.
     last: Cell<Version>,
     durable: Cell<Version>,
+    /// Blocks before this one are what they are at the primary.
+    passed: Cell<BlockAddress>,
+    is_saving: Cell<bool>,
     has_ended: Cell<bool>,
+    answer: Answer,
 }
 
-impl<S: BlockStore + 'static> Replica<S> {
-    /// A stream has come up; `answer` queues what is sent back on it.
-    pub fn new(
-        store: Rc<S>,
-        fence: Rc<dyn Fence>,
-        runtime: RuntimeHandle,
-        answer: impl Fn(FromReplica) + 'static,
-    ) -> Self {
-        let shared = Shared { store, fence, runtime, answer: Box::new(answer), volumes: RefCell::default() };
+#[derive(Default)]
+struct InFlight {
+    bytes: Cell<u64>,
+    less: Signal,
+}
+
+impl<S> Clone for Replicas<S> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<S: BlockStore + ChangeLog + 'static> Replicas<S> {
+    /// A node's replicas, of whatever primaries will connect.
+    pub fn new(store: Rc<S>, fence: Rc<dyn Fence>, records: Rc<dyn Records>, runtime: RuntimeHandle) -> Self {
+        let shared = Shared { store, fence, records, runtime, volumes: RefCell::default() };
         Self { shared: Rc::new(shared) }
     }
 
-    /// Takes the next message of the stream. Completes when the one after it may come: at once for
-    /// writes, which are on their way then, and after the promise for a new epoch.
+    /// A primary has connected; `answer` queues what is sent back to it.
+    pub fn connect(&self, answer: impl Fn(FromReplica) + 'static) -> ReplicaStream<S> {
+        ReplicaStream { shared: self.shared.clone(), answer: Rc::new(answer), in_flight: Rc::default() }
+    }
+
+    /// Takes nothing of the volume's present stream any more, and waits for what was taken; what the node
+    /// has then. Before this node becomes primary, with the newer epoch promised. The epoch's first
+    /// sequence number is then the one behind [`Held::whole_through`], and the volume's next one is the one
+    /// behind [`Held::latest`], if it is greater.
+    ///
+    /// # Errors
+    /// When the store is offline.
+    pub async fn end(&self, volume: VolumeId) -> Result<Held, StoreError> {
+        let shared = &self.shared;
+        shared.end_chain(volume);
+        let saving = shared.saving(volume);
+        let _turn = saving.lock().await;
+        let held = shared.held(volume);
+        shared.store.flush().await?;
+        shared.volumes.borrow_mut().remove(&volume);
+        Ok(held)
+    }
+
+    /// Of which blocks everything through a version is here.
+    #[must_use]
+    pub fn coverage(&self, volume: VolumeId) -> Coverage {
+        self.shared.coverage(volume)
+    }
+
+    /// What this node has is what the volume is from now on, an operator says: on record when this
+    /// completes. Whether that worked. What was there through [`Coverage::least`] is what was kept.
+    pub async fn adopt(&self, volume: VolumeId) -> bool {
+        self.shared.end_chain(volume);
+        self.shared.save(volume, Coverage::Whole, None).await
+    }
+}
+
+impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
+    /// Takes the next message of the connection. Completes when the one after it may come: for writes once
+    /// they are on their way and there is room for more, after the promise for a new epoch.
     pub async fn receive(&self, message: ToReplica) {
+        if let ToReplica::Begin { volume, stream } = message {
+            return self.begin(volume, stream).await;
+        }
+        let (volume, stream) = message.belongs_to();
+        let Some(chain) = self.shared.chain(volume, stream) else { return };
         match message {
-            ToReplica::Begin { volume, epoch } => self.begin(volume, epoch).await,
-            ToReplica::Write { volume, version, previous, writes } => {
-                self.write(volume, version, previous, writes);
+            ToReplica::Begin { .. } => {}
+            ToReplica::Join { .. } => self.shared.join(&chain).await,
+            ToReplica::Write { version, previous, writes, .. } => {
+                self.write(&chain, version, previous, writes);
+                self.room().await;
+            }
+            ToReplica::Copy { number, version, writes, .. } => {
+                self.copy(&chain, number, version, writes);
+                self.room().await;
+            }
+            ToReplica::Report { since, from, .. } => self.shared.report(&chain, since, from).await,
+            ToReplica::Passed { cursor, .. } => self.shared.passed(&chain, cursor),
+            ToReplica::Finish { .. } => self.shared.finish(&chain).await,
+            ToReplica::Settled { version, .. } => {
+                if self.shared.coverage(volume) == Coverage::Whole && version <= chain.last.get() {
+                    self.shared.records.settled(volume, version);
+                }
             }
         }
     }
 
-    async fn begin(&self, volume: VolumeId, epoch: u32) {
+    async fn begin(&self, volume: VolumeId, stream: StreamId) {
         let shared = &self.shared;
+        let fenced = |promised| (self.answer)(FromReplica::Fenced { volume, stream, promised });
         let promised = shared.fence.promised(volume);
-        if epoch < promised {
-            return (shared.answer)(FromReplica::Fenced { volume, promised });
+        if stream.epoch < promised {
+            return fenced(promised);
         }
-        if epoch > promised && !shared.fence.promise(volume, epoch).await {
-            return shared.fail(volume, epoch, ReplicaFailure::Promise);
+        if !shared.begin(volume, stream) {
+            return; // a newer one has begun
         }
-        // What an earlier stream brought is on its way to the store still: the chain goes on behind it.
+        let failed = |reason| (self.answer)(FromReplica::Failed { volume, stream, reason });
+        if stream.epoch > promised && !shared.fence.promise(volume, stream.epoch).await {
+            return failed(ReplicaFailure::Records);
+        }
+        // What older streams brought is on its way to the store still: the chain goes on behind it. What
+        // comes later than this is not covered by the flush.
+        let durable = shared.held(volume).latest;
         if let Err(error) = shared.store.flush().await {
-            return shared.fail(volume, epoch, error.into());
+            return failed(error.into());
         }
-        let durable = shared.fence.latest(volume);
+        // What an older stream was putting on record is there, and it begins nothing more.
+        drop(shared.saving(volume).lock().await);
+        let promised = shared.fence.promised(volume);
+        if promised > stream.epoch {
+            return fenced(promised);
+        }
         let chain = Chain {
-            epoch,
+            volume,
+            stream,
             last: Cell::new(durable),
             durable: Cell::new(durable),
+            passed: Cell::new(BlockAddress(0)),
+            is_saving: Cell::new(false),
             has_ended: Cell::new(false),
+            answer: self.answer.clone(),
         };
-        shared.volumes.borrow_mut().insert(volume, Rc::new(chain));
-        (shared.answer)(FromReplica::Ready { volume, epoch, durable });
+        let Some(coverage) = shared.go_on(Rc::new(chain)) else { return };
+        (self.answer)(FromReplica::Ready { volume, stream, durable, coverage });
     }
 
-    fn write(&self, volume: VolumeId, version: Version, previous: Version, writes: Vec<BlockWrite>) {
-        let shared = &self.shared;
-        let chain = shared.volumes.borrow().get(&volume).cloned();
-        let Some(chain) = chain.filter(|chain| chain.epoch == version.epoch && !chain.has_ended.get()) else {
-            return;
-        };
-        let promised = shared.fence.promised(volume);
-        if promised > chain.epoch {
-            return (shared.answer)(FromReplica::Fenced { volume, promised });
-        }
+    fn write(&self, chain: &Rc<Chain>, version: Version, previous: Version, writes: Vec<BlockWrite>) {
         let last = chain.last.get();
-        if version <= last {
-            return;
+        if version <= last && version.sequence <= last.sequence {
+            return; // a duplicate
         }
-        if previous != last {
-            chain.has_ended.set(true);
-            let reason = ReplicaFailure::Gap { expected: previous, found: last };
-            return shared.fail(volume, chain.epoch, reason);
+        let is_next = version > last && version.sequence > previous.sequence;
+        if previous != last || !is_next || version.epoch > chain.stream.epoch || writes.is_empty() {
+            return chain.fail(ReplicaFailure::Gap { expected: previous, found: last });
         }
         chain.last.set(version);
-        match shared.store.start_append(volume, version, writes) {
-            Ok(durable) => {
-                let shared = shared.clone();
-                shared.clone().runtime.spawn(Box::pin(async move {
-                    let outcome = durable.await;
-                    shared.completed(volume, &chain, version, outcome);
-                }));
+        let on_durable = move |chain: &Chain| chain.answer_durable(version);
+        self.append(chain, version, writes, on_durable);
+    }
+
+    /// A copy has the version of the latest write, which the store has taken before.
+    fn copy(&self, chain: &Rc<Chain>, number: u64, version: Version, writes: Vec<BlockWrite>) {
+        if version != chain.last.get() || version.epoch != chain.stream.epoch || writes.is_empty() {
+            return chain.fail(ReplicaFailure::Protocol);
+        }
+        let (volume, stream) = (chain.volume, chain.stream);
+        let on_durable = move |chain: &Chain| {
+            if !chain.has_ended.get() {
+                (chain.answer)(FromReplica::Copied { volume, stream, number });
             }
-            Err(error) => {
-                chain.has_ended.set(true);
-                shared.fail(volume, chain.epoch, error.into());
+        };
+        self.append(chain, version, writes, on_durable);
+    }
+
+    fn append(
+        &self,
+        chain: &Rc<Chain>,
+        version: Version,
+        writes: Vec<BlockWrite>,
+        on_durable: impl Fn(&Chain) + 'static,
+    ) {
+        let shared = &self.shared;
+        shared.note_taken(chain.volume, version);
+        let bytes = size_of_writes(&writes);
+        let durable = match shared.store.start_append(chain.volume, version, writes) {
+            Ok(durable) => durable,
+            Err(error) => return chain.fail(error.into()),
+        };
+        if mutant::is(Mutant::AnswerBeforeDurable) {
+            on_durable(chain);
+        }
+        let (chain, in_flight) = (chain.clone(), self.in_flight.clone());
+        in_flight.bytes.set(in_flight.bytes.get() + bytes);
+        shared.runtime.spawn(Box::pin(async move {
+            match durable.await {
+                Ok(()) => on_durable(&chain),
+                Err(error) => chain.fail(error.into()),
             }
+            in_flight.bytes.set(in_flight.bytes.get() - bytes);
+            in_flight.less.notify();
+        }));
+    }
+
+    /// Waits until what came on this connection takes a bounded amount of memory, whatever the other
+    /// side's window is.
+    async fn room(&self) {
+        self.in_flight.less.until(|| self.in_flight.bytes.get() <= MOST_IN_FLIGHT_BYTES).await;
+    }
+}
+
+impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
+    /// The chain of a stream, if it is the present one and its epoch is not fenced off.
+    fn chain(&self, volume: VolumeId, stream: StreamId) -> Option<Rc<Chain>> {
+        let chain = self.volumes.borrow().get(&volume).and_then(|replica| replica.chain.clone())?;
+        let is_heard = chain.stream == stream || mutant::is(Mutant::OldStreamWrites);
+        if !is_heard || chain.has_ended.get() {
+            return None;
+        }
+        let promised = self.fence.promised(volume);
+        if promised > stream.epoch && !mutant::is(Mutant::NoFence) {
+            chain.has_ended.set(true);
+            (chain.answer)(FromReplica::Fenced { volume, stream, promised });
+            return None;
+        }
+        Some(chain)
+    }
+
+    /// A stream begins: older ones have ended. False when it is an older one itself.
+    fn begin(&self, volume: VolumeId, stream: StreamId) -> bool {
+        {
+            let mut volumes = self.volumes.borrow_mut();
+            let replica = volumes.entry(volume).or_insert_with(|| self.new_replica(volume));
+            if stream <= replica.newest {
+                return false;
+            }
+            replica.newest = stream;
+        }
+        self.end_chain(volume);
+        true
+    }
+
+    fn new_replica(&self, volume: VolumeId) -> Replica {
+        let newest = StreamId { epoch: 0, number: 0 };
+        let (coverage, is_recorded) = self.recorded(volume);
+        let (saving, taken) = (Rc::default(), Version::default());
+        Replica { newest, taken, coverage, is_recorded, saving, chain: None }
+    }
+
+    /// Ends the present chain: nothing of it is taken any more. What it brought counts.
+    fn end_chain(&self, volume: VolumeId) {
+        let mut volumes = self.volumes.borrow_mut();
+        let Some(replica) = volumes.get_mut(&volume) else { return };
+        if let Some(ended) = replica.chain.take() {
+            ended.has_ended.set(true);
+            replica.coverage = replica.coverage.raised(ended.passed.get(), ended.last.get());
+        }
+    }
+
+    /// The new stream's chain is the present one, unless a newer stream has begun meanwhile.
+    fn go_on(&self, chain: Rc<Chain>) -> Option<Coverage> {
+        let mut volumes = self.volumes.borrow_mut();
+        let replica = volumes.get_mut(&chain.volume).filter(|replica| replica.newest == chain.stream)?;
+        replica.chain = Some(chain);
+        Some(replica.coverage.clone())
+    }
+
+    fn held(&self, volume: VolumeId) -> Held {
+        let taken = self.volumes.borrow().get(&volume).map(|replica| replica.taken);
+        let held = self.fence.held(volume);
+        taken.filter(|taken| *taken > held.latest).map_or(held, Held::all_through)
+    }
+
+    /// What is here, by the record and by what may have been lost since.
+    fn recorded(&self, volume: VolumeId) -> (Coverage, bool) {
+        let (recorded, held) = (self.records.coverage(volume), self.fence.held(volume));
+        let may_lack = held.whole_through != held.latest;
+        if recorded == Coverage::Whole && may_lack {
+            return (Coverage::through(held.whole_through), false);
+        }
+        (recorded, true)
+    }
+
+    fn note_taken(&self, volume: VolumeId, version: Version) {
+        if let Some(replica) = self.volumes.borrow_mut().get_mut(&volume) {
+            replica.taken = replica.taken.max(version);
+        }
+    }
+
+    fn coverage(&self, volume: VolumeId) -> Coverage {
+        let known = self.volumes.borrow().get(&volume).map(|replica| replica.coverage.clone());
+        known.unwrap_or_else(|| self.recorded(volume).0)
+    }
+
+    /// Puts a coverage on record; it counts here once it is there. False when that failed, or when the
+    /// chain that it comes of has ended before.
+    async fn save(&self, volume: VolumeId, coverage: Coverage, of: Option<&Chain>) -> bool {
+        let saving = self.saving(volume);
+        let _turn = saving.lock().await;
+        if of.is_some_and(|chain| chain.has_ended.get()) {
+            return false;
+        }
+        let is_saved = self.records.save_coverage(volume, coverage.clone()).await;
+        if let Some(replica) = self.volumes.borrow_mut().get_mut(&volume) {
+            replica.is_recorded = is_saved;
+            if is_saved {
+                replica.coverage = coverage;
+            }
+        }
+        is_saved
+    }
+
+    fn saving(&self, volume: VolumeId) -> Rc<Mutex<()>> {
+        let mut volumes = self.volumes.borrow_mut();
+        volumes.entry(volume).or_insert_with(|| self.new_replica(volume)).saving.clone()
+    }
+
+    async fn join(&self, chain: &Rc<Chain>) {
+        let known = self.volumes.borrow().get(&chain.volume).map(|r| (r.coverage.clone(), r.is_recorded));
+        let Some((coverage, is_recorded)) = known else { return };
+        if (coverage != Coverage::Whole && is_recorded) || mutant::is(Mutant::JoinNotRecorded) {
+            return;
+        }
+        let has = Coverage::Partial(coverage.steps(chain.last.get()));
+        if !self.save(chain.volume, has, Some(chain)).await {
+            chain.fail(ReplicaFailure::Records);
+        }
+    }
+
+    async fn report(&self, chain: &Rc<Chain>, since: Version, from: BlockAddress) {
+        let (volume, stream) = (chain.volume, chain.stream);
+        match self.store.changed_since(volume, since, from, MOST_REPORTED_RUNS).await {
+            Ok(_) if chain.has_ended.get() => {}
+            Ok(changes) => (chain.answer)(FromReplica::Reported { volume, stream, from, changes }),
+            Err(error) => chain.fail(error.into()),
+        }
+    }
+
+    /// Puts the cursor on record, one saving at a time. What is lost of it is copied again, no more.
+    fn passed(self: &Rc<Self>, chain: &Rc<Chain>, cursor: BlockAddress) {
+        chain.passed.set(chain.passed.get().max(cursor));
+        if chain.is_saving.replace(true) {
+            return;
+        }
+        let (shared, chain) = (self.clone(), chain.clone());
+        self.runtime.spawn(Box::pin(async move {
+            // Every write through `durable` that concerns blocks before the cursor is on stable media.
+            let (cursor, durable) = (chain.passed.get(), chain.durable.get());
+            let coverage = shared.coverage(chain.volume).raised(cursor, durable);
+            if coverage != Coverage::Whole {
+                shared.save(chain.volume, coverage, Some(&chain)).await;
+            }
+            chain.is_saving.set(false);
+        }));
+    }
+
+    async fn finish(&self, chain: &Rc<Chain>) {
+        let (volume, stream) = (chain.volume, chain.stream);
+        if !self.save(volume, Coverage::Whole, Some(chain)).await {
+            return chain.fail(ReplicaFailure::Records);
+        }
+        if !chain.has_ended.get() {
+            (chain.answer)(FromReplica::Whole { volume, stream });
         }
     }
 }
 
-impl<S> Shared<S> {
-    fn completed(&self, volume: VolumeId, chain: &Chain, version: Version, outcome: Result<(), StoreError>) {
-        match outcome {
-            // A later one has been answered already, and with it this one.
-            Ok(()) if version <= chain.durable.get() => {}
-            Ok(()) => {
-                chain.durable.set(version);
-                (self.answer)(FromReplica::Durable { volume, version });
-            }
-            Err(error) if !chain.has_ended.replace(true) => self.fail(volume, chain.epoch, error.into()),
-            Err(_) => {}
+impl Chain {
+    fn answer_durable(&self, version: Version) {
+        // A later one has been answered already, and with it this one.
+        if version > self.durable.get() && !self.has_ended.get() {
+            self.durable.set(version);
+            (self.answer)(FromReplica::Durable { volume: self.volume, stream: self.stream, version });
         }
     }
 
-    fn fail(&self, volume: VolumeId, epoch: u32, reason: ReplicaFailure) {
-        (self.answer)(FromReplica::Failed { volume, epoch, reason });
+    fn fail(&self, reason: ReplicaFailure) {
+        if !self.has_ended.replace(true) {
+            let (volume, stream) = (self.volume, self.stream);
+            (self.answer)(FromReplica::Failed { volume, stream, reason });
+        }
     }
 }
+
+/// Most bytes of a connection that are on their way to the store.
+const MOST_IN_FLIGHT_BYTES: u64 = 32 << 20;
+/// Runs of a report: some 20 KiB.
+const MOST_REPORTED_RUNS: usize = 512;

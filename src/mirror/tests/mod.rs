@@ -1,0 +1,8 @@
+//! The mirror against simulated stores, disks and streams.
+
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+mod by_hand;
+mod mutants;
+mod pair;
+mod world;
