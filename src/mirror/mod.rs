@@ -4,6 +4,7 @@
 //! - `primary`: a block store whose appends complete on both replicas ([`Mirror`]); `chain` has what is in
 //!   flight, `window` the credits, `stream` the beginning and the end of streams.
 //! - `replica`: takes them in order, fenced by epochs ([`Replicas`]).
+//! - `wire`: the messages as bytes.
 //! - `resync`: brings a replica up to date ([`Resync`]); `joiner` is what it sends with, `coverage` what a
 //!   replica has in the meantime.
 //!
@@ -22,6 +23,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod window;
+mod wire;
 
 pub use coverage::{Coverage, CoverageStep, END, Held, MOST_STEPS};
 pub use joiner::{Joiner, StreamEnded};
@@ -30,3 +32,4 @@ pub use primary::{Mirror, MirrorEvent, ReplicaLink, Requirement};
 pub use replica::{Fence, Records, ReplicaStream, Replicas};
 pub use resync::{Resync, ResyncError, ResyncProgress};
 pub use window::WindowLimits;
+pub use wire::WireError;
