@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod disk;
 pub mod iscsi;
 pub mod mirror;
+pub mod pair;
 pub mod rpc;
 pub mod scsi;
 pub mod sim;

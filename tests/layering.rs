@@ -19,12 +19,13 @@ const RANKS: &[(&str, u32)] = &[
     ("scsi", 5),
     ("mirror", 5),
     ("cluster", 5),
-    ("rpc", 6),
-    ("sim", 6),
-    ("daemon", 7),
-    ("witness", 7),
-    ("cli", 7),
-    ("bin", 8),
+    ("pair", 6),
+    ("rpc", 7),
+    ("sim", 7),
+    ("daemon", 8),
+    ("witness", 8),
+    ("cli", 8),
+    ("bin", 9),
 ];
 
 /// What only some modules may name. Beside these, tests and `sim` are free to use what they need.

@@ -4,6 +4,7 @@
 //! each says what is durable, or less. So an old one, or a coarser one, is right too.
 
 use super::mutant::{self, Mutant};
+use crate::base::codec::{Reader, Writer};
 use crate::base::units::{BlockAddress, Version};
 
 /// What a node's store has of a volume.
@@ -97,6 +98,40 @@ impl Coverage {
     }
 }
 
+impl Coverage {
+    /// As bytes, for a replica's record: version 1 of that format.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![RECORD_VERSION];
+        if let Self::Partial(steps) = self {
+            for step in steps {
+                bytes.put_u64(step.end.0);
+                bytes.put_u32(step.through.epoch);
+                bytes.put_u64(step.through.sequence);
+            }
+        }
+        bytes
+    }
+
+    /// What [`Self::encode`] made; none when a newer program did, or nobody.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(bytes);
+        if reader.u8().ok()? != RECORD_VERSION {
+            return None;
+        }
+        let mut steps = Vec::new();
+        while reader.remaining() > 0 {
+            let end = BlockAddress(reader.u64().ok()?);
+            let through = Version { epoch: reader.u32().ok()?, sequence: reader.u64().ok()? };
+            steps.push(CoverageStep { end, through });
+        }
+        if steps.is_empty() { Some(Self::Whole) } else { Self::of_steps(steps) }
+    }
+}
+
+const RECORD_VERSION: u8 = 1;
+
 /// Gives up the narrowest step but the last one: its blocks count with those behind them.
 fn merge_narrowest(steps: &mut Vec<CoverageStep>) {
     let start = |index: usize| index.checked_sub(1).map_or(0, |before| steps[before].end.0);
@@ -143,6 +178,7 @@ mod tests {
             assert!(steps.len() <= MOST_STEPS);
             assert_eq!(Coverage::of_steps(steps.clone()), Some(coverage.clone()));
             assert_eq!(steps.last().unwrap().through, version(1));
+            assert_eq!(Coverage::decode(&coverage.encode()), Some(coverage.clone()));
             assert!(steps.is_sorted_by(|one, next| one.through.sequence >= next.through.sequence));
         }
         assert_eq!(Coverage::of_steps(Vec::new()), None);

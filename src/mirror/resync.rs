@@ -41,9 +41,9 @@ use crate::store::interface::{BlockStore, BlockWrite, ChangeLog, ChangedRun, Sto
 use crate::volume::Volume;
 
 /// The resync of a volume's replica, for as long as this node is the volume's primary.
-pub struct Resync<S: BlockStore + 'static> {
+pub struct Resync<S: BlockStore + 'static, V: BlockStore + 'static = Mirror<S>> {
     local: Rc<S>,
-    volume: Volume<Mirror<S>>,
+    volume: Volume<V>,
     runtime: RuntimeHandle,
     limit_bytes_per_second: Cell<Option<u64>>,
     /// When the next copy may go out at that limit.
@@ -90,10 +90,10 @@ pub enum ResyncError {
     },
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Resync<S> {
+impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Resync<S, V> {
     /// For `volume`, which is open over a mirror that has `local` below it. No limit at first:
     /// redundancy comes before speed.
-    pub fn new(local: Rc<S>, volume: Volume<Mirror<S>>, runtime: RuntimeHandle) -> Self {
+    pub fn new(local: Rc<S>, volume: Volume<V>, runtime: RuntimeHandle) -> Self {
         Self {
             local,
             volume,
@@ -203,8 +203,8 @@ fn parts<S>(joiner: &Joiner<S>, common_point: impl Fn(Version) -> Version) -> Ve
 }
 
 /// One run.
-struct Run<'a, S: BlockStore + 'static> {
-    resync: &'a Resync<S>,
+struct Run<'a, S: BlockStore + 'static, V: BlockStore + 'static> {
+    resync: &'a Resync<S, V>,
     joiner: &'a Joiner<S>,
     began: Instant,
     /// Copies on their way, in the order of addresses.
@@ -237,7 +237,7 @@ impl Report {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Run<'_, S> {
+impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Run<'_, S, V> {
     /// Goes through blocks of which both have the same through `since`.
     async fn sweep(&mut self, blocks: Range<u64>, since: Version) -> Result<(), ResyncError> {
         let mut at = blocks.start;

@@ -70,7 +70,7 @@ pub struct Durable {
 }
 
 /// What a proposal presupposes, beside the record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Circumstances {
     /// No write is in flight, and no block is unsettled.
     pub is_drained: bool,
@@ -110,6 +110,17 @@ impl Role {
     #[must_use]
     pub fn serving(&self) -> Option<u32> {
         self.serving
+    }
+
+    /// Whether the outcome of something that was proposed is not known.
+    #[must_use]
+    pub fn is_undecided(&self) -> bool {
+        !self.undecided.is_empty()
+    }
+
+    /// Serves no more in this epoch, for whatever reason.
+    pub fn stop(&mut self) {
+        self.serving = None;
     }
 
     /// Whether commands may be executed, reads included (I5): by a lease, or as the only member of the

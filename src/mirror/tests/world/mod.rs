@@ -38,7 +38,7 @@ use crate::volume::{Volume, VolumeParameters, VolumeServices};
 mod client;
 mod node;
 
-use self::node::{Life, Node, Primary, encode, newest_in};
+use self::node::{Life, Node, Primary, newest_in};
 
 const VOLUME: VolumeId = VolumeId(1);
 const NAMES: [&str; 2] = ["a", "b"];
@@ -348,7 +348,7 @@ impl Cluster {
         let opened = Store::open(array, world.clone(), options, sink).await;
         let (store, _) = opened.map_err(|error| format!("open: {error}"))?;
         if is_new {
-            let created = store.put_volume(VOLUME, Version::default(), &encode(&Coverage::Whole)).await;
+            let created = store.put_volume(VOLUME, Version::default(), &Coverage::Whole.encode()).await;
             created.map_err(|error| error.to_string())?;
         }
         let store = Rc::new(store);

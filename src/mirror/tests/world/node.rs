@@ -61,7 +61,8 @@ impl Life {
     }
 
     pub(super) fn recorded(&self) -> Coverage {
-        decode(&self.store.volumes().iter().find(|(volume, ..)| *volume == VOLUME).unwrap().1)
+        Coverage::decode(&self.store.volumes().iter().find(|(volume, ..)| *volume == VOLUME).unwrap().1)
+            .unwrap()
     }
 
     /// What this node has as replica, with everything older than `epoch` fenced off.
@@ -119,7 +120,7 @@ impl Records for Node {
         let life = self.0.clone();
         life.record_number.set(life.record_number.get() + 1);
         let version = Version { epoch: 0, sequence: life.record_number.get() };
-        Box::pin(async move { life.store.put_volume(VOLUME, version, &encode(&coverage)).await.is_ok() })
+        Box::pin(async move { life.store.put_volume(VOLUME, version, &coverage.encode()).await.is_ok() })
     }
 
     fn settled(&self, _volume: VolumeId, version: Version) {
@@ -131,31 +132,6 @@ impl Records for Node {
 
 pub(super) fn newest_in(store: &Store) -> Version {
     store.volumes().iter().find(|(volume, ..)| *volume == VOLUME).unwrap().2
-}
-
-pub(super) fn encode(coverage: &Coverage) -> Vec<u8> {
-    let Coverage::Partial(steps) = coverage else { return vec![1] };
-    let mut bytes = vec![2];
-    for step in steps {
-        bytes.extend(step.end.0.to_le_bytes());
-        bytes.extend(step.through.epoch.to_le_bytes());
-        bytes.extend(step.through.sequence.to_le_bytes());
-    }
-    bytes
-}
-
-pub(super) fn decode(bytes: &[u8]) -> Coverage {
-    if bytes[0] == 1 {
-        return Coverage::Whole;
-    }
-    let step = |bytes: &[u8]| CoverageStep {
-        end: BlockAddress(u64::from_le_bytes(bytes[..8].try_into().unwrap())),
-        through: Version {
-            epoch: u32::from_le_bytes(bytes[8..12].try_into().unwrap()),
-            sequence: u64::from_le_bytes(bytes[12..20].try_into().unwrap()),
-        },
-    };
-    Coverage::of_steps(bytes[1..].chunks(20).map(step).collect()).unwrap()
 }
 
 impl Primary {

@@ -1,0 +1,85 @@
+//! A node's part in its mirrored volumes: serves what it may, mirrors to the peer, takes the peer's writes,
+//! brings the peer up to date, and proposes what has to change.
+//!
+//! One [`Part`](part) a volume follows the control state and does what `cluster::role` says: open the volume in
+//! a new epoch, go on into the next one, stop. What it proposes, and when, is here:
+//! - a primary without an answer of its replica for [`Patience::replica`] shrinks the in-sync set;
+//! - a member whose primary is gone for [`Patience::primary`] promises the next epoch, so that what it has
+//!   does not change any more, and takes over;
+//! - a primary alone brings a returning replica up to date, and proposes the larger set;
+//! - a restarted primary begins an epoch before anything else, and serves it when both replicas are level, or
+//!   alone;
+//! - a proposal whose outcome does not show is followed by a restart of the epoch, whose outcome settles it.
+//!
+//! Guarantees, with those of `cluster::role`, `mirror` and the leases: hosts are let in only while this node may
+//! serve, and what they read was read while it could (I5, I9); a promise is durable before anything of its epoch
+//! is taken, and behind the end of all that this node did in older ones (I6, I7).
+//!
+//! Left to others: consensus and leases, connections, what hosts see ([`Hosts`]). No clock and no socket: the
+//! simulator runs the same code.
+
+mod node;
+mod part;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use node::{Node, NodeServices};
+pub use part::{PartReport, PartState};
+pub use store::{Permit, ServedStore};
+
+use crate::base::runtime::LocalBoxFuture;
+use crate::base::units::VolumeId;
+use crate::cluster::state::Command;
+use crate::cluster::state::volume::VolumeRecord;
+use crate::volume::Volume;
+
+/// What a node's parts need of the cluster.
+pub trait Surroundings {
+    /// Has a command proposed. What came of it is learned from the control state and from nothing else.
+    fn propose(&self, command: Command);
+    /// Whether this node holds its lease at this moment, having seen the control state that it was given.
+    fn has_lease(&self) -> bool;
+    /// Whether the peer can be reached, or was until a moment ago, and its store serves.
+    fn is_peer_alive(&self) -> bool;
+    /// The newest epoch that was promised for a volume, as saved.
+    fn promised(&self, volume: VolumeId) -> u32;
+    /// Saves a promise durably. Whether that worked.
+    fn save_promise(&self, volume: VolumeId, epoch: u32) -> LocalBoxFuture<'static, bool>;
+    /// Something that an administrator should find in the event log.
+    fn event(&self, volume: &VolumeRecord, message: String);
+}
+
+/// Who lets hosts use volumes.
+pub trait Hosts<S: crate::store::interface::BlockStore + 'static> {
+    /// Hosts may use the volume from now on. Whether that worked.
+    fn attach(&self, record: &VolumeRecord, volume: Volume<ServedStore<S>>) -> LocalBoxFuture<'static, bool>;
+    /// Hosts may not use it any more. Complete when no command is in progress; those that wait for the volume
+    /// are failed by its end, so this must not wait for them by itself.
+    fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()>;
+}
+
+/// How long something is waited for before something else is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For an answer of the replica, before the primary goes on without it.
+    pub replica: Duration,
+    /// For the primary, before a replica takes over. Longer, so that a primary that lives wins.
+    pub primary: Duration,
+    /// For the outcome of a proposal, before another one is made.
+    pub proposal: Duration,
+    /// Between two looks at all of this.
+    pub tick: Duration,
+}
+
+impl Patience {
+    /// For a local network.
+    pub const LAN: Self = Self {
+        replica: Duration::from_millis(1000),
+        primary: Duration::from_millis(1500),
+        proposal: Duration::from_millis(1000),
+        tick: Duration::from_millis(50),
+    };
+}

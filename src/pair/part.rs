@@ -1,0 +1,604 @@
+//! A node's part in one mirrored volume.
+//!
+//! One task a volume takes the newest record of the control state, does what the role says, and looks what is to
+//! be proposed. Invariants: `turn` is held from the end of one way of serving to the beginning of the next, so a
+//! promise that comes with a stream waits for both; `promised` rises before anything is drained for it, and is
+//! saved before anything is taken or served in its epoch.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use futures::future::select;
+use futures::lock::Mutex;
+
+use super::node::Shared;
+use super::store::{Permit, ServedStore};
+use crate::base::runtime::{Instant, RuntimeHandle};
+use crate::base::signal::Signal;
+use crate::base::units::{Version, VolumeId};
+use crate::cluster::role::{Circumstances, Role, Turn};
+use crate::cluster::state::Command;
+use crate::cluster::state::history::{CommonPoint, KeptThrough};
+use crate::cluster::state::volume::{Transition, VolumeRecord};
+use crate::mirror::{
+    Coverage, FromReplica, Held, Mirror, MirrorEvent, ReplicaLink, Requirement, Resync, ResyncProgress,
+};
+use crate::store::interface::{BlockStore, ChangeLog};
+use crate::volume::device::DeviceGeometry;
+use crate::volume::{Volume, VolumeParameters, VolumeServices};
+
+/// A node's part in a volume.
+pub(super) struct Part<S: BlockStore + 'static> {
+    id: VolumeId,
+    node: Weak<Shared<S>>,
+    runtime: RuntimeHandle,
+    role: Rc<RefCell<Role>>,
+    record: RefCell<VolumeRecord>,
+    serving: RefCell<Option<Serving<S>>>,
+    promised: Cell<u32>,
+    saved_promise: Cell<u32>,
+    /// The newest version in the store when the node was started.
+    recovered: Version,
+    turn: Mutex<()>,
+    changed: Signal,
+    proposed_at: Cell<Option<Instant>>,
+    peer_missed_since: Cell<Option<Instant>>,
+    wants_hand_over: Cell<bool>,
+    has_ended: Cell<bool>,
+}
+
+/// While this node is the volume's primary.
+struct Serving<S: BlockStore + 'static> {
+    mirror: Mirror<S>,
+    permit: Rc<Permit>,
+    volume: Volume<ServedStore<S>>,
+    resync: Rc<Resync<S, ServedStore<S>>>,
+    since: Instant,
+    is_attached: bool,
+    /// The replica said that it cannot go on.
+    is_replica_lost: bool,
+    /// Why the last resync broke off, until the next one.
+    is_resyncing: Rc<Cell<bool>>,
+    /// Both may be in doubt about what was in flight when this epoch began.
+    is_unsettled: bool,
+}
+
+/// How a volume is on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartReport {
+    /// What the node does with it.
+    pub state: PartState,
+    /// The epoch that the node has last seen.
+    pub epoch: u32,
+    /// How far the peer is brought up to date, while it is.
+    pub resync: Option<ResyncProgress>,
+}
+
+/// What a node does with a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartState {
+    /// Serves it.
+    Serving,
+    /// Is its primary, and waits for its lease or for the peer before hosts are let in.
+    Waiting,
+    /// Holds all that was acknowledged, and takes what the primary writes.
+    InSync,
+    /// Lacks something.
+    Behind,
+}
+
+impl<S: BlockStore + ChangeLog + 'static> Part<S> {
+    /// Starts the task of a part.
+    pub(super) fn start(node: &Rc<Shared<S>>, record: &VolumeRecord) -> Rc<Self> {
+        let services = &node.services;
+        let promised = services.surroundings.promised(record.id);
+        let part = Rc::new(Self {
+            id: record.id,
+            node: Rc::downgrade(node),
+            runtime: services.runtime.clone(),
+            role: Rc::new(RefCell::new(Role::new(services.own.clone()))),
+            record: RefCell::new(record.clone()),
+            serving: RefCell::new(None),
+            promised: Cell::new(promised),
+            saved_promise: Cell::new(promised),
+            recovered: (services.newest)(record.id),
+            turn: Mutex::default(),
+            changed: Signal::default(),
+            proposed_at: Cell::new(None),
+            peer_missed_since: Cell::new(None),
+            wants_hand_over: Cell::new(false),
+            has_ended: Cell::new(false),
+        });
+        services.runtime.spawn(Box::pin(part.clone().run()));
+        part
+    }
+
+    async fn run(self: Rc<Self>) {
+        while !self.has_ended.get() {
+            let changed = self.changed.wait();
+            let Some(node) = self.node.upgrade() else { return };
+            let record = self.record.borrow().clone();
+            let turn = self.role.borrow_mut().handle_record(&record);
+            if turn != Turn::Stay {
+                self.proposed_at.set(None);
+            }
+            match turn {
+                Turn::Stay => {}
+                Turn::Begin { epoch, is_settled } => self.begin(&node, &record, epoch, is_settled).await,
+                Turn::Continue { epoch } => self.go_on(&record, epoch).await,
+                Turn::Follow { epoch } => self.follow(epoch).await,
+            }
+            self.let_hosts_in(&node).await;
+            self.decide(&node).await;
+            let tick = node.services.patience.tick;
+            drop(node);
+            select(changed, self.runtime.sleep(tick)).await;
+        }
+    }
+
+    // What comes from outside.
+
+    pub(super) fn take_record(&self, record: &VolumeRecord) {
+        if *self.record.borrow() != *record {
+            *self.record.borrow_mut() = record.clone();
+            self.look_again();
+        }
+    }
+
+    pub(super) fn look_again(&self) {
+        if let Some(serving) = &*self.serving.borrow() {
+            serving.permit.look_again();
+        }
+        self.changed.notify();
+    }
+
+    pub(super) fn connected(&self, link: Rc<dyn ReplicaLink>) {
+        if let Some(serving) = &mut *self.serving.borrow_mut() {
+            serving.is_replica_lost = false;
+            serving.mirror.connected(link);
+        }
+        self.changed.notify();
+    }
+
+    pub(super) fn disconnected(&self) {
+        if let Some(serving) = &*self.serving.borrow() {
+            serving.mirror.disconnected();
+        }
+        self.changed.notify();
+    }
+
+    pub(super) fn received(&self, answer: FromReplica) {
+        let mirror = self.serving.borrow().as_ref().map(|serving| serving.mirror.clone());
+        let event = mirror.and_then(|mirror| mirror.received(answer));
+        let Some(event) = event else { return };
+        if let Some(serving) = &mut *self.serving.borrow_mut() {
+            serving.is_replica_lost =
+                matches!(event, MirrorEvent::ReplicaLost { .. } | MirrorEvent::Fenced { .. });
+        }
+        self.changed.notify();
+    }
+
+    /// False when the volume can't be handed over as things are.
+    pub(super) fn hand_over(&self) -> bool {
+        let is_both = self.record.borrow().in_sync.len() == 2;
+        let is_attached = self.serving.borrow().as_ref().is_some_and(|serving| serving.is_attached);
+        if is_both && is_attached {
+            self.wants_hand_over.set(true);
+            self.changed.notify();
+        }
+        is_both && is_attached
+    }
+
+    /// The volume was deleted.
+    pub(super) async fn end(&self) {
+        let _turn = self.turn.lock().await;
+        self.stop_serving().await;
+        self.has_ended.set(true);
+        self.changed.notify();
+    }
+
+    pub(super) fn report(&self) -> PartReport {
+        let record = self.record.borrow();
+        let serving = self.serving.borrow();
+        let own = self.node.upgrade().map(|node| node.services.own.clone());
+        let state = match &*serving {
+            Some(serving) if serving.is_attached && serving.permit.is_given() => PartState::Serving,
+            Some(_) => PartState::Waiting,
+            None if own.is_some_and(|own| record.in_sync.contains(&own)) => PartState::InSync,
+            None => PartState::Behind,
+        };
+        let resync = serving.as_ref().filter(|serving| serving.is_resyncing.get());
+        PartReport { state, epoch: record.epoch, resync: resync.map(|serving| serving.resync.progress()) }
+    }
+
+    // The fence.
+
+    pub(super) fn promised(&self) -> u32 {
+        self.promised.get()
+    }
+
+    /// Nothing older is taken from now on.
+    pub(super) fn raise_promise(&self, epoch: u32) {
+        self.promised.set(self.promised.get().max(epoch));
+    }
+
+    /// Ends what this node does in epochs before `epoch`, and saves the promise.
+    pub(super) async fn promise(&self, epoch: u32) -> bool {
+        self.raise_promise(epoch);
+        let _turn = self.turn.lock().await;
+        let serves_older = self.role.borrow().serving().is_none_or(|serving| serving < epoch);
+        if serves_older {
+            self.stop_serving().await;
+        }
+        self.save_promise().await
+    }
+
+    /// What the store has, when nothing of this node's own is on its way to it.
+    pub(super) fn held(&self) -> Held {
+        let newest = self.node.upgrade().map(|node| (node.services.newest)(self.id));
+        match newest.filter(|newest| *newest != self.recovered) {
+            Some(newest) => Held::all_through(newest),
+            None => Held::recovered(self.recovered),
+        }
+    }
+
+    pub(super) fn is_level(&self) -> bool {
+        self.serving.borrow().as_ref().is_some_and(|serving| serving.is_attached && serving.mirror.is_level())
+    }
+
+    async fn save_promise(&self) -> bool {
+        let promised = self.promised.get();
+        if self.saved_promise.get() >= promised {
+            return true;
+        }
+        let Some(node) = self.node.upgrade() else { return false };
+        let is_saved = node.services.surroundings.save_promise(self.id, promised).await;
+        if is_saved {
+            self.saved_promise.set(self.saved_promise.get().max(promised));
+        }
+        is_saved
+    }
+
+    // What a record asks for.
+
+    /// Opens the volume in a new epoch.
+    async fn begin(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, epoch: u32, is_settled: bool) {
+        let _turn = self.turn.lock().await;
+        self.raise_promise(epoch);
+        self.stop_serving().await;
+        if self.promised.get() > epoch {
+            return; // a newer epoch is on its way here
+        }
+        let refuse = |why: &str| {
+            let message = format!("volume {} cannot be served in epoch {epoch}: {why}", record.name);
+            node.services.surroundings.event(record, message);
+        };
+        if !self.save_promise().await {
+            return refuse("the state directory does not take the epoch");
+        }
+        let Ok(held) = node.replicas.end(self.id).await else { return refuse("the pool is offline") };
+        let is_whole = node.services.records.coverage(self.id) == Coverage::Whole;
+        let is_forced = record.began_by == Some(Transition::Force);
+        if !is_whole && !(is_forced && node.replicas.adopt(self.id).await) {
+            return refuse("this node does not have everything of it");
+        }
+        let services = &node.services;
+        let (store, runtime) = (services.store.clone(), services.runtime.clone());
+        let is_both = record.in_sync.len() == 2;
+        let requirement = if is_both { Requirement::Both } else { Requirement::Local };
+        let mirror = Mirror::new(store.clone(), runtime.clone(), self.id, epoch, held, requirement);
+        let (role, surroundings) = (self.role.clone(), services.surroundings.clone());
+        let permit = Rc::new(Permit::new(move || role.borrow().may_serve(surroundings.has_lease())));
+        let first = record.epoch_starts.get(&epoch).copied().unwrap_or(0);
+        let parameters = VolumeParameters {
+            id: self.id,
+            epoch,
+            next_sequence: first.max(held.latest.sequence + 1),
+            geometry: geometry(record),
+        };
+        let served = ServedStore::Mirrored(mirror.clone(), permit.clone());
+        let pool = services.buffers.clone();
+        let volume = Volume::open(
+            parameters,
+            VolumeServices { store: Rc::new(served), runtime: runtime.clone(), pool },
+        );
+        let resync = Rc::new(Resync::new(store, volume.clone(), runtime.clone()));
+        if let Some(link) = node.link() {
+            mirror.connected(link);
+        }
+        *self.serving.borrow_mut() = Some(Serving {
+            mirror,
+            permit,
+            volume,
+            resync,
+            since: self.runtime.now(),
+            is_attached: false,
+            is_replica_lost: false,
+            is_resyncing: Rc::default(),
+            is_unsettled: is_both && !is_settled,
+        });
+        self.changed.notify();
+    }
+
+    /// Goes on serving in a newer epoch.
+    async fn go_on(&self, record: &VolumeRecord, epoch: u32) {
+        let is_both = record.in_sync.len() == 2;
+        let requirement = if is_both { Requirement::Both } else { Requirement::Local };
+        self.raise_promise(epoch);
+        if let Some(serving) = &mut *self.serving.borrow_mut() {
+            serving.mirror.next_epoch(epoch, requirement);
+            serving.volume.begin_epoch(epoch);
+            serving.is_unsettled &= is_both;
+            serving.is_replica_lost = false;
+            serving.permit.look_again();
+        }
+        let _turn = self.turn.lock().await;
+        if !self.save_promise().await {
+            self.stop_serving().await; // the state directory has failed: somebody else has to serve
+        }
+    }
+
+    /// Does not serve. What this node had in flight is over before anything newer is taken (I7).
+    async fn follow(&self, epoch: u32) {
+        self.raise_promise(epoch);
+        let _turn = self.turn.lock().await;
+        self.stop_serving().await;
+        // Without a saved promise nothing of the epoch is taken: `promise` is asked again by the stream.
+        let _ = self.save_promise().await;
+    }
+
+    /// Ends service, and waits until nothing of it is on its way to the disks. `turn` is held.
+    async fn stop_serving(&self) {
+        let Some(node) = self.node.upgrade() else { return };
+        let ended = self.serving.borrow_mut().take();
+        let Some(ended) = ended else { return };
+        ended.mirror.close();
+        ended.permit.end();
+        if ended.is_attached {
+            node.services.hosts.detach(self.id).await;
+        }
+        ended.volume.close().await;
+        // An error means that the store takes nothing any more.
+        let _ = node.services.store.flush().await;
+        self.wants_hand_over.set(false);
+    }
+
+    /// Lets hosts in as soon as they may come.
+    async fn let_hosts_in(&self, node: &Rc<Shared<S>>) {
+        let volume = match &*self.serving.borrow() {
+            Some(serving)
+                if !serving.is_attached
+                    && serving.permit.is_given()
+                    && (!serving.is_unsettled || serving.mirror.is_level()) =>
+            {
+                serving.volume.clone()
+            }
+            _ => return,
+        };
+        let record = self.record.borrow().clone();
+        let is_attached = node.services.hosts.attach(&record, volume).await;
+        if let Some(serving) = &mut *self.serving.borrow_mut() {
+            serving.is_attached = is_attached;
+            serving.is_unsettled = false;
+        }
+    }
+
+    // What is to be proposed.
+
+    async fn decide(self: &Rc<Self>, node: &Rc<Shared<S>>) {
+        let now = self.runtime.now();
+        let patience = node.services.patience;
+        self.watch_peer(node, now);
+        let is_waiting = self.proposed_at.get().is_some_and(|at| now.since(at) < patience.proposal);
+        let record = self.record.borrow().clone();
+        let own = &node.services.own;
+        if is_waiting || !record.in_sync.contains(own) {
+            return;
+        }
+        if self.role.borrow().serving().is_some() {
+            return self.decide_as_primary(node, &record, now).await;
+        }
+        let misses_peer = self.misses_peer(patience.primary, now);
+        let transition = match record.primary == *own {
+            is_primary if record.is_certified() => (is_primary || misses_peer).then_some(Transition::Start),
+            true => Some(Transition::Restart),
+            false => misses_peer.then_some(Transition::TakeOver),
+        };
+        if let Some(transition) = transition {
+            self.propose_to_serve(node, &record, transition).await;
+        }
+    }
+
+    async fn decide_as_primary(self: &Rc<Self>, node: &Rc<Shared<S>>, record: &VolumeRecord, now: Instant) {
+        let patience = node.services.patience;
+        let Some(replica) = self.replica(node, now) else {
+            // It could not be opened in this epoch: it is tried again in another one.
+            self.proposed_at.set(Some(now));
+            return self.role.borrow_mut().stop();
+        };
+        let is_both = record.in_sync.len() == 2;
+        if self.role.borrow().is_undecided() {
+            // The outcome does not show: a newer epoch does away with it.
+            return self.propose_as_primary(node, Transition::Restart, Circumstances::default());
+        }
+        if is_both && self.wants_hand_over.get() && replica == Replica::Level {
+            return self.drain_and_move(node).await;
+        }
+        let is_silent = matches!(replica, Replica::Silent(since) if since >= patience.replica);
+        if is_both && (is_silent || matches!(replica, Replica::Lost | Replica::Behind)) {
+            return self.propose_as_primary(node, Transition::Shrink, Circumstances::default());
+        }
+        match replica {
+            Replica::Behind if !is_both => self.bring_up_to_date(record),
+            Replica::Lost if !is_both => self.try_again(node),
+            Replica::Whole | Replica::Level if !is_both => {
+                // From the proposal on acknowledgements need both.
+                if let Some(serving) = &*self.serving.borrow() {
+                    serving.mirror.require(Requirement::Both);
+                }
+                let circumstances = Circumstances { is_peer_complete: true, ..Circumstances::default() };
+                self.propose_as_primary(node, Transition::Expand, circumstances);
+            }
+            _ => {}
+        }
+    }
+
+    /// How the replica is, as far as this primary knows.
+    fn replica(&self, node: &Rc<Shared<S>>, now: Instant) -> Option<Replica> {
+        let serving = self.serving.borrow();
+        let serving = serving.as_ref()?;
+        let since = |since: Instant| now.since(since.max(serving.since));
+        Some(if serving.is_replica_lost {
+            Replica::Lost
+        } else if let Some(unlinked) = node.unlinked_since() {
+            Replica::Silent(since(unlinked))
+        } else if serving.mirror.behind().is_some() {
+            Replica::Behind
+        } else if serving.mirror.is_replica_whole() {
+            match serving.mirror.silent_since() {
+                Some(silent) => Replica::Silent(since(silent)),
+                None if serving.mirror.is_level() => Replica::Level,
+                None => Replica::Whole,
+            }
+        } else {
+            Replica::Silent(serving.mirror.silent_since().map_or_else(Default::default, since))
+        })
+    }
+
+    /// Proposes what this node, which does not serve, would begin to serve: nothing is taken of the present
+    /// epoch from here on, so what there is stays what it is.
+    async fn propose_to_serve(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, transition: Transition) {
+        if !self.promise(record.epoch + 1).await {
+            return;
+        }
+        let Ok(held) = node.replicas.end(self.id).await else { return };
+        if self.record.borrow().epoch == record.epoch {
+            self.propose(node, transition, Circumstances::default(), held.whole_through.sequence + 1);
+        }
+    }
+
+    /// Proposes what this node goes on from as primary.
+    fn propose_as_primary(&self, node: &Rc<Shared<S>>, transition: Transition, circumstances: Circumstances) {
+        let latest = self.serving.borrow().as_ref().map(|serving| serving.volume.latest_version());
+        if let Some(latest) = latest {
+            self.propose(node, transition, circumstances, latest.sequence + 1);
+        }
+    }
+
+    fn propose(
+        &self,
+        node: &Rc<Shared<S>>,
+        transition: Transition,
+        circumstances: Circumstances,
+        first_sequence: u64,
+    ) {
+        let proposed = self.role.borrow_mut().propose(transition, &node.services.peer, circumstances);
+        let Some(proposed) = proposed else { return };
+        self.proposed_at.set(Some(self.runtime.now()));
+        node.services.surroundings.propose(Command::BeginEpoch {
+            volume: self.id,
+            expected_epoch: proposed.expected_epoch,
+            transition,
+            primary: proposed.primary,
+            in_sync: proposed.in_sync,
+            first_sequence,
+        });
+        self.look_again();
+    }
+
+    /// Starts a resync, unless one is under way.
+    fn bring_up_to_date(self: &Rc<Self>, record: &VolumeRecord) {
+        let (resync, is_resyncing, joiner) = {
+            let serving = self.serving.borrow();
+            let Some(serving) = serving.as_ref().filter(|serving| !serving.is_resyncing.get()) else {
+                return;
+            };
+            let Some(joiner) = serving.mirror.join() else { return };
+            (serving.resync.clone(), serving.is_resyncing.clone(), joiner)
+        };
+        is_resyncing.set(true);
+        let (part, record) = (self.clone(), record.clone());
+        self.runtime.spawn(Box::pin(async move {
+            let outcome = resync.run(&joiner, |newest| common_point(&record, newest)).await;
+            is_resyncing.set(false);
+            if let (Err(error), Some(node)) = (outcome, part.node.upgrade()) {
+                let message =
+                    format!("bringing the replica of volume {} up to date stopped: {error}", record.name);
+                node.services.surroundings.event(&record, message);
+            }
+            part.changed.notify();
+        }));
+    }
+
+    /// Begins a new stream to a replica that had given up the last one.
+    fn try_again(&self, node: &Rc<Shared<S>>) {
+        let (Some(link), Some(serving)) = (node.link(), &mut *self.serving.borrow_mut()) else { return };
+        serving.is_replica_lost = false;
+        serving.mirror.connected(link);
+        self.proposed_at.set(Some(self.runtime.now())); // not at once again
+    }
+
+    /// Ends service with nothing in flight, and proposes the peer as primary.
+    async fn drain_and_move(&self, node: &Rc<Shared<S>>) {
+        let _turn = self.turn.lock().await;
+        self.wants_hand_over.set(false);
+        let drained = match &mut *self.serving.borrow_mut() {
+            Some(serving) => {
+                serving.is_attached = false;
+                (serving.volume.clone(), serving.mirror.clone())
+            }
+            None => return,
+        };
+        let (volume, mirror) = drained;
+        node.services.hosts.detach(self.id).await;
+        volume.close().await;
+        if mirror.is_level() {
+            let circumstances = Circumstances { is_drained: true, ..Circumstances::default() };
+            self.propose_as_primary(node, Transition::Move, circumstances);
+        } else {
+            // The replica went away meanwhile: the volume is opened again in an epoch of its own.
+            self.role.borrow_mut().stop();
+        }
+        self.stop_serving().await;
+    }
+
+    fn watch_peer(&self, node: &Rc<Shared<S>>, now: Instant) {
+        let is_alive = node.services.surroundings.is_peer_alive();
+        let since = self.peer_missed_since.get().unwrap_or(now);
+        self.peer_missed_since.set((!is_alive).then_some(since));
+    }
+
+    fn misses_peer(&self, patience: std::time::Duration, now: Instant) -> bool {
+        self.peer_missed_since.get().is_some_and(|since| now.since(since) >= patience)
+    }
+}
+
+/// How the replica is, for the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replica {
+    /// It has said that it cannot go on.
+    Lost,
+    /// It has owed an answer for so long.
+    Silent(std::time::Duration),
+    /// It lacks what is not in flight any more.
+    Behind,
+    /// It has everything but what is in flight.
+    Whole,
+    /// It has everything.
+    Level,
+}
+
+/// Through which version a replica that has everything through `newest` has the same as the volume's history.
+fn common_point(record: &VolumeRecord, newest: Version) -> Version {
+    let newest_point = KeptThrough { epoch: newest.epoch, sequence: newest.sequence };
+    match record.common_point(newest_point) {
+        CommonPoint::Everything => newest,
+        CommonPoint::Through(kept) => Version { epoch: kept.epoch, sequence: kept.sequence },
+        CommonPoint::Unknown => Version::default(),
+    }
+}
+
+fn geometry(record: &VolumeRecord) -> DeviceGeometry {
+    let logical_block_bytes = record.sector.bytes();
+    DeviceGeometry { logical_block_bytes, block_count: record.size_bytes / u64::from(logical_block_bytes) }
+}

@@ -1,0 +1,118 @@
+//! The block store below a volume in service: the local one, or the mirror, behind the right to serve.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use futures::future::Either;
+
+use crate::base::signal::Signal;
+use crate::base::units::{BlockAddress, Version, VolumeId};
+use crate::mirror::Mirror;
+use crate::store::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
+
+/// Where the blocks of a volume in service are.
+pub enum ServedStore<S: BlockStore> {
+    /// On this node alone.
+    Local(Rc<S>),
+    /// On both nodes. What was read counts only if this node could serve when the reading was done; a
+    /// write needs no such question, as it counts only with the replica's answer in its epoch, or with
+    /// the committed configuration.
+    Mirrored(Mirror<S>, Rc<Permit>),
+}
+
+/// Whether a volume may be served at this moment (I5).
+pub struct Permit {
+    is_given: Box<dyn Fn() -> bool>,
+    may_have_changed: Signal,
+    has_ended: Cell<bool>,
+}
+
+impl Permit {
+    /// Given while `is_given` says so.
+    pub(super) fn new(is_given: impl Fn() -> bool + 'static) -> Self {
+        Self {
+            is_given: Box::new(is_given),
+            may_have_changed: Signal::default(),
+            has_ended: Cell::new(false),
+        }
+    }
+
+    /// Whether it is given now.
+    #[must_use]
+    pub fn is_given(&self) -> bool {
+        !self.has_ended.get() && (self.is_given)()
+    }
+
+    /// Lets those who wait look again.
+    pub(super) fn look_again(&self) {
+        self.may_have_changed.notify();
+    }
+
+    /// It is never given again.
+    pub(super) fn end(&self) {
+        self.has_ended.set(true);
+        self.look_again();
+    }
+
+    /// Waits until it is given; fails when it never will be.
+    async fn until_given(&self) -> Result<(), StoreError> {
+        self.may_have_changed.until(|| self.has_ended.get() || (self.is_given)()).await;
+        if self.has_ended.get() { Err(StoreError::Offline) } else { Ok(()) }
+    }
+}
+
+impl<S: BlockStore + 'static> BlockStore for ServedStore<S> {
+    fn start_append(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        Ok(match self {
+            Self::Local(store) => Either::Left(store.start_append(volume, version, writes)?),
+            Self::Mirrored(mirror, _) => Either::Right(mirror.start_append(volume, version, writes)?),
+        })
+    }
+
+    async fn read(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        match self {
+            Self::Local(store) => store.read(volume, address, count).await,
+            Self::Mirrored(mirror, permit) => {
+                let data = mirror.read(volume, address, count).await?;
+                permit.until_given().await?;
+                Ok(data)
+            }
+        }
+    }
+
+    async fn allocation(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        match self {
+            Self::Local(store) => store.allocation(volume, address, count, limit).await,
+            Self::Mirrored(mirror, permit) => {
+                let runs = mirror.allocation(volume, address, count, limit).await?;
+                permit.until_given().await?;
+                Ok(runs)
+            }
+        }
+    }
+
+    async fn flush(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Local(store) => store.flush().await,
+            Self::Mirrored(mirror, _) => mirror.flush().await,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Random runs of the pair: faults, then healing, then the check that nothing was lost and both are equal.
+//!
+//! `SEEDS=n` says how many, `SEED=n` with which to begin, `HISTORY=1` prints what happened in a seed that fails.
+
+use std::rc::Rc;
+
+use super::clients::{BLOCKS, SIZE_BYTES, read_all, used};
+use super::cluster::{Cluster, Totals, VOLUMES, micros};
+use crate::base::runtime::Runtime;
+use crate::base::units::{BlockAddress, VolumeId};
+use crate::sim::executor::Executor;
+use crate::sim::random::Random;
+use crate::store::interface::BlockStore;
+
+fn run(seed: u64) -> Result<(Totals, u64), String> {
+    let executor = Executor::new(seed);
+    let random = Random::new(seed ^ 0x9a12);
+    let cluster = Cluster::new(&executor, &random, SIZE_BYTES);
+    let outcome = executor.block_on(live(cluster.clone(), &executor));
+    let outcome = outcome.map_err(|stuck| stuck.to_string()).and_then(|outcome| outcome);
+    if outcome.is_err() && std::env::var("HISTORY").is_ok() {
+        cluster.print_history();
+    }
+    outcome.map_err(|problem| format!("seed {seed}: {problem}"))?;
+    let result = (cluster.totals(), executor.trace_hash());
+    // Lives and the cluster hold each other.
+    cluster.sites.iter().for_each(|site| site.crash());
+    cluster.clock.crash();
+    Ok(result)
+}
+
+async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
+    for node in 0..2 {
+        cluster.start(executor, node, true).await?;
+    }
+    let clients = cluster.clients();
+    let clock = cluster.clock.clone();
+    for _ in 0..12 + cluster.random.below(10) {
+        clock.sleep(micros(cluster.random.below(40_000))).await;
+        cluster.check()?;
+        let node = cluster.random.index(2);
+        match cluster.random.below(12) {
+            0..2 => cluster.set_link(false),
+            2..4 => cluster.crash(node).await,
+            4..6 => cluster.set_control(node, false),
+            6 => {
+                // A node is cut off from everything.
+                cluster.set_link(false);
+                cluster.set_control(node, false);
+            }
+            7 => {
+                cluster.crash(0).await;
+                cluster.crash(1).await;
+            }
+            8..10 => hand_over(&cluster),
+            _ => {}
+        }
+        if cluster.random.below(3) > 0 {
+            cluster.set_link(true);
+        }
+        for node in 0..2 {
+            if cluster.random.below(3) > 0 {
+                cluster.set_control(node, true);
+            }
+            if cluster.random.below(3) > 0 {
+                cluster.start(executor, node, false).await?;
+            }
+        }
+    }
+    heal(&cluster, executor).await?;
+    let mut turns = 0;
+    while !clients.stop() {
+        clock.sleep(micros(2000)).await;
+        turns += 1;
+        if turns > 2000 {
+            return Err("clients do not end".to_owned());
+        }
+    }
+    cluster.check()?;
+    for volume in VOLUMES {
+        if !read_all(&cluster, volume).await {
+            return Err(format!("nobody serves {volume:?}"));
+        }
+        cluster.check()?;
+        until_level(&cluster, volume).await?;
+        compare(&cluster, volume).await?;
+    }
+    Ok(())
+}
+
+fn hand_over(cluster: &Rc<Cluster>) {
+    let volume = VOLUMES[cluster.random.index(2)];
+    for life in cluster.sites.iter().filter_map(|site| site.life()) {
+        if life.node.hand_over(volume) {
+            cluster.note(|totals| totals.hand_overs += 1);
+        }
+    }
+}
+
+/// Faults are over: everything is served and in sync again, without anybody's help.
+async fn heal(cluster: &Rc<Cluster>, executor: &Executor) -> Result<(), String> {
+    cluster.set_link(true);
+    for node in 0..2 {
+        cluster.set_control(node, true);
+        cluster.start(executor, node, false).await?;
+    }
+    for _ in 0..1000 {
+        cluster.clock.sleep(micros(3000)).await;
+        cluster.check()?;
+        let is_well = |volume: &VolumeId| {
+            cluster.record(*volume).in_sync.len() == 2
+                && cluster
+                    .sites
+                    .iter()
+                    .filter_map(|site| site.life())
+                    .any(|life| life.attached(*volume).is_some())
+        };
+        if VOLUMES.iter().all(is_well) {
+            return Ok(());
+        }
+    }
+    let show = |volume: &VolumeId| {
+        let record = cluster.record(*volume);
+        format!("epoch {} of {:?}: {} in {:?}", record.epoch, record.began_by, record.primary, record.in_sync)
+    };
+    Err(format!("does not heal: {:?}", VOLUMES.each_ref().map(show)))
+}
+
+async fn until_level(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(), String> {
+    for _ in 0..1000 {
+        cluster.clock.sleep(micros(2000)).await;
+        let mut lives = cluster.sites.iter().filter_map(|site| site.life());
+        if cluster.record(volume).in_sync.len() == 2 && lives.any(|life| life.node.is_level(volume)) {
+            return Ok(());
+        }
+    }
+    Err(format!("{volume:?} does not get level"))
+}
+
+/// I24.
+async fn compare(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(), String> {
+    let lives: Vec<_> = cluster.sites.iter().filter_map(|site| site.life()).collect();
+    for first in used() {
+        let mut contents = Vec::new();
+        for life in &lives {
+            let pieces = life.store.read(volume, BlockAddress(first), BLOCKS).await;
+            let runs = life.store.allocation(volume, BlockAddress(first), BLOCKS, 1000).await;
+            contents.push((
+                pieces.map_err(|error| error.to_string())?.concat(),
+                runs.map_err(|error| error.to_string())?,
+            ));
+        }
+        if contents[0] != contents[1] {
+            return Err(format!("the replicas of {volume:?} differ behind block {first}"));
+        }
+    }
+    Ok(())
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn random_lives_of_the_pair_lose_nothing() {
+    let first = number("SEED", 0);
+    let (mut all, mut failed) = (Vec::new(), Vec::new());
+    for seed in first..first + number("SEEDS", 40) {
+        eprintln!("seed {seed}");
+        match run(seed) {
+            Ok((totals, _)) => all.push(totals),
+            Err(problem) => failed.push(problem),
+        }
+    }
+    let sum = |what: fn(&Totals) -> u64| all.iter().map(what).sum::<u64>();
+    println!(
+        "pair: {} seeds, {} failed; {} writes, {} reads, {} crashes, {} cuts, {} isolations, {} epochs, {} take-overs, \
+         {} shrinks, {} expansions, {} moves, {} late commits, {} operations away from home",
+        all.len() + failed.len(),
+        failed.len(),
+        sum(|t| t.writes),
+        sum(|t| t.reads),
+        sum(|t| t.crashes),
+        sum(|t| t.cuts),
+        sum(|t| t.isolations),
+        sum(|t| t.epochs),
+        sum(|t| t.take_overs),
+        sum(|t| t.shrinks),
+        sum(|t| t.expansions),
+        sum(|t| t.moves),
+        sum(|t| t.late_commits),
+        sum(|t| t.served_by_second),
+    );
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn a_life_of_the_pair_is_the_same_twice() {
+    for seed in 0..2 {
+        assert_eq!(run(seed).unwrap().1, run(seed).unwrap().1);
+    }
+}
