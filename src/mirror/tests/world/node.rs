@@ -41,6 +41,7 @@ pub(super) struct Wire {
 impl ReplicaLink for Wire {
     fn send(&self, message: ToReplica) {
         if !self.is_broken.get() {
+            let message = ToReplica::decode(&message.encode().concat().into()).unwrap();
             self.to_replica.unbounded_send(message).unwrap_or_default();
         }
     }
@@ -296,7 +297,10 @@ impl Primary {
         let (to_primary, mut at_primary) = unbounded::<FromReplica>();
         let wire = Rc::new(Wire { to_replica, is_broken: Cell::new(false), drops: Cell::new(false) });
         *self.wire.borrow_mut() = Some(wire.clone());
-        let stream = replicas.connect(move |answer| to_primary.unbounded_send(answer).unwrap_or_default());
+        let stream = replicas.connect(move |answer: FromReplica| {
+            let answer = FromReplica::decode(&answer.encode()).unwrap();
+            to_primary.unbounded_send(answer).unwrap_or_default();
+        });
         let (broken, world) = (wire.clone(), peer.world.clone());
         peer.world.spawn(Box::pin(async move {
             while let Some(message) = at_replica.next().await {
