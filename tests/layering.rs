@@ -20,6 +20,7 @@ const RANKS: &[(&str, u32)] = &[
     ("mirror", 5),
     ("cluster", 5),
     ("rpc", 6),
+    ("peer", 6),
     ("sim", 6),
     ("daemon", 7),
     ("witness", 7),
@@ -42,14 +43,14 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("std::net", EDGES),
     ("std::env", EDGES),
     ("std::process", EDGES),
-    ("std::fs", &["disk", "daemon", "witness", "cli"]),
-    ("std::os", &["disk", "daemon", "witness", "cli"]),
-    ("std::thread", &["disk", "daemon", "witness", "cli"]),
+    ("std::fs", &["disk", "peer", "daemon", "witness", "cli"]),
+    ("std::os", &["disk", "peer", "daemon", "witness", "cli"]),
+    ("std::thread", &["disk", "peer", "daemon", "witness", "cli"]),
     ("std::time::Instant", EDGES),
     ("std::time::SystemTime", EDGES),
     ("getrandom", EDGES),
 ];
-const EDGES: &[&str] = &["rpc", "daemon", "witness", "cli", "bin"];
+const EDGES: &[&str] = &["rpc", "peer", "daemon", "witness", "cli", "bin"];
 
 /// Lines above which a file has to say why it is not split, in a line that starts with this marker.
 const LONGEST_FILE_LINES: usize = 800;
