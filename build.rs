@@ -18,7 +18,7 @@ const PRINTED: [&str; 9] =
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["proto/management.proto"], ["proto"])?;
+    let descriptors = protox::compile(["proto/management.proto", "proto/peer.proto"], ["proto"])?;
     let package = ".gemel.management.v1";
     let mut builder = tonic_prost_build::configure()
         // Secrets must not reach a log through `{:?}`.

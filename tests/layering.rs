@@ -23,9 +23,9 @@ const RANKS: &[(&str, u32)] = &[
     ("peer", 6),
     ("sim", 6),
     ("daemon", 7),
-    ("witness", 7),
     ("cli", 7),
-    ("bin", 8),
+    ("witness", 8),
+    ("bin", 9),
 ];
 
 /// What only some modules may name. Beside these, tests and `sim` are free to use what they need.
@@ -48,6 +48,8 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("std::thread", &["disk", "peer", "daemon", "witness", "cli"]),
     ("std::time::Instant", EDGES),
     ("std::time::SystemTime", EDGES),
+    ("rcgen", &["peer"]),
+    ("webpki", &["peer"]),
     ("getrandom", EDGES),
 ];
 const EDGES: &[&str] = &["rpc", "peer", "daemon", "witness", "cli", "bin"];

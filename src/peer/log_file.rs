@@ -110,7 +110,11 @@ impl LogFile {
     }
 
     /// Does something unless an earlier attempt has failed, and remembers its failure.
-    fn attempt<T>(&mut self, what: &str, act: impl FnOnce(&mut Self) -> io::Result<T>) -> Result<T, LogError> {
+    fn attempt<T>(
+        &mut self,
+        what: &str,
+        act: impl FnOnce(&mut Self) -> io::Result<T>,
+    ) -> Result<T, LogError> {
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
