@@ -222,9 +222,6 @@ async fn decide(control: Arc<Control>, mut requests: mpsc::Receiver<ControlReque
     }
 }
 
-/// Where a node keeps the log of consensus, within its state directory.
-pub const QUORUM_DIRECTORY: &str = "quorum";
-
 type RunningQuorum = (QuorumHandle, std::thread::JoinHandle<()>);
 
 /// Starts this node's part in the quorum; a single node has none.
@@ -242,7 +239,7 @@ fn start_quorum(config: &Config, state: &StateDirectory) -> Result<Option<Runnin
     let setup = QuorumSetup {
         name: config.node.clone(),
         kind: SeatKind::Node,
-        directory: config.state_dir.join(QUORUM_DIRECTORY),
+        directory: config.state_dir.join(quorum::NODE_DIRECTORY),
         listeners: listeners.collect::<Result<_, _>>()?,
         settings,
     };

@@ -29,6 +29,9 @@ use crate::cluster::raft::member::{Member, Timing};
 use crate::cluster::raft::{ConsensusError, MemberId};
 use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome};
 
+/// Where a node keeps the log of consensus, within its state directory.
+pub const NODE_DIRECTORY: &str = "quorum";
+
 /// What a member is started with.
 pub struct QuorumSetup {
     /// Its name.
