@@ -13,8 +13,19 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 9] =
-    ["Status", "Attention", "Node", "Witness", "Volume", "Disk", "Pool", "AccessEntry", "Event"];
+const PRINTED: [&str; 11] = [
+    "Cluster",
+    "Member",
+    "Status",
+    "Attention",
+    "Node",
+    "Witness",
+    "Volume",
+    "Disk",
+    "Pool",
+    "AccessEntry",
+    "Event",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

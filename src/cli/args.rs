@@ -37,6 +37,12 @@ pub struct Arguments {
 pub enum Noun {
     /// One page: is it healthy, what is it doing, what must I do.
     Status,
+    /// The cluster: both nodes and the witness.
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Nodes, and the witness.
+    #[command(subcommand)]
+    Node(NodeVerb),
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeVerb),
@@ -54,6 +60,25 @@ pub enum Noun {
     Event(EventVerb),
     /// A whole array on this machine, to try it out.
     Demo(DemoArguments),
+}
+
+/// `gemel cluster`
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// Show who is in it, who leads, and who can be reached.
+    Show,
+}
+
+/// `gemel node`
+#[derive(Debug, Subcommand)]
+pub enum NodeVerb {
+    /// List the nodes.
+    List,
+    /// Accept a node or witness that has lost its log, or a new machine in its place, under a new identity.
+    Replace {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// `gemel volume`

@@ -7,6 +7,7 @@
 mod access;
 mod follow;
 mod machine;
+mod members;
 mod status;
 mod volumes;
 

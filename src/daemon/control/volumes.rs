@@ -1,6 +1,6 @@
 //! Commands on volumes and disks.
 
-use super::status::{disk_message, volume_message};
+use super::status::disk_message;
 use super::{Control, Refusal, now_ms};
 use crate::base::units::VolumeId;
 use crate::cluster::name::VolumeName;
@@ -109,16 +109,16 @@ impl Control {
         let report = self.report().await?;
         self.machine.read(|state| {
             let record = state.volume(&name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
-            Ok(volume_message(state, record, &report))
+            Ok(self.volume_message(state, record, &report))
         })
     }
 
     /// All volumes.
     pub async fn volumes(&self) -> Result<Vec<messages::Volume>, Refusal> {
         let report = self.report().await?;
-        Ok(self
-            .machine
-            .read(|state| state.volumes().map(|record| volume_message(state, record, &report)).collect()))
+        Ok(self.machine.read(|state| {
+            state.volumes().map(|record| self.volume_message(state, record, &report)).collect()
+        }))
     }
 
     /// Takes a disk out of service.
