@@ -209,8 +209,24 @@ fn a_stranger_is_refused_with_a_reason() {
         );
         trio.stop(1);
     }
+    let error = trio.runtime.block_on(call_without_certificate(&trio)).unwrap_err();
+    assert!(!error.is_empty());
     trio.start(1);
     trio.wait_for_all();
+}
+
+/// Gives the hello of the other side, which nobody without a certificate may see.
+async fn call_without_certificate(trio: &Trio) -> Result<(), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let authority = std::fs::read_to_string(trio.directory(0, "tls").join("ca.pem")).unwrap();
+    let tls = tonic::transport::ClientTlsConfig::new()
+        .ca_certificate(tonic::transport::Certificate::from_pem(authority))
+        .domain_name(super::tls::server_name(&name(0), UUID));
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("https://{}", trio.addresses[0])).unwrap();
+    let channel = endpoint.tls_config(tls).unwrap().connect().await.map_err(|error| text(&error))?;
+    let mut client = super::messages::peer_client::PeerClient::new(channel);
+    let nothing = futures::stream::pending::<super::messages::ControlFrame>();
+    client.control(nothing).await.map(drop).map_err(|error| text(&error))
 }
 
 #[test]
