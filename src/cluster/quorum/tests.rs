@@ -573,13 +573,22 @@ impl World {
 
 #[test]
 fn nothing_comes_twice_and_no_deposed_node_serves() {
-    let runs: Vec<(u32, usize)> = (0..60).map(run_with_faults).collect();
+    let runs: Vec<(u32, usize)> = (0..200).map(run_with_faults).collect();
     let taken_over = runs.iter().filter(|(epoch, _)| *epoch > 3).count();
     let decided: usize = runs.iter().map(|(_, decided)| decided).sum();
     assert!(
         taken_over > 20 && decided > 200,
         "{taken_over} worlds went on, {decided} proposals were decided"
     );
+}
+
+/// The same at length: `cargo test --release --lib many_worlds -- --ignored`.
+#[test]
+#[ignore = "takes minutes"]
+fn many_worlds() {
+    for seed in 0..20_000 {
+        run_with_faults(seed);
+    }
 }
 
 #[test]
