@@ -13,12 +13,23 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 9] =
-    ["Status", "Attention", "Node", "Witness", "Volume", "Disk", "Pool", "AccessEntry", "Event"];
+const PRINTED: [&str; 11] = [
+    "Cluster",
+    "Member",
+    "Status",
+    "Attention",
+    "Node",
+    "Witness",
+    "Volume",
+    "Disk",
+    "Pool",
+    "AccessEntry",
+    "Event",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["proto/management.proto"], ["proto"])?;
+    let descriptors = protox::compile(["proto/management.proto", "proto/peer.proto"], ["proto"])?;
     let package = ".gemel.management.v1";
     let mut builder = tonic_prost_build::configure()
         // Secrets must not reach a log through `{:?}`.

@@ -252,8 +252,10 @@ fn contents(disks: &[std::path::PathBuf]) -> Vec<(Crc32, std::time::SystemTime)>
 }
 
 #[test]
-fn the_witness_says_that_there_is_no_pair() {
-    let output = service::finish(std::process::Command::new(env!("CARGO_BIN_EXE_gemel-witness")));
-    assert_eq!(output.status.code(), Some(69));
-    assert!(errors(&output).contains("no mirrored pair"));
+fn a_witness_without_a_configuration_says_where_it_looked() {
+    let mut witness = std::process::Command::new(env!("CARGO_BIN_EXE_gemel-witness"));
+    witness.args(["--config", "/nonexistent/witness.toml"]);
+    let output = service::finish(witness);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("/nonexistent/witness.toml"));
 }

@@ -21,11 +21,12 @@ const RANKS: &[(&str, u32)] = &[
     ("cluster", 5),
     ("pair", 6),
     ("rpc", 7),
+    ("peer", 7),
     ("sim", 7),
     ("daemon", 8),
-    ("witness", 8),
     ("cli", 8),
-    ("bin", 9),
+    ("witness", 9),
+    ("bin", 10),
 ];
 
 /// What only some modules may name. Beside these, tests and `sim` are free to use what they need.
@@ -43,14 +44,16 @@ const RESERVED: &[(&str, &[&str])] = &[
     ("std::net", EDGES),
     ("std::env", EDGES),
     ("std::process", EDGES),
-    ("std::fs", &["disk", "daemon", "witness", "cli"]),
-    ("std::os", &["disk", "daemon", "witness", "cli"]),
-    ("std::thread", &["disk", "daemon", "witness", "cli"]),
+    ("std::fs", &["disk", "peer", "daemon", "witness", "cli"]),
+    ("std::os", &["disk", "peer", "daemon", "witness", "cli"]),
+    ("std::thread", &["disk", "peer", "daemon", "witness", "cli"]),
     ("std::time::Instant", EDGES),
     ("std::time::SystemTime", EDGES),
+    ("rcgen", &["peer"]),
+    ("webpki", &["peer"]),
     ("getrandom", EDGES),
 ];
-const EDGES: &[&str] = &["rpc", "daemon", "witness", "cli", "bin"];
+const EDGES: &[&str] = &["rpc", "peer", "daemon", "witness", "cli", "bin"];
 
 /// Lines above which a file has to say why it is not split, in a line that starts with this marker.
 const LONGEST_FILE_LINES: usize = 800;

@@ -37,6 +37,12 @@ pub struct Arguments {
 pub enum Noun {
     /// One page: is it healthy, what is it doing, what must I do.
     Status,
+    /// The cluster: both nodes and the witness.
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Nodes, and the witness.
+    #[command(subcommand)]
+    Node(NodeVerb),
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeVerb),
@@ -54,6 +60,25 @@ pub enum Noun {
     Event(EventVerb),
     /// A whole array on this machine, to try it out.
     Demo(DemoArguments),
+}
+
+/// `gemel cluster`
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// Show who is in it, who leads, and who can be reached.
+    Show,
+}
+
+/// `gemel node`
+#[derive(Debug, Subcommand)]
+pub enum NodeVerb {
+    /// List the nodes.
+    List,
+    /// Accept a node or witness that has lost its log, or a new machine in its place, under a new identity.
+    Replace {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// `gemel volume`
@@ -213,10 +238,10 @@ pub struct DemoArguments {
     /// Size of each, sparse.
     #[arg(long, default_value = "4G", value_parser = size)]
     pub disk_size: u64,
-    /// Storage nodes. Only 1 for now: no mirror yet.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1))]
-    pub nodes: u32,
-    /// iSCSI port; management and console take the next two. 0 takes free ones.
+    /// Storage nodes: 1, the default, or 2 with a witness. Two agree on everything, but do not mirror data yet.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2))]
+    pub nodes: Option<u32>,
+    /// iSCSI port; management, console and the link between members take the next three. 0 takes free ones.
     #[arg(long, default_value_t = 3260)]
     pub port: u16,
     /// Keep the temporary folder.
@@ -227,9 +252,9 @@ pub struct DemoArguments {
 /// `gemel demo restart`
 #[derive(Debug, Subcommand)]
 pub enum DemoVerb {
-    /// Start a node of a running demo again after it was killed.
+    /// Start a node or the witness of a running demo again after it was killed.
     Restart {
-        /// The node: a.
+        /// The node: a; with two nodes also b, or w for the witness.
         node: String,
         /// Folder of the demo.
         #[arg(long)]

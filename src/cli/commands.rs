@@ -6,15 +6,17 @@ use std::path::Path;
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use super::args::{AccessVerb, Arguments, ChapVerb, DiskVerb, EventVerb, Noun, PoolVerb, VolumeVerb};
+use super::args::{
+    AccessVerb, Arguments, ChapVerb, ClusterVerb, DiskVerb, EventVerb, NodeVerb, Noun, PoolVerb, VolumeVerb,
+};
 use super::error::CliError;
 use super::{client, demo, show};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
     AllowAccessRequest, ChapCredential, ClearChapRequest, CreateVolumeRequest, DeleteVolumeRequest,
-    DenyAccessRequest, FailDiskRequest, GetPoolRequest, GetStatusRequest, GetVolumeRequest, Health,
-    ListAccessRequest, ListDisksRequest, ListVolumesRequest, ResizeVolumeRequest, SetChapRequest,
-    StreamEventsRequest,
+    DenyAccessRequest, FailDiskRequest, GetClusterRequest, GetPoolRequest, GetStatusRequest,
+    GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest, ListVolumesRequest, ReplaceMemberRequest,
+    ResizeVolumeRequest, SetChapRequest, StreamEventsRequest,
 };
 
 /// A connected command.
@@ -32,6 +34,19 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
     let mut session = Session { client: client::connect(&arguments.cluster).await?, output };
     match arguments.noun {
         Noun::Status => return session.status().await,
+        Noun::Cluster(ClusterVerb::Show) => {
+            let cluster = session.client.get_cluster(GetClusterRequest {}).await?.into_inner();
+            output.one(&cluster, show::cluster)?;
+        }
+        Noun::Node(NodeVerb::List) => {
+            let status = session.client.get_status(GetStatusRequest {}).await?.into_inner();
+            output.list(&status.nodes, show::nodes)?;
+        }
+        Noun::Node(NodeVerb::Replace { name }) => {
+            let request = ReplaceMemberRequest { name };
+            let cluster = session.client.replace_member(request).await?.into_inner();
+            output.one(&cluster, show::cluster)?;
+        }
         Noun::Volume(verb) => session.volume(verb).await?,
         Noun::Disk(verb) => session.disk(verb).await?,
         Noun::Pool(PoolVerb::Show) => {

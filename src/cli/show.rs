@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use crate::rpc::json::name;
 use crate::rpc::management::{
-    AccessEntry, Disk, DiskState, Event, Health, Node, NodeState, Pool, PoolState, Severity, Status, Volume,
-    VolumeState, WitnessState,
+    AccessEntry, Cluster, Disk, DiskState, Event, Health, Node, NodeState, Pool, PoolState, Severity, Status,
+    Volume, VolumeState, WitnessState,
 };
 use crate::rpc::size::show as size;
 
@@ -33,7 +33,8 @@ pub fn status(status: &Status) -> String {
     page
 }
 
-fn nodes(nodes: &[Node]) -> String {
+/// A table of nodes.
+pub fn nodes(nodes: &[Node]) -> String {
     let rows = nodes.iter().map(|node| {
         vec![
             node.name.clone(),
@@ -46,6 +47,42 @@ fn nodes(nodes: &[Node]) -> String {
         ]
     });
     table(&["NAME", "STATE", "VERSION", "UP", "SESSIONS", "DISK I/O", "PORTALS"], rows)
+}
+
+/// A cluster and its members.
+pub fn cluster(cluster: &Cluster) -> String {
+    let leader = if cluster.leader.is_empty() { "nobody" } else { &cluster.leader };
+    let majority = match (cluster.members.is_empty(), cluster.has_majority) {
+        (true, _) => "a single node",
+        (false, true) => "in contact with a majority",
+        (false, false) => "NOT in contact with a majority: what is shown may be old",
+    };
+    let rows = cluster.members.iter().map(|member| {
+        let since = match member.since_ms {
+            0 => String::new(),
+            since_ms => crate::rpc::time::show(since_ms),
+        };
+        let link = if member.reachable { "up" } else { "down" };
+        let votes = if member.votes { "yes" } else { "no" };
+        let (name, kind) = (member.name.clone(), member.kind.clone());
+        vec![
+            name,
+            kind,
+            votes.to_owned(),
+            link.to_owned(),
+            since,
+            member.version.clone(),
+            member.reason.clone(),
+        ]
+    });
+    format!(
+        "Cluster {} ({}): {majority}\nLeader {leader}, term {}, applied through {}\n\nMembers\n{}",
+        cluster.name,
+        cluster.uuid,
+        cluster.term,
+        cluster.applied_index,
+        table(&["NAME", "KIND", "VOTES", "LINK", "SINCE", "VERSION", "REASON"], rows)
+    )
 }
 
 fn pools(pools: &[Pool]) -> String {

@@ -32,6 +32,10 @@ pub enum Mutant {
     TermForgotten,
     /// Grants go on while the holder is being deposed.
     GrantWhileDeposing,
+    /// A lease counts at a holder that does not know yet that it was deposed before.
+    GrantFromAnyIndex,
+    /// A deposition is proposed without asking who is bound.
+    DeposeAtOnce,
 }
 
 /// Whether the present thread is to make this mistake.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cluster::name::{ClusterName, NodeName};
+use crate::cluster::quorum::SeatKind;
+use crate::peer::settings::PeerSettings;
 
 /// Where the configuration is looked for when no other place is given.
 pub const DEFAULT_PATH: &str = "/etc/gemel/gemeld.toml";
@@ -27,6 +29,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Disks and memory of the pool.
     pub pool: PoolConfig,
+    /// The other node and the witness; a single node has none.
+    #[serde(default)]
+    pub pair: Option<PeerSettings>,
     /// The iSCSI target.
     #[serde(default)]
     pub iscsi: IscsiConfig,
@@ -269,8 +274,13 @@ impl Config {
         if let Some(twice) = first_repeated(disks.iter()) {
             return Some(format!("pool.disks names {} twice", twice.display()));
         }
+        let conflict = self.pair.as_ref().and_then(|pair| pair.conflict(&self.node, SeatKind::Node));
+        if let Some(reason) = conflict {
+            return Some(format!("pair: {reason}"));
+        }
         let portals = self.iscsi.portals.iter();
         let others = self.management.listen.iter().map(|address| &address.0).chain(&self.console.listen);
+        let others = others.chain(self.pair.iter().flat_map(|pair| &pair.listen));
         first_repeated(portals.chain(others).filter(|address| address.port() != 0))
             .map(|address| format!("{address} is to be listened on twice"))
     }
@@ -387,6 +397,18 @@ mod tests {
         };
         assert_eq!(text(&shown), text(&smallest));
         assert_eq!(shown.shutdown.drain_timeout_ms, smallest.shutdown.drain_timeout_ms);
+    }
+
+    #[test]
+    fn the_documented_pair_is_one() {
+        let example = include_str!("../../deploy/gemeld.toml");
+        let (single, pair) = example.split_once("# [pair]\n").unwrap();
+        let pair = pair.lines().map(|line| line.strip_prefix("# ").unwrap_or(line.trim_start_matches('#')));
+        let text = format!("{single}[pair]\n{}\n", pair.collect::<Vec<_>>().join("\n"));
+        let config = parse(&text).unwrap().pair.unwrap();
+        assert_eq!((config.peers.len(), config.listen.len()), (2, 1));
+        let error = parse(&text.replace("name = \"b\"", "name = \"a\"")).unwrap_err();
+        assert!(error.contains("pair: two members have the same name"), "{error}");
     }
 
     #[test]

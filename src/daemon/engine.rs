@@ -39,7 +39,7 @@ pub struct VolumeSpec {
 }
 
 /// Who may log in to what. The data thread gets it whole after each change.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessRules {
     /// Volumes and the initiators that may reach them; `*` stands for all.
     pub allowed: Vec<(VolumeId, Vec<String>)>,
@@ -48,7 +48,7 @@ pub struct AccessRules {
 }
 
 /// CHAP credentials of an initiator.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ChapRule {
     /// The initiator's iSCSI name.
     pub initiator: String,

@@ -43,6 +43,17 @@ impl Management for ManagementService {
         answer(self.control.status().await)
     }
 
+    async fn get_cluster(&self, _: Request<messages::GetClusterRequest>) -> Answer<messages::Cluster> {
+        answer(Ok(self.control.cluster()))
+    }
+
+    async fn replace_member(
+        &self,
+        request: Request<messages::ReplaceMemberRequest>,
+    ) -> Answer<messages::Cluster> {
+        answer(self.control.replace_member(&request.into_inner().name).await)
+    }
+
     async fn create_volume(
         &self,
         request: Request<messages::CreateVolumeRequest>,

@@ -28,7 +28,9 @@ use super::listen::listen;
 use super::management::{ManagementService, reach, refuse_browsers};
 use super::state_directory::StateDirectory;
 use super::{console, notify};
+use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::ControlState;
+use crate::peer::quorum::{self, QuorumHandle, QuorumSetup};
 use crate::rpc::management::management_server::ManagementServer;
 
 /// Exit code of a daemon that could not start.
@@ -154,11 +156,26 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
 
     let (engine, requests) = EngineHandle::channel();
     let (control_handle, decisions) = ControlHandle::channel();
-    let control = Arc::new(Control::open(&config, state, engine.clone(), events.clone())?);
+    let quorum = start_quorum(&config, &state)?;
+    let control = Control::open(
+        &config,
+        state,
+        engine.clone(),
+        events.clone(),
+        quorum.as_ref().map(|(q, _)| q.clone()),
+    );
+    let control = Arc::new(control?);
     tokio::task::spawn_local(decide(control.clone(), decisions));
+    tokio::select! {
+        accepted = control.accepted(&config.cluster) => accepted?,
+        _ = terminate.recv() => return stop_quorum(quorum).await,
+        _ = interrupt.recv() => return stop_quorum(quorum).await,
+    }
+    // A node of a pair opens its volumes when there is a majority, which may take a while.
+    let is_single = quorum.is_none();
     let setup = Setup {
-        volumes: control.volume_specs(),
-        purge: control.volumes_to_purge(),
+        volumes: if is_single { control.volume_specs() } else { Vec::new() },
+        purge: if is_single { control.volumes_to_purge() } else { Vec::new() },
         portal_group_tag: control.portal_group_tag(),
         access: control.access_rules(),
         memory_pool: arguments.volatile_memory_pool,
@@ -171,6 +188,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let data_thread = data::spawn(setup, started)?;
     starting.await.map_err(|_| "the data thread ended while it started")??;
 
+    let following = tokio::task::spawn_local(control.clone().follow());
     let stopping = start_services(&config, &control, ManagementService::new(control.clone(), log))?;
     announce(&config, &events);
     notify::notify(notify::READY);
@@ -182,6 +200,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
         () = ended => return Err("the data thread has ended; the log says why".into()),
     }
     notify::notify(notify::STOPPING);
+    following.abort();
     let stopped = engine.ask(super::engine::Request::Stop).await;
     events.info("node-stopped", format!("node {} stops", config.node.as_str()), &[]);
     drop((events, control));
@@ -189,15 +208,49 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     // The writer ends when the last reporter is gone; a call still in progress may hold one.
     let _ = tokio::time::timeout(LAST_MOMENT, saving).await;
     stopped?;
+    stop_quorum(quorum).await?;
     data_thread.join().map_err(|_| "the data thread panicked; the log says where")?;
     Ok(())
 }
 
-/// Decides what the data thread asks for.
+/// Decides what the data thread asks for. In a pair that takes a round to the others, so one does not wait for
+/// the other.
 async fn decide(control: Arc<Control>, mut requests: mpsc::Receiver<ControlRequest>) {
     while let Some(request) = requests.recv().await {
-        control.decide(request);
+        let control = control.clone();
+        tokio::task::spawn_local(async move { control.decide(request).await });
     }
+}
+
+type RunningQuorum = (QuorumHandle, std::thread::JoinHandle<()>);
+
+/// Starts this node's part in the quorum; a single node has none.
+fn start_quorum(config: &Config, state: &StateDirectory) -> Result<Option<RunningQuorum>, Failure> {
+    let Some(settings) = config.pair.clone() else { return Ok(None) };
+    if state.control()?.is_some() {
+        return Err(format!(
+            "{} has the records of a single node, which cannot become one of a pair in this version: use another \
+             state_dir, or take the section [pair] out of the configuration",
+            config.state_dir.display()
+        )
+        .into());
+    }
+    let listeners = settings.listen.iter().map(|address| listen(*address, "the pair", "pair.listen"));
+    let setup = QuorumSetup {
+        name: config.node.clone(),
+        kind: SeatKind::Node,
+        directory: config.state_dir.join(quorum::NODE_DIRECTORY),
+        listeners: listeners.collect::<Result<_, _>>()?,
+        settings,
+    };
+    Ok(Some(quorum::start(setup)?))
+}
+
+/// Ends the part in the quorum, after the last volume.
+async fn stop_quorum(quorum: Option<RunningQuorum>) -> Result<(), Failure> {
+    let Some((quorum, thread)) = quorum else { return Ok(()) };
+    quorum.stop().await;
+    thread.join().map_err(|_| "the quorum's thread panicked; the log says where".into())
 }
 
 /// Starts management and console; they end when true is sent.

@@ -21,7 +21,7 @@ use super::client;
 use super::error::CliError;
 use crate::rpc::management::{AllowAccessRequest, CreateVolumeRequest, GetVolumeRequest, Volume};
 use crate::rpc::size::show as show_size;
-use folder::{Folder, Ports};
+use folder::{Folder, Ports, Seat, Settings};
 use node::Node;
 
 /// How long the array may take to come up; recovery after a kill is part of it.
@@ -43,15 +43,26 @@ pub async fn run(arguments: DemoArguments) -> Result<(), CliError> {
 
 async fn restart(name: &str, dir: &Path) -> Result<(), CliError> {
     let folder = Folder::open(dir)?;
-    if name != folder::NODE {
-        return Err(CliError::Usage(format!("this demo has no node {name:?}; its node is {}", folder::NODE)));
-    }
-    let node = Node::new(&folder);
+    let settings = folder.settings()?;
+    let seats = folder::seats(settings.nodes);
+    let Some(seat) = seats.iter().find(|seat| seat.name == name) else {
+        let names: Vec<_> = seats.iter().map(|seat| seat.name).collect();
+        return Err(CliError::Usage(format!("this demo has no node {name:?}; it has {}", names.join(", "))));
+    };
+    let (node, noun) = (Node::new(&folder, seat), seat.noun());
     if let Some(pid) = node.running_pid() {
-        return Err(CliError::Refused(format!("node {name} is running (pid {pid}); nothing to restart")));
+        return Err(CliError::Refused(format!("{noun} {name} is running (pid {pid}); nothing to restart")));
     }
     let pid = node.start()?;
-    let volume = wait_until_served(&folder, &node).await?;
+    if !seat.is_node() {
+        return say(&format!("{noun} {name} is up again (pid {pid})\n"));
+    }
+    let mut client = wait_for_management(settings.ports, &node).await?;
+    let volume = client.get_volume(GetVolumeRequest { name: VOLUME.to_owned() }).await?.into_inner();
+    if volume.primary != name {
+        return say(&format!("node {name} is up again (pid {pid}); {} serves {VOLUME}\n", volume.primary));
+    }
+    wait_for_login(settings.ports, &volume.target, &node).await?;
     say(&format!("node {name} is up again (pid {pid}), {} answers logins\n", volume.target))
 }
 
@@ -63,11 +74,16 @@ async fn demo(arguments: &DemoArguments) -> Result<(), CliError> {
         None => (std::env::temp_dir().join(format!("gemel-demo-{}", std::process::id())), true),
     };
     let folder = Folder::prepare(&dir)?;
+    let nodes = number_of_nodes(arguments, &folder)?;
+    let members: Vec<_> = folder::seats(nodes).iter().map(|seat| Node::new(&folder, seat)).collect();
     let result = tokio::select! {
-        result = serve(arguments, &folder) => result,
+        result = serve(arguments, &folder, nodes, &members) => result,
         () = stop.wait() => Ok(()),
     };
-    Node::new(&folder).stop().await;
+    for member in &members {
+        member.stop().await;
+    }
+    drop(members);
     let keep = !temporary || arguments.keep;
     if keep {
         say(&format!("stopped; everything is kept, go on with: gemel demo --dir {}\n", dir.display()))?;
@@ -78,31 +94,35 @@ async fn demo(arguments: &DemoArguments) -> Result<(), CliError> {
     result
 }
 
-/// Brings the array up and watches over it; ends only with an error.
-async fn serve(arguments: &DemoArguments, folder: &Folder) -> Result<(), CliError> {
-    let node = Node::new(folder);
-    let adopted = node.running_pid();
-    let ports = match adopted {
-        // Left over from a demo that was killed: it goes on with the ports that it has.
-        Some(_) => folder.settings()?.ports,
-        None => Ports::choose(arguments.port)?,
-    };
-    if adopted.is_none() {
-        let earlier = folder.settings().ok();
-        let created = folder.create_disks(arguments.disks, arguments.disk_size)?;
-        folder.write_configuration(ports)?;
-        if earlier.is_none() {
-            node.format().await?;
-        } else if created > 0 {
-            return Err(CliError::Local(format!(
-                "disks of the demo are missing under {}",
-                folder.path().display()
-            )));
-        }
-        folder.write_settings(ports)?;
-        node.start()?;
+/// As many as the earlier demo in the folder has, or as asked for.
+fn number_of_nodes(arguments: &DemoArguments, folder: &Folder) -> Result<u32, CliError> {
+    let asked = arguments.nodes.unwrap_or(1);
+    let Ok(Settings { nodes: present, .. }) = folder.settings() else { return Ok(asked) };
+    if arguments.nodes.is_some_and(|asked| asked != present) {
+        return Err(CliError::Usage(format!(
+            "the demo in {} has --nodes {present}; go on with that, or give this one another --dir",
+            folder.path().display()
+        )));
     }
-    let mut client = wait_for_management(ports, &node).await?;
+    Ok(present)
+}
+
+/// Brings the array up and watches over it; ends only with an error.
+async fn serve(
+    arguments: &DemoArguments,
+    folder: &Folder,
+    nodes: u32,
+    members: &[Node<'_>],
+) -> Result<(), CliError> {
+    let settings = prepare(arguments, folder, nodes, members).await?;
+    for member in members.iter().filter(|member| member.running_pid().is_none()) {
+        member.start()?;
+    }
+    let ports = settings.ports;
+    for node in members.iter().filter(|member| member.seat.is_node()) {
+        wait_for_management(ports, node).await?;
+    }
+    let mut client = wait_for_management(ports, &members[0]).await?;
     let volume = client.get_volume(GetVolumeRequest { name: VOLUME.to_owned() }).await;
     let volume = match volume {
         Ok(volume) => volume.into_inner(),
@@ -119,29 +139,69 @@ async fn serve(arguments: &DemoArguments, folder: &Folder) -> Result<(), CliErro
     };
     let everyone = AllowAccessRequest { volume: VOLUME.to_owned(), initiator: "*".to_owned() };
     client.allow_access(everyone).await?;
-    wait_for_login(ports, &volume.target, &node).await?;
-    say(&Summary::new(folder, ports, &volume).text())?;
+    let primary = members.iter().find(|member| member.seat.name == volume.primary).unwrap_or(&members[0]);
+    wait_for_login(ports, &volume.target, primary).await?;
+    say(&Summary::new(folder, nodes, ports, primary.seat, &volume).text())?;
     say("ready\n")?;
-    watch(&node).await
+    watch(members).await
 }
 
-/// Tells when the node dies and when it is back.
-async fn watch(node: &Node<'_>) -> Result<(), CliError> {
-    let mut known = node.running_pid();
+/// Makes or continues what is in the folder, up to the configurations.
+async fn prepare(
+    arguments: &DemoArguments,
+    folder: &Folder,
+    nodes: u32,
+    members: &[Node<'_>],
+) -> Result<Settings, CliError> {
+    let earlier = folder.settings().ok();
+    // Left over from a demo that was killed: it goes on with the ports that it has.
+    if let Some(earlier) = &earlier
+        && members.iter().any(|member| member.running_pid().is_some())
+    {
+        return Ok(earlier.clone());
+    }
+    let ports = Ports::choose(arguments.port, nodes)?;
+    let is_new = earlier.is_none();
+    let settings = match earlier {
+        Some(earlier) => Settings { ports, ..earlier },
+        None => Settings::new(ports, nodes)?,
+    };
+    if is_new {
+        folder.create(&settings, arguments.disks, arguments.disk_size)?;
+    } else if !folder.has_disks(nodes) {
+        return Err(CliError::Local(format!(
+            "disks of the demo are missing under {}",
+            folder.path().display()
+        )));
+    }
+    folder.write_configurations(&settings)?;
+    for member in members.iter().filter(|member| is_new && member.seat.is_node()) {
+        member.format().await?;
+    }
+    folder.write_settings(&settings)?;
+    Ok(settings)
+}
+
+/// Tells when a member dies and when it is back.
+async fn watch(members: &[Node<'_>]) -> Result<(), CliError> {
+    let mut known: Vec<_> = members.iter().map(Node::running_pid).collect();
     loop {
         tokio::time::sleep(WATCH).await;
-        node.reap();
-        let now = node.running_pid();
-        if now != known {
+        for (member, known) in members.iter().zip(&mut known) {
+            member.reap();
+            let now = member.running_pid();
+            if now == *known {
+                continue;
+            }
+            let (noun, name) = (member.seat.noun(), member.seat.name);
             say(&match now {
-                Some(pid) => format!("node {} is running (pid {pid})\n", folder::NODE),
+                Some(pid) => format!("{noun} {name} is running (pid {pid})\n"),
                 None => format!(
-                    "node {0} has stopped; start it again with: gemel demo restart {0} --dir {1}\n",
-                    folder::NODE,
-                    node.folder_path().display()
+                    "{noun} {name} has stopped; start it again with: gemel demo restart {name} --dir {}\n",
+                    member.folder_path().display()
                 ),
             })?;
-            known = now;
+            *known = now;
         }
     }
 }
@@ -151,7 +211,7 @@ type Client = crate::rpc::management::management_client::ManagementClient<tonic:
 async fn wait_for_management(ports: Ports, node: &Node<'_>) -> Result<Client, CliError> {
     let started = Instant::now();
     loop {
-        match client::connect(&[format!("{}:{}", folder::ADDRESS, ports.management())]).await {
+        match client::connect(&[format!("{}:{}", node.seat.address, ports.management())]).await {
             Ok(client) => return Ok(client),
             Err(error) => wait_again(started, node, &error.to_string()).await?,
         }
@@ -161,30 +221,24 @@ async fn wait_for_management(ports: Ports, node: &Node<'_>) -> Result<Client, Cl
 async fn wait_for_login(ports: Ports, target: &str, node: &Node<'_>) -> Result<(), CliError> {
     let started = Instant::now();
     loop {
-        match probe::login((folder::ADDRESS, ports.iscsi()), target).await {
+        match probe::login((node.seat.address, ports.iscsi()), target).await {
             Ok(()) => return Ok(()),
             Err(error) => wait_again(started, node, &error).await?,
         }
     }
 }
 
-async fn wait_until_served(folder: &Folder, node: &Node<'_>) -> Result<Volume, CliError> {
-    let ports = folder.settings()?.ports;
-    let mut client = wait_for_management(ports, node).await?;
-    let volume = client.get_volume(GetVolumeRequest { name: VOLUME.to_owned() }).await?.into_inner();
-    wait_for_login(ports, &volume.target, node).await?;
-    Ok(volume)
-}
-
 /// Waits a moment, or gives up: when the node has ended, or after [`START_TIMEOUT`].
 async fn wait_again(started: Instant, node: &Node<'_>, reason: &str) -> Result<(), CliError> {
     node.reap();
     if node.running_pid().is_none() {
-        return Err(CliError::Local(format!("gemeld has ended; its log says:\n{}", node.end_of_log())));
+        let program = node.seat.program;
+        return Err(CliError::Local(format!("{program} has ended; its log says:\n{}", node.end_of_log())));
     }
     if started.elapsed() > START_TIMEOUT {
         return Err(CliError::Local(format!(
-            "the node is not ready after {} s: {reason}; its log says:\n{}",
+            "node {} is not ready after {} s: {reason}; its log says:\n{}",
+            node.seat.name,
             START_TIMEOUT.as_secs(),
             node.end_of_log()
         )));
@@ -217,6 +271,8 @@ impl Stop {
 /// What a user needs to know of a running demo.
 #[derive(Serialize)]
 struct Summary {
+    nodes: u32,
+    node: &'static str,
     dir: PathBuf,
     portal: String,
     url: String,
@@ -227,14 +283,17 @@ struct Summary {
 }
 
 impl Summary {
-    fn new(folder: &Folder, ports: Ports, volume: &Volume) -> Self {
-        let portal = format!("{}:{}", folder::ADDRESS, ports.iscsi());
+    fn new(folder: &Folder, nodes: u32, ports: Ports, primary: &Seat, volume: &Volume) -> Self {
+        let address = primary.address;
+        let portal = format!("{address}:{}", ports.iscsi());
         Self {
+            nodes,
+            node: primary.name,
             dir: folder.path().to_owned(),
             url: format!("iscsi://{portal}/{}/0", volume.target),
             portal,
-            console: format!("http://{}:{}/", folder::ADDRESS, ports.console()),
-            management: format!("{}:{}", folder::ADDRESS, ports.management()),
+            console: format!("http://{address}:{}/", ports.console()),
+            management: format!("{address}:{}", ports.management()),
             target: volume.target.clone(),
             size_bytes: volume.size_bytes,
         }
@@ -243,7 +302,7 @@ impl Summary {
     fn text(&self) -> String {
         let gemel = format!("gemel --cluster {}", self.management);
         format!(
-            "gemel demo: one node, no mirror\n\
+            "gemel demo: {what}\n\
              \x20 folder    {dir}\n\
              \x20 portal    {portal}\n\
              \x20 volume    {VOLUME}, {size}, {target} LUN 0\n\
@@ -263,7 +322,12 @@ impl Summary {
             target = self.target,
             url = self.url,
             console = self.console,
-            node = folder::NODE,
+            node = self.node,
+            what = if self.nodes == 1 {
+                "one node, no mirror"
+            } else {
+                "two nodes and a witness, no mirror yet"
+            },
         )
     }
 }

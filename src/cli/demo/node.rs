@@ -1,4 +1,4 @@
-//! A node's process: started beside this binary, found again by its pid file, stopped by signal.
+//! A member's process: started beside this binary, found again by its pid file, stopped by signal.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -9,23 +9,25 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::folder::Folder;
+use super::folder::{Folder, Seat};
 use crate::cli::error::CliError;
 
 /// How long a node may take to stop before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The node of a demo, running or not.
+/// A node or the witness of a demo, running or not.
 pub struct Node<'a> {
     folder: &'a Folder,
+    /// Which.
+    pub seat: &'static Seat,
     /// The process, when this one started it: a child that ended must be waited for.
     child: RefCell<Option<Child>>,
 }
 
 impl<'a> Node<'a> {
-    /// The node of the demo in `folder`.
-    pub fn new(folder: &'a Folder) -> Self {
-        Self { folder, child: RefCell::new(None) }
+    /// A member of the demo in `folder`.
+    pub fn new(folder: &'a Folder, seat: &'static Seat) -> Self {
+        Self { folder, seat, child: RefCell::new(None) }
     }
 
     /// The demo's folder.
@@ -35,14 +37,14 @@ impl<'a> Node<'a> {
 
     /// Takes the new disks into use.
     pub async fn format(&self) -> Result<(), CliError> {
-        let output = tokio::process::Command::new(program()?)
+        let output = tokio::process::Command::new(self.program()?)
             .arg("--config")
             .arg(self.configuration())
             .args(["format", "--force"])
             .stdin(Stdio::null())
             .output()
             .await
-            .map_err(|error| CliError::Local(format!("cannot run gemeld: {error}")))?;
+            .map_err(|error| CliError::Local(format!("cannot run {}: {error}", self.seat.program)))?;
         if output.status.success() {
             return Ok(());
         }
@@ -52,13 +54,13 @@ impl<'a> Node<'a> {
 
     /// Starts the process, its output going to its log, and gives its pid.
     pub fn start(&self) -> Result<u32, CliError> {
-        let log_path = self.folder.node_file("gemeld.log");
+        let log_path = self.log_path();
         let log = File::options().create(true).append(true).open(&log_path);
         let log =
             log.map_err(|error| CliError::Local(format!("cannot write {}: {error}", log_path.display())))?;
         let for_errors =
             log.try_clone().map_err(|error| CliError::Local(format!("cannot share the log: {error}")))?;
-        let child = Command::new(program()?)
+        let child = Command::new(self.program()?)
             .arg("--config")
             .arg(self.configuration())
             .stdin(Stdio::null())
@@ -67,7 +69,7 @@ impl<'a> Node<'a> {
             // A Ctrl-C in the terminal is for the demo, which then stops its node in order.
             .process_group(0)
             .spawn()
-            .map_err(|error| CliError::Local(format!("cannot start gemeld: {error}")))?;
+            .map_err(|error| CliError::Local(format!("cannot start {}: {error}", self.seat.program)))?;
         let pid = child.id();
         self.child.replace(Some(child));
         let path = self.pid_file();
@@ -112,7 +114,7 @@ impl<'a> Node<'a> {
             self.reap();
         }
         if self.running_pid() == Some(pid) {
-            eprintln!("gemel: gemeld (pid {pid}) does not stop; killing it");
+            eprintln!("gemel: {} (pid {pid}) does not stop; killing it", self.seat.program);
             self.signal(pid, Signal::KILL);
         }
         // A pid file that is left over does no harm: its pid is checked before it is believed.
@@ -121,7 +123,7 @@ impl<'a> Node<'a> {
 
     /// The last lines of its log.
     pub fn end_of_log(&self) -> String {
-        let path = self.folder.node_file("gemeld.log");
+        let path = self.log_path();
         let text = fs::read_to_string(&path).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         let end = lines[lines.len().saturating_sub(8)..].join("\n");
@@ -131,29 +133,34 @@ impl<'a> Node<'a> {
     fn signal(&self, pid: u32, signal: Signal) {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         if let Some(Err(error)) = pid.map(|pid| kill_process(pid, signal)) {
-            eprintln!("gemel: cannot signal gemeld: {error}");
+            eprintln!("gemel: cannot signal {}: {error}", self.seat.program);
         }
     }
 
     fn configuration(&self) -> PathBuf {
-        self.folder.node_file("gemeld.toml")
+        self.folder.configuration(self.seat)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.file(self.seat, &format!("{}.log", self.seat.program))
     }
 
     fn pid_file(&self) -> PathBuf {
-        self.folder.node_file("gemeld.pid")
+        self.folder.file(self.seat, &format!("{}.pid", self.seat.program))
     }
-}
 
-/// The `gemeld` beside this binary.
-fn program() -> Result<PathBuf, CliError> {
-    let own = std::env::current_exe()
-        .map_err(|error| CliError::Local(format!("cannot find out where this program lies: {error}")))?;
-    let program = own.with_file_name("gemeld");
-    if program.is_file() {
-        return Ok(program);
+    /// The program beside this one.
+    fn program(&self) -> Result<PathBuf, CliError> {
+        let own = std::env::current_exe()
+            .map_err(|error| CliError::Local(format!("cannot find out where this program lies: {error}")))?;
+        let program = own.with_file_name(self.seat.program);
+        if program.is_file() {
+            return Ok(program);
+        }
+        Err(CliError::Local(format!(
+            "{} is not there: the demo runs the {} beside this program; build it with: cargo build --bins",
+            program.display(),
+            self.seat.program
+        )))
     }
-    Err(CliError::Local(format!(
-        "{} is not there: the demo runs the gemeld beside this program; build it with: cargo build --bins",
-        program.display()
-    )))
 }

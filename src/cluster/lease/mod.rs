@@ -114,6 +114,12 @@ impl Holder {
         !self.has_stopped && now_ms < self.held_until_ms
     }
 
+    /// Until when it is held, as far as has been granted; zero when it is not.
+    #[must_use]
+    pub fn held_until_ms(&self) -> u64 {
+        if self.has_stopped { 0 } else { self.held_until_ms }
+    }
+
     /// Stops serving until [`Self::resume`]. The value releases the voters at once.
     pub fn give_back(&mut self) -> LeaseRequest {
         self.has_stopped = true;
@@ -157,6 +163,12 @@ impl Voter {
     /// Raft has made a new term durable here.
     pub fn handle_term(&mut self, term: u64) {
         self.term = self.term.max(term);
+    }
+
+    /// The voters changed here. A majority of the new ones need not have a voter in common with one of the
+    /// old ones that confirmed a lease, so this voter counts as bound once more, for one lease.
+    pub fn handle_voters_changed(&mut self, now_ms: u64) {
+        self.bound_by_past_ms = self.bound_by_past_ms.max(now_ms + self.terms.bound_ms());
     }
 
     /// Confirms a lease for the leader of `term`; false when this voter is in another term.
@@ -213,6 +225,13 @@ impl Granter {
     #[must_use]
     pub fn new(term: u64, voters: BTreeSet<MemberId>) -> Self {
         Self { term, voters, confirming: BTreeMap::new(), deposing: BTreeMap::new() }
+    }
+
+    /// Goes on with other voters. What the former ones said no longer counts.
+    pub fn handle_voters_changed(&mut self, voters: BTreeSet<MemberId>) {
+        self.voters = voters;
+        self.confirming.clear();
+        self.deposing.values_mut().for_each(BTreeSet::clear);
     }
 
     /// The term in which voters are to be asked.

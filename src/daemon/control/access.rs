@@ -14,7 +14,7 @@ impl Control {
         let (volume, initiator) = entry(&request.volume, &request.initiator)?;
         let _turn = self.turn().await;
         let command = Command::AllowInitiator { volume: volume.clone(), initiator: initiator.clone() };
-        if !changed(&self.machine.apply(vec![command])?) {
+        if !changed(&self.machine.apply(vec![command]).await?) {
             return Ok(());
         }
         self.send_access().await?;
@@ -32,7 +32,7 @@ impl Control {
         let (volume, initiator) = entry(&request.volume, &request.initiator)?;
         let _turn = self.turn().await;
         let command = Command::DenyInitiator { volume: volume.clone(), initiator: initiator.clone() };
-        if !changed(&self.machine.apply(vec![command])?) {
+        if !changed(&self.machine.apply(vec![command]).await?) {
             return Err(Refusal::NotFound(format!(
                 "{initiator} is not on the access list of volume {volume}: `gemel access list {volume}` shows who is"
             )));
@@ -81,7 +81,7 @@ impl Control {
         let (incoming, mutual) = (credentials(incoming), request.outgoing.map(credentials));
         let _turn = self.turn().await;
         let command = Command::SetChap { initiator: initiator.clone(), incoming, mutual };
-        if changed(&self.machine.apply(vec![command])?) {
+        if changed(&self.machine.apply(vec![command]).await?) {
             self.send_access().await?;
             self.events.info("chap-set", format!("CHAP secrets of {initiator} were set"), &[]);
         }
@@ -93,7 +93,7 @@ impl Control {
         let initiator: InitiatorName = request.initiator.parse()?;
         let _turn = self.turn().await;
         let command = Command::ClearChap { initiator: initiator.clone() };
-        if !changed(&self.machine.apply(vec![command])?) {
+        if !changed(&self.machine.apply(vec![command]).await?) {
             return Err(Refusal::NotFound(format!("there are no CHAP secrets of {initiator}")));
         }
         self.send_access().await?;

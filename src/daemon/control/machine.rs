@@ -1,23 +1,79 @@
-//! The control state of a node and its durable copy.
+//! The control state of a node and its durable copy: its own where it is the only node, the quorum's in a pair.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Refusal;
 use crate::cluster::name::{ClusterName, NodeName};
+use crate::cluster::quorum::ProposalError;
 use crate::cluster::state::volume::VolumeRecord;
 use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome};
 use crate::daemon::engine::VolumeSpec;
 use crate::daemon::state_directory::{StateDirectory, StateError};
+use crate::peer::quorum::QuorumHandle;
 
 /// Applies commands and makes them durable.
-pub struct Machine {
+pub enum Machine {
+    /// Of a single node.
+    Local(Box<LocalMachine>),
+    /// Of a pair: every change goes through the quorum.
+    Pair(QuorumHandle),
+}
+
+impl Machine {
+    /// Looks at the state, as it is known here.
+    pub fn read<T>(&self, look: impl FnOnce(&ControlState) -> T) -> T {
+        match self {
+            Self::Local(local) => local.read(look),
+            Self::Pair(quorum) => look(&quorum.state()),
+        }
+    }
+
+    /// Applies `commands` and makes them durable. A single node applies all or none; a pair one after the other,
+    /// up to the first that is refused.
+    pub async fn apply(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Refusal> {
+        let quorum = match self {
+            Self::Local(local) => return local.apply(commands),
+            Self::Pair(quorum) => quorum,
+        };
+        let mut outcomes = Vec::with_capacity(commands.len());
+        for command in commands {
+            outcomes.push(quorum.apply(command).await?);
+        }
+        Ok(outcomes)
+    }
+
+    /// What `command` would do, without doing it.
+    pub fn check(&self, command: Command) -> Result<(), Refusal> {
+        self.read(|state| applied(state, vec![command]).map(drop))
+    }
+
+    /// The quorum of a pair.
+    pub fn quorum(&self) -> Option<&QuorumHandle> {
+        match self {
+            Self::Local(_) => None,
+            Self::Pair(quorum) => Some(quorum),
+        }
+    }
+}
+
+impl From<ProposalError> for Refusal {
+    fn from(error: ProposalError) -> Self {
+        match error {
+            ProposalError::Rejected(rejection) => rejection.into(),
+            other => Self::Impossible(other.to_string()),
+        }
+    }
+}
+
+/// The state of a single node, saved by itself.
+pub struct LocalMachine {
     // A lock because calls may run on several threads; it is held for one command and its save, never
     // over a wait for the data thread.
     state: Mutex<ControlState>,
     records: Arc<StateDirectory>,
 }
 
-impl Machine {
+impl LocalMachine {
     /// Loads the state, or creates a cluster of this one node.
     pub fn open(
         records: Arc<StateDirectory>,
@@ -61,21 +117,9 @@ impl Machine {
         Ok(outcomes)
     }
 
-    /// What `command` would do, without doing it.
-    pub fn check(&self, command: Command) -> Result<(), Refusal> {
-        applied(&self.lock(), vec![command]).map(drop)
-    }
-
     fn check_names(&self, cluster: &ClusterName, node: &NodeName) -> Result<(), Refusal> {
         self.read(|state| {
-            let known = state.cluster().map(|cluster| &cluster.name);
-            if known != Some(cluster) {
-                let known = known.map_or("none", ClusterName::as_str);
-                return Err(Refusal::Impossible(format!(
-                    "the state directory belongs to cluster {known}, but the configuration says {cluster}: the name is \
-                     part of every target's name; put {known} back, or begin anew with another state_dir"
-                )));
-            }
+            check_cluster(state, cluster)?;
             if !state.nodes().any(|(name, _)| name == node) {
                 let names: Vec<_> = state.nodes().map(|(name, _)| name.to_string()).collect();
                 return Err(Refusal::Impossible(format!(
@@ -91,6 +135,19 @@ impl Machine {
         // The state is replaced as a whole, so a panic elsewhere leaves a consistent one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The name of the cluster has to stay.
+pub fn check_cluster(state: &ControlState, cluster: &ClusterName) -> Result<(), Refusal> {
+    let known = state.cluster().map(|cluster| &cluster.name);
+    if known == Some(cluster) {
+        return Ok(());
+    }
+    let known = known.map_or("none", ClusterName::as_str);
+    Err(Refusal::Impossible(format!(
+        "the state directory belongs to cluster {known}, but the configuration says {cluster}: the name is \
+         part of every target's name; put {known} back, or begin anew with another state_dir"
+    )))
 }
 
 /// What the data thread needs to know of a volume.
@@ -153,15 +210,15 @@ impl From<StateError> for Refusal {
 mod tests {
     use super::*;
 
-    fn open(path: &std::path::Path, cluster: &str, node: &str) -> Result<Machine, Refusal> {
+    fn open(path: &std::path::Path, cluster: &str, node: &str) -> Result<LocalMachine, Refusal> {
         let records = Arc::new(StateDirectory::open(path).unwrap());
-        Machine::open(records, &cluster.parse().unwrap(), &node.parse().unwrap(), 1)
+        LocalMachine::open(records, &cluster.parse().unwrap(), &node.parse().unwrap(), 1)
     }
 
     #[test]
     fn the_state_survives_and_belongs_to_its_names() {
         let place = tempfile::tempdir().unwrap();
-        let uuid = |machine: &Machine| machine.read(|state| state.cluster().unwrap().uuid);
+        let uuid = |machine: &LocalMachine| machine.read(|state| state.cluster().unwrap().uuid);
         let first = uuid(&open(place.path(), "demo", "a").unwrap());
         assert_eq!(uuid(&open(place.path(), "demo", "a").unwrap()), first);
         let error = open(place.path(), "other", "a").err().unwrap().to_string();
@@ -178,7 +235,6 @@ mod tests {
         let node = |name: &str| Command::AddNode { name: name.parse().unwrap() };
         let removed = Command::DeleteVolume { name: "v".parse().unwrap(), force: false, deleted_unix_ms: 1 };
         assert!(matches!(machine.apply(vec![node("b"), removed]), Err(Refusal::NotFound(_))));
-        machine.check(node("b")).unwrap();
         assert_eq!(machine.read(ControlState::encode), before);
     }
 

@@ -5,10 +5,13 @@
 //! changes nothing; management commands take effect one after the other.
 
 mod access;
+mod follow;
 mod machine;
+mod members;
 mod status;
 mod volumes;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -23,7 +26,8 @@ use crate::base::units::VolumeId;
 use crate::cluster::name::{NameError, NodeName};
 use crate::cluster::state::volume::Transition;
 use crate::cluster::state::{Command, Outcome, Rejection};
-use machine::Machine;
+use crate::peer::quorum::QuorumHandle;
+use machine::{LocalMachine, Machine};
 
 /// The control side, shared by the services that ask it.
 pub struct Control {
@@ -34,8 +38,8 @@ pub struct Control {
     started: Instant,
     // A lock because commands come from several calls at once: each is applied and takes effect as
     // one. The data thread's own requests do not take it, so they can be served while a change waits
-    // for the data thread.
-    changing: Mutex<()>,
+    // for the data thread. In it: the volumes that a node of a pair has opened.
+    changing: Mutex<BTreeSet<VolumeId>>,
 }
 
 /// Why something was not done. The text says what to do.
@@ -66,15 +70,25 @@ impl Control {
         records: Arc<StateDirectory>,
         engine: EngineHandle,
         events: EventReporter,
+        quorum: Option<QuorumHandle>,
     ) -> Result<Self, Refusal> {
-        let machine = Machine::open(records, &config.cluster, &config.node, now_ms())?;
-        let (node, changing) = (config.node.clone(), Mutex::new(()));
+        let machine = match quorum {
+            Some(quorum) => Machine::Pair(quorum),
+            None => {
+                let local = LocalMachine::open(records, &config.cluster, &config.node, now_ms())?;
+                Machine::Local(Box::new(local))
+            }
+        };
+        let (node, changing) = (config.node.clone(), Mutex::default());
         Ok(Self { node, machine, engine, events, started: Instant::now(), changing })
     }
 
     /// The volumes that this node serves.
     pub fn volume_specs(&self) -> Vec<VolumeSpec> {
-        self.machine.read(|state| state.volumes().map(|record| machine::spec(state, record)).collect())
+        self.machine.read(|state| {
+            let own = state.volumes().filter(|record| record.primary == self.node);
+            own.map(|record| machine::spec(state, record)).collect()
+        })
     }
 
     /// The portal group of this node.
@@ -117,26 +131,27 @@ impl Control {
     }
 
     /// Decides what the data thread asks for.
-    pub fn decide(&self, request: ControlRequest) {
+    pub async fn decide(&self, request: ControlRequest) {
         // Whoever does not wait for the answer any more has been closed.
         match request {
             ControlRequest::BeginEpochs(volumes, reply) => {
-                let _ = reply.send(self.begin_epochs(volumes).map_err(|refusal| refusal.to_string()));
+                let _ = reply.send(self.begin_epochs(volumes).await.map_err(|refusal| refusal.to_string()));
             }
             ControlRequest::SaveReservations { volume, epoch, registration_count, encoded, reply } => {
                 let command = Command::SaveReservations { volume, epoch, registration_count, encoded };
-                let saved = self.machine.apply(vec![command]);
+                let saved = self.machine.apply(vec![command]).await;
                 let _ = reply.send(saved.map(drop).map_err(|refusal| refusal.to_string()));
             }
             ControlRequest::VolumePurged(volume, reply) => {
                 let command = Command::VolumePurged { volume, node: self.node.clone() };
-                let _ = reply.send(self.machine.apply(vec![command]).map(drop).map_err(|r| r.to_string()));
+                let purged = self.machine.apply(vec![command]).await;
+                let _ = reply.send(purged.map(drop).map_err(|refusal| refusal.to_string()));
             }
         }
     }
 
     /// A restarted primary never resumes its old epoch (I8).
-    fn begin_epochs(&self, volumes: Vec<(VolumeId, u64)>) -> Result<Vec<u32>, Refusal> {
+    async fn begin_epochs(&self, volumes: Vec<(VolumeId, u64)>) -> Result<Vec<u32>, Refusal> {
         let commands = self.machine.read(|state| {
             let command = |(id, first_sequence)| {
                 let record = state.volume_by_id(id).ok_or(Rejection::NoSuchVolumeId(id))?;
@@ -151,14 +166,14 @@ impl Control {
             };
             volumes.into_iter().map(command).collect::<Result<Vec<_>, Rejection>>()
         })?;
-        let outcomes = self.machine.apply(commands)?.into_iter();
+        let outcomes = self.machine.apply(commands).await?.into_iter();
         Ok(outcomes
             .map(|outcome| if let Outcome::EpochBegun { epoch } = outcome { epoch } else { 0 })
             .collect())
     }
 
     /// The turn to change something.
-    async fn turn(&self) -> MutexGuard<'_, ()> {
+    async fn turn(&self) -> MutexGuard<'_, BTreeSet<VolumeId>> {
         self.changing.lock().await
     }
 }

@@ -12,14 +12,28 @@ impl Control {
     /// One page: is it healthy, what must be done, what is there.
     pub async fn status(&self) -> Result<messages::Status, Refusal> {
         let report = self.report().await?;
+        let mut others = self.attention_to_members();
+        let health = match health(&report.pool) {
+            Health::Ok if !others.is_empty() => Health::Degraded,
+            health => health,
+        };
         Ok(self.machine.read(|state| messages::Status {
-            health: health(&report.pool).into(),
+            health: health.into(),
             cluster: state.cluster().map_or_else(String::new, |cluster| cluster.name.to_string()),
-            attention: attention(state, &report.pool),
-            nodes: vec![self.node_message(state, &report)],
-            volumes: state.volumes().map(|record| volume_message(state, record, &report)).collect(),
+            attention: {
+                others.extend(attention(state, &report.pool));
+                others.sort_by_key(|item| std::cmp::Reverse(item.severity));
+                others
+            },
+            nodes: {
+                let mut nodes = self.other_nodes(state);
+                nodes.push(self.node_message(state, &report));
+                nodes.sort_by(|one, other| one.name.cmp(&other.name));
+                nodes
+            },
+            volumes: state.volumes().map(|record| self.volume_message(state, record, &report)).collect(),
             pools: vec![self.pool_message(state, &report.pool)],
-            witness: None,
+            witness: self.witness(),
         }))
     }
 
@@ -27,6 +41,36 @@ impl Control {
     pub async fn pool(&self) -> Result<messages::Pool, Refusal> {
         let report = self.report().await?;
         Ok(self.machine.read(|state| self.pool_message(state, &report.pool)))
+    }
+
+    /// A volume as a message.
+    pub(super) fn volume_message(
+        &self,
+        state: &ControlState,
+        record: &VolumeRecord,
+        report: &EngineReport,
+    ) -> messages::Volume {
+        let served = report.volumes.iter().find(|volume| volume.id == record.id);
+        let is_online = match record.primary == self.node {
+            true => served.is_some() && !report.pool.offline,
+            // Its primary knows better; what is known here is whether it is there.
+            false => self.is_reachable(&record.primary),
+        };
+        messages::Volume {
+            name: record.name.to_string(),
+            size_bytes: record.size_bytes,
+            used_bytes: served.map_or(0, |served| served.used_bytes),
+            // A volume without a mirror has all the replicas that it should have.
+            state: if is_online { VolumeState::InSync } else { VolumeState::Offline }.into(),
+            primary: record.primary.to_string(),
+            epoch: record.epoch,
+            id: record.id.0,
+            target: state.target_name(&record.name).unwrap_or_default(),
+            sector_bytes: record.sector.bytes(),
+            physical_sector_bytes: record.sector.physical_bytes(),
+            sessions: clamp(served.map_or(0, |served| served.sessions)),
+            created_ms: record.created_unix_ms,
+        }
     }
 
     fn node_message(&self, state: &ControlState, report: &EngineReport) -> messages::Node {
@@ -53,31 +97,6 @@ impl Control {
             provisioned_bytes: state.volumes().map(|record| record.size_bytes).sum(),
             cleaned_bytes: pool.cleaned_bytes,
         }
-    }
-}
-
-/// A volume as a message.
-pub(super) fn volume_message(
-    state: &ControlState,
-    record: &VolumeRecord,
-    report: &EngineReport,
-) -> messages::Volume {
-    let served = report.volumes.iter().find(|volume| volume.id == record.id);
-    let is_online = served.is_some() && !report.pool.offline;
-    messages::Volume {
-        name: record.name.to_string(),
-        size_bytes: record.size_bytes,
-        used_bytes: served.map_or(0, |served| served.used_bytes),
-        // A volume without a mirror has all the replicas that it should have.
-        state: if is_online { VolumeState::InSync } else { VolumeState::Offline }.into(),
-        primary: record.primary.to_string(),
-        epoch: record.epoch,
-        id: record.id.0,
-        target: state.target_name(&record.name).unwrap_or_default(),
-        sector_bytes: record.sector.bytes(),
-        physical_sector_bytes: record.sector.physical_bytes(),
-        sessions: clamp(served.map_or(0, |served| served.sessions)),
-        created_ms: record.created_unix_ms,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Commands on volumes and disks.
 
-use super::status::{disk_message, volume_message};
+use super::status::disk_message;
 use super::{Control, Refusal, now_ms};
 use crate::base::units::VolumeId;
 use crate::cluster::name::VolumeName;
@@ -22,7 +22,7 @@ impl Control {
             if request.physical_sector_bytes == 0 { 4096 } else { request.physical_sector_bytes };
         let sector = SectorSize::new(sector_bytes, physical_bytes)
             .map_err(|error| Refusal::Invalid(error.to_string()))?;
-        let _turn = self.turn().await;
+        let mut turn = self.turn().await;
         let create = Command::CreateVolume {
             name: name.clone(),
             size_bytes: request.size_bytes,
@@ -31,16 +31,18 @@ impl Control {
             primary: self.node.clone(),
             created_unix_ms: now_ms(),
         };
-        self.machine.apply(vec![create])?;
+        self.machine.apply(vec![create]).await?;
         let spec =
             self.machine.read(|state| state.volume(&name).map(|record| super::machine::spec(state, record)));
         let spec = spec.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
         if let Err(error) = self.engine.ask(|reply| Request::OpenVolume(spec, reply)).await {
             // What cannot be served must not look as if it could.
             let deleted_unix_ms = now_ms();
-            self.machine.apply(vec![Command::DeleteVolume { name, force: true, deleted_unix_ms }])?;
+            let delete = Command::DeleteVolume { name, force: true, deleted_unix_ms };
+            self.machine.apply(vec![delete]).await?;
             return Err(error.into());
         }
+        turn.extend(self.machine.read(|state| state.volume(&name).map(|record| record.id)));
         let message = format!("volume {name} of {} was created", show_size(request.size_bytes));
         self.events.info("volume-created", message, &[]);
         self.volume(name.as_str()).await
@@ -60,12 +62,12 @@ impl Control {
         let effect = |reply| Request::ResizeVolume(id, size_bytes, reply);
         if size_bytes < before_bytes {
             // Recorded first: what lies beyond the end may be half gone after a crash.
-            self.machine.apply(vec![resize])?;
+            self.machine.apply(vec![resize]).await?;
             self.engine.ask(effect).await?;
         } else {
             // Effective first: it clears what an earlier shrink may have left beyond the old end.
             self.engine.ask(effect).await?;
-            self.machine.apply(vec![resize])?;
+            self.machine.apply(vec![resize]).await?;
         }
         let (from, to) = (show_size(before_bytes), show_size(size_bytes));
         self.events.info("volume-resized", format!("volume {name} was resized from {from} to {to}"), &[]);
@@ -75,7 +77,7 @@ impl Control {
     /// Deletes a volume and gives its space back.
     pub async fn delete_volume(&self, request: messages::DeleteVolumeRequest) -> Result<(), Refusal> {
         let name: VolumeName = request.name.parse()?;
-        let _turn = self.turn().await;
+        let mut turn = self.turn().await;
         let (id, size_bytes) = self.find(&name)?;
         let report = self.report().await?;
         let sessions =
@@ -87,11 +89,12 @@ impl Control {
         }
         let delete =
             Command::DeleteVolume { name: name.clone(), force: request.force, deleted_unix_ms: now_ms() };
-        self.machine.apply(vec![delete])?;
+        self.machine.apply(vec![delete]).await?;
         self.send_access().await?;
         self.engine.ask(|reply| Request::DeleteVolume(id, reply)).await?;
         let purged = Command::VolumePurged { volume: id, node: self.node.clone() };
-        self.machine.apply(vec![purged])?;
+        self.machine.apply(vec![purged]).await?;
+        turn.remove(&id);
         self.events.info(
             "volume-deleted",
             format!("volume {name} of {} was deleted", show_size(size_bytes)),
@@ -106,16 +109,16 @@ impl Control {
         let report = self.report().await?;
         self.machine.read(|state| {
             let record = state.volume(&name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
-            Ok(volume_message(state, record, &report))
+            Ok(self.volume_message(state, record, &report))
         })
     }
 
     /// All volumes.
     pub async fn volumes(&self) -> Result<Vec<messages::Volume>, Refusal> {
         let report = self.report().await?;
-        Ok(self
-            .machine
-            .read(|state| state.volumes().map(|record| volume_message(state, record, &report)).collect()))
+        Ok(self.machine.read(|state| {
+            state.volumes().map(|record| self.volume_message(state, record, &report)).collect()
+        }))
     }
 
     /// Takes a disk out of service.
@@ -144,9 +147,16 @@ impl Control {
     }
 
     fn find(&self, name: &VolumeName) -> Result<(VolumeId, u64), Refusal> {
-        let found =
-            self.machine.read(|state| state.volume(name).map(|record| (record.id, record.size_bytes)));
-        Ok(found.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?)
+        self.machine.read(|state| {
+            let record = state.volume(name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
+            if record.primary != self.node {
+                return Err(Refusal::Impossible(format!(
+                    "volume {name} is served by node {0}: ask that node, with --cluster and an endpoint of {0}",
+                    record.primary
+                )));
+            }
+            Ok((record.id, record.size_bytes))
+        })
     }
 }
 

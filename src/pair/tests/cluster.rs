@@ -280,7 +280,11 @@ impl Cluster {
 
     pub(super) fn tell(&self, what: impl FnOnce() -> String) {
         let now = self.clock.now().0 / 1000;
-        self.history.borrow_mut().push(format!("{now:>9} {}", what()));
+        let line = format!("{now:>9} {}", what());
+        if std::env::var("LIVE").is_ok() {
+            println!("{line}");
+        }
+        self.history.borrow_mut().push(line);
     }
 
     pub(super) fn print_history(&self) {

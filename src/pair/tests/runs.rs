@@ -67,7 +67,9 @@ async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
             }
         }
     }
+    cluster.tell(|| "heal".to_owned());
     heal(&cluster, executor).await?;
+    cluster.tell(|| "stop".to_owned());
     let mut turns = 0;
     while !clients.stop() {
         clock.sleep(micros(2000)).await;
@@ -78,11 +80,14 @@ async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
     }
     cluster.check()?;
     for volume in VOLUMES {
+        cluster.tell(|| format!("check {volume:?}"));
         if !read_all(&cluster, volume).await {
             return Err(format!("nobody serves {volume:?}"));
         }
         cluster.check()?;
+        cluster.tell(|| "level".to_owned());
         until_level(&cluster, volume).await?;
+        cluster.tell(|| "compare".to_owned());
         compare(&cluster, volume).await?;
     }
     Ok(())

@@ -1,0 +1,176 @@
+//! Who is in the cluster, and how they agree.
+
+use std::time::Duration;
+
+use super::{Control, Refusal};
+use crate::cluster::name::NodeName;
+use crate::cluster::quorum::SeatKind;
+use crate::cluster::state::ControlState;
+use crate::peer::quorum::{PeerStatus, QuorumStatus};
+use crate::rpc::management as messages;
+use crate::rpc::management::{NodeState, Severity, WitnessState};
+
+/// How long a member that is to be replaced may take to be accepted.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Control {
+    /// The cluster and its members.
+    pub fn cluster(&self) -> messages::Cluster {
+        let cluster = self.machine.read(|state| state.cluster().cloned());
+        let (name, uuid) = cluster
+            .map_or_else(Default::default, |cluster| (cluster.name.to_string(), cluster.uuid.to_string()));
+        let Some(quorum) = self.machine.quorum() else {
+            let has_majority = true;
+            return messages::Cluster { name, uuid, has_majority, ..messages::Cluster::default() };
+        };
+        let QuorumStatus { view, peers } = &*quorum.status();
+        let own = messages::Member {
+            name: self.node.to_string(),
+            kind: kind(SeatKind::Node).to_owned(),
+            votes: view.is_voter(),
+            reachable: true,
+            since_ms: 0,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            reason: view.failure.clone().unwrap_or_default(),
+        };
+        let others = peers.iter().map(|peer| messages::Member {
+            name: peer.name.to_string(),
+            kind: kind(peer.kind).to_owned(),
+            votes: peer.member.is_some_and(|member| view.voters.contains_key(&member)),
+            reachable: peer.is_reachable,
+            since_ms: peer.since_unix_ms,
+            version: peer.build.clone(),
+            reason: peer.reason.clone(),
+        });
+        let mut members: Vec<_> = std::iter::once(own).chain(others).collect();
+        members.sort_by(|one, other| (&one.kind, &one.name).cmp(&(&other.kind, &other.name)));
+        messages::Cluster {
+            name,
+            uuid,
+            has_majority: view.has_majority(),
+            leader: view.leader().unwrap_or_default().to_owned(),
+            term: view.leadership.term,
+            applied_index: view.applied_index,
+            members,
+        }
+    }
+
+    /// Accepts the present identity of a member in the place of the one that is lost.
+    pub async fn replace_member(&self, name: &str) -> Result<messages::Cluster, Refusal> {
+        let name: NodeName = name.parse()?;
+        let Some(quorum) = self.machine.quorum() else {
+            return Err(Refusal::Impossible("a single node has no other members".to_owned()));
+        };
+        let status = quorum.status();
+        let peer = status.peers.iter().find(|peer| peer.name == name).ok_or_else(|| {
+            Refusal::NotFound(format!("there is no other member {name}: `gemel cluster show` names them"))
+        })?;
+        let Some(member) = peer.member.filter(|_| peer.is_reachable) else {
+            return Err(Refusal::Impossible(format!(
+                "{name} cannot be reached: start it first; {}",
+                peer.reason
+            )));
+        };
+        let mut statuses = quorum.watch_status();
+        let is_accepted = |status: &QuorumStatus| {
+            status.view.voters.contains_key(&member) && !status.view.is_changing_voters
+        };
+        if !is_accepted(&status) {
+            quorum.replace_member(name.clone()).await;
+        }
+        let accepted = tokio::time::timeout(PATIENCE, statuses.wait_for(|status| is_accepted(status))).await;
+        if !matches!(accepted, Ok(Ok(_))) {
+            return Err(Refusal::Impossible(format!(
+                "{name} has not been accepted: that takes the other two members; `gemel cluster show` tells how they are"
+            )));
+        }
+        let message = format!("{name} was accepted in the place of the one whose log is lost");
+        self.events.warning("member-replaced", message, &[]);
+        Ok(self.cluster())
+    }
+
+    /// The other nodes of the cluster.
+    pub(super) fn other_nodes(&self, state: &ControlState) -> Vec<messages::Node> {
+        let others = state.nodes().filter(|(name, _)| **name != self.node);
+        let node = others.map(|(name, node)| {
+            let peer = self.peer(name);
+            let is_up = peer.as_ref().is_some_and(|peer| peer.is_reachable);
+            messages::Node {
+                name: name.to_string(),
+                state: if is_up { NodeState::Up } else { NodeState::Down }.into(),
+                version: peer.map_or_else(String::new, |peer| peer.build),
+                portal_group_tag: node.portal_group_tag.into(),
+                ..messages::Node::default()
+            }
+        });
+        node.collect()
+    }
+
+    /// The witness, where there is one.
+    pub(super) fn witness(&self) -> Option<messages::Witness> {
+        let status = self.machine.quorum()?.status();
+        let witness = status.peers.iter().find(|peer| peer.kind == SeatKind::Witness)?;
+        let state = if witness.is_reachable { WitnessState::Up } else { WitnessState::Down };
+        Some(messages::Witness { state: state.into() })
+    }
+
+    /// Whether this or another node can be reached.
+    pub(super) fn is_reachable(&self, node: &NodeName) -> bool {
+        *node == self.node || self.peer(node).is_some_and(|peer| peer.is_reachable)
+    }
+
+    /// What is wrong with the cluster, and what the next loss would do.
+    pub(super) fn attention_to_members(&self) -> Vec<messages::Attention> {
+        let Some(quorum) = self.machine.quorum() else { return Vec::new() };
+        let QuorumStatus { view, peers } = &*quorum.status();
+        let item = |severity: Severity, message: String, action: String| messages::Attention {
+            severity: severity.into(),
+            message,
+            action,
+        };
+        let mut items = Vec::new();
+        if let Some(reason) = &view.failure {
+            let message = format!("this node takes no part in the cluster's decisions: {reason}");
+            let action = "see the log of gemeld; a restart looks again".to_owned();
+            items.push(item(Severity::Error, message, action));
+        } else if !view.has_majority() {
+            let message = "this node is not in contact with a majority: what it shows may be old, and nothing can be changed";
+            let action = "bring the others back, or the network to them (`gemel cluster show`)".to_owned();
+            items.push(item(Severity::Error, message.to_owned(), action));
+        }
+        for peer in peers {
+            let (kind, name) = (kind(peer.kind), &peer.name);
+            if !peer.is_reachable {
+                let consequence = match view.has_majority() {
+                    true => "while it is gone, the loss of another member stops all changes",
+                    false => "it is needed for a majority",
+                };
+                let message = format!("{kind} {name} cannot be reached ({}); {consequence}", peer.reason);
+                items.push(item(
+                    Severity::Warning,
+                    message,
+                    format!("start {kind} {name}, or mend the network to it"),
+                ));
+            } else if peer.member.is_some_and(|member| !view.voters.contains_key(&member))
+                && view.voters.values().any(|seat| seat == name.as_str())
+            {
+                let message = format!("{kind} {name} has lost its log and has no vote");
+                let action = format!("find out why; then accept it anew with: gemel node replace {name}");
+                items.push(item(Severity::Warning, message, action));
+            }
+        }
+        items
+    }
+
+    fn peer(&self, name: &NodeName) -> Option<PeerStatus> {
+        let status = self.machine.quorum()?.status();
+        status.peers.iter().find(|peer| peer.name == *name).cloned()
+    }
+}
+
+fn kind(kind: SeatKind) -> &'static str {
+    match kind {
+        SeatKind::Node => "node",
+        SeatKind::Witness => "witness",
+    }
+}

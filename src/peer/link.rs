@@ -1,0 +1,277 @@
+//! Links between members: who calls whom, the two hellos, and frames both ways.
+//!
+//! Each member calls each other one, at one of its addresses after the other, and takes calls. So there are
+//! usually two links between two members, and either is enough. Guarantees: nothing but a ping leaves or
+//! enters before both hellos have been checked; a link on which nothing was heard for [`SILENCE`] is closed;
+//! what is sent to a full or broken link is lost, never waited for.
+//!
+//! Left to others: what the messages say, and on which of several links to send ([`super::quorum`]).
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::hello::{Greeted, Introduction};
+use super::messages::control_frame::Content;
+use super::messages::peer_client::PeerClient;
+use super::messages::peer_server::{Peer, PeerServer};
+use super::messages::{ControlFrame, Hello, Ping};
+use super::settings::{PeerAddress, PeerSettings};
+use super::tls::Keys;
+use crate::cluster::name::NodeName;
+use crate::cluster::quorum::message::Message;
+
+/// What a link tells the thread that owns the quorum.
+pub enum LinkEvent {
+    /// It is there.
+    Up(Link),
+    /// A message came; none for a ping.
+    Heard {
+        /// From whom.
+        name: NodeName,
+        /// By which link.
+        link: u64,
+        /// What.
+        message: Option<Message>,
+    },
+    /// It is gone.
+    Down {
+        /// To whom.
+        name: NodeName,
+        /// Which.
+        link: u64,
+    },
+    /// No link could be made, for this reason.
+    Failed {
+        /// To whom.
+        name: NodeName,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A link, for sending.
+pub struct Link {
+    /// Distinguishes the links of this process.
+    pub number: u64,
+    /// Who is at the other end.
+    pub greeted: Greeted,
+    frames: mpsc::Sender<Result<ControlFrame, Status>>,
+}
+
+impl Link {
+    /// Sends a message, or loses it when the link is full or broken.
+    pub fn send(&self, message: &Message) {
+        let _ = self.frames.try_send(Ok(frame(Content::Message(message.encode()))));
+    }
+
+    /// Says that this end is there.
+    pub fn ping(&self) {
+        let _ = self.frames.try_send(Ok(frame(Content::Ping(Ping {}))));
+    }
+}
+
+/// What all links of a member have in common.
+pub struct Links {
+    introduction: Introduction,
+    keys: Keys,
+    peers: Vec<PeerAddress>,
+    events: mpsc::Sender<LinkEvent>,
+    last_number: AtomicU64,
+}
+
+impl Links {
+    /// For the member that introduces itself in this way.
+    #[must_use]
+    pub fn new(
+        introduction: Introduction,
+        keys: Keys,
+        peers: Vec<PeerAddress>,
+        events: mpsc::Sender<LinkEvent>,
+    ) -> Arc<Self> {
+        Arc::new(Self { introduction, keys, peers, events, last_number: AtomicU64::new(0) })
+    }
+
+    /// The service that takes calls.
+    #[must_use]
+    pub fn service(self: &Arc<Self>) -> PeerServer<ControlService> {
+        PeerServer::new(ControlService { links: self.clone() })
+            .max_decoding_message_size(MOST_FRAME_BYTES)
+            .max_encoding_message_size(MOST_FRAME_BYTES)
+    }
+
+    /// Calls a peer, again and again, for as long as this is polled.
+    pub async fn call(self: Arc<Self>, peer: PeerAddress) {
+        let mut wait = SHORTEST_WAIT;
+        // What is wrong is said once for each address, until there has been a link.
+        let mut said = BTreeMap::new();
+        for address in peer.addresses.iter().cycle() {
+            match self.call_at(&peer, address).await {
+                Ok(()) => {
+                    wait = SHORTEST_WAIT;
+                    said.clear();
+                }
+                Err(reason) => {
+                    let reason = format!("{address}: {reason}");
+                    if said.insert(address, reason.clone()).as_ref() != Some(&reason) {
+                        let name = peer.name.clone();
+                        if self.events.send(LinkEvent::Failed { name, reason }).await.is_err() {
+                            return;
+                        }
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST_WAIT);
+                }
+            }
+        }
+    }
+
+    /// One call, to its end; an error when it came to no link.
+    async fn call_at(&self, peer: &PeerAddress, address: &str) -> Result<(), String> {
+        let uri = format!("https://{}", PeerSettings::with_port(address));
+        let endpoint = Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?;
+        let endpoint =
+            endpoint.tls_config(self.keys.client(&peer.name)).map_err(|error| root_cause(&error))?;
+        let endpoint = endpoint.connect_timeout(HANDSHAKE_TIMEOUT).tcp_nodelay(true);
+        let connected = timeout(HANDSHAKE_TIMEOUT, endpoint.connect()).await;
+        let channel = connected.map_err(|_| "no answer".to_owned())?.map_err(|error| root_cause(&error))?;
+        let mut client = PeerClient::new(channel)
+            .max_decoding_message_size(MOST_FRAME_BYTES)
+            .max_encoding_message_size(MOST_FRAME_BYTES);
+        let (frames, outgoing) = mpsc::channel(QUEUE);
+        let hello = frame(Content::Hello(self.introduction.hello()));
+        frames.try_send(Ok(hello)).map_err(|_| "the queue is full".to_owned())?;
+        // A refusal comes as an error of the call; an error of our own never goes into the stream.
+        let outgoing = ReceiverStream::new(outgoing).filter_map(|frame| async { frame.ok() });
+        let called = timeout(HANDSHAKE_TIMEOUT, client.control(Request::new(outgoing))).await;
+        let called = called.map_err(|_| "no answer to the call".to_owned())?;
+        let mut incoming = called.map_err(|status| refusal(&status))?.into_inner();
+        let hello = next_hello(&mut incoming).await.map_err(|status| refusal(&status))?;
+        let greeted =
+            self.introduction.check(&hello, &self.peers).map_err(|status| status.message().to_owned())?;
+        if greeted.name != peer.name {
+            return Err(format!("{} answers in the place of {}", greeted.name, peer.name));
+        }
+        self.read(greeted, frames, incoming).await;
+        Ok(())
+    }
+
+    /// Reads a link to its end.
+    async fn read(
+        &self,
+        greeted: Greeted,
+        frames: mpsc::Sender<Result<ControlFrame, Status>>,
+        mut incoming: Streaming<ControlFrame>,
+    ) {
+        let link = self.last_number.fetch_add(1, Ordering::Relaxed);
+        let name = greeted.name.clone();
+        let up = LinkEvent::Up(Link { number: link, greeted, frames: frames.clone() });
+        if self.events.send(up).await.is_err() {
+            return;
+        }
+        // Ends also when the owner has dropped the sending half: `closed` is about the transport's.
+        loop {
+            let received = tokio::select! {
+                received = timeout(SILENCE, incoming.message()) => received,
+                () = frames.closed() => break,
+            };
+            let Ok(Ok(Some(frame))) = received else { break };
+            let message = match frame.content {
+                Some(Content::Ping(Ping {})) => None,
+                Some(Content::Message(bytes)) => match Message::decode(&bytes) {
+                    Ok(message) => Some(message),
+                    Err(error) => {
+                        tracing::warn!(peer = %name, %error, "a message cannot be read");
+                        break;
+                    }
+                },
+                Some(Content::Hello(_)) | None => break,
+            };
+            let heard = LinkEvent::Heard { name: name.clone(), link, message };
+            if self.events.send(heard).await.is_err() {
+                break;
+            }
+        }
+        let _ = self.events.send(LinkEvent::Down { name, link }).await;
+    }
+}
+
+/// Takes calls.
+pub struct ControlService {
+    links: Arc<Links>,
+}
+
+#[tonic::async_trait]
+impl Peer for ControlService {
+    type ControlStream = Pin<Box<dyn Stream<Item = Result<ControlFrame, Status>> + Send>>;
+
+    async fn control(
+        &self,
+        request: Request<Streaming<ControlFrame>>,
+    ) -> Result<Response<Self::ControlStream>, Status> {
+        let certificates = request.peer_certs();
+        let mut incoming = request.into_inner();
+        let links = self.links.clone();
+        let hello = next_hello(&mut incoming).await?;
+        let greeted = links.introduction.check(&hello, &links.peers)?;
+        let certificates = certificates.as_ref().map(|certificates| certificates.as_slice());
+        links
+            .keys
+            .check_caller(certificates, &greeted.name)
+            .map_err(|error| Status::permission_denied(format!("{error}: {}", greeted.name)))?;
+        let (frames, outgoing) = mpsc::channel(QUEUE);
+        let hello = frame(Content::Hello(links.introduction.hello()));
+        frames.try_send(Ok(hello)).map_err(|_| Status::resource_exhausted("the queue is full"))?;
+        tokio::spawn(async move { links.read(greeted, frames, incoming).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+async fn next_hello(incoming: &mut Streaming<ControlFrame>) -> Result<Hello, Status> {
+    let first = timeout(HANDSHAKE_TIMEOUT, incoming.message()).await;
+    match first.map_err(|_| Status::deadline_exceeded("no hello came"))?? {
+        Some(ControlFrame { content: Some(Content::Hello(hello)) }) => Ok(hello),
+        _ => Err(Status::invalid_argument("the first frame is not a hello")),
+    }
+}
+
+fn frame(content: Content) -> ControlFrame {
+    ControlFrame { content: Some(content) }
+}
+
+fn refusal(status: &Status) -> String {
+    match status.code() {
+        Code::PermissionDenied | Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => {
+            format!("refused: {}", status.message())
+        }
+        _ => status.message().to_owned(),
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// How long connecting, the handshake and each hello may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a link may be silent; the other end pings much more often.
+pub const SILENCE: Duration = Duration::from_secs(2);
+const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Frames that may wait to be sent on a link.
+const QUEUE: usize = 256;
+/// A snapshot of the control state fits.
+const MOST_FRAME_BYTES: usize = 256 << 20;
