@@ -84,6 +84,12 @@ impl<S: BlockStore + 'static> Mirror<S> {
         Some(Joiner::begin(shared, stream, steps, mirrored_after))
     }
 
+    /// Whether there is a stream, or the beginning of one.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        !matches!(*self.shared.stream.borrow(), Stream::None)
+    }
+
     /// What a replica that is [`MirrorEvent::Behind`] has.
     #[must_use]
     pub fn behind(&self) -> Option<Vec<CoverageStep>> {

@@ -55,8 +55,10 @@ struct Serving<S: BlockStore + 'static> {
     resync: Rc<Resync<S, ServedStore<S>>>,
     since: Instant,
     is_attached: bool,
-    /// The replica said that it cannot go on.
-    is_replica_lost: bool,
+    /// When the replica said that it cannot go on in this epoch, and whether that is its last word.
+    refused: Option<(Instant, bool)>,
+    /// When a stream was begun over the present link.
+    tried_at: Instant,
     /// Why the last resync broke off, until the next one.
     is_resyncing: Rc<Cell<bool>>,
     /// Both may be in doubt about what was in flight when this epoch began.
@@ -125,7 +127,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             match turn {
                 Turn::Stay => {}
                 Turn::Begin { epoch, is_settled } => self.begin(&node, &record, epoch, is_settled).await,
-                Turn::Continue { epoch } => self.go_on(&record, epoch).await,
+                Turn::Continue { epoch } => self.go_on(&node, &record, epoch).await,
                 Turn::Follow { epoch } => self.follow(epoch).await,
             }
             self.let_hosts_in(&node).await;
@@ -154,7 +156,8 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
 
     pub(super) fn connected(&self, link: Rc<dyn ReplicaLink>) {
         if let Some(serving) = &mut *self.serving.borrow_mut() {
-            serving.is_replica_lost = false;
+            serving.refused = None;
+            serving.tried_at = self.runtime.now();
             serving.mirror.connected(link);
         }
         self.changed.notify();
@@ -172,8 +175,12 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let event = mirror.and_then(|mirror| mirror.received(answer));
         let Some(event) = event else { return };
         if let Some(serving) = &mut *self.serving.borrow_mut() {
-            serving.is_replica_lost =
-                matches!(event, MirrorEvent::ReplicaLost { .. } | MirrorEvent::Fenced { .. });
+            serving.refused = match event {
+                MirrorEvent::ReplicaLost { .. } => Some((self.runtime.now(), true)),
+                // This node may be deposed, or learns of its own next epoch later than the replica.
+                MirrorEvent::Fenced { .. } => Some((self.runtime.now(), false)),
+                MirrorEvent::Streaming | MirrorEvent::Behind | MirrorEvent::Whole => None,
+            };
         }
         self.changed.notify();
     }
@@ -313,7 +320,8 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             resync,
             since: self.runtime.now(),
             is_attached: false,
-            is_replica_lost: false,
+            refused: None,
+            tried_at: self.runtime.now(),
             is_resyncing: Rc::default(),
             is_unsettled: is_both && !is_settled,
         });
@@ -321,7 +329,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     }
 
     /// Goes on serving in a newer epoch.
-    async fn go_on(&self, record: &VolumeRecord, epoch: u32) {
+    async fn go_on(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, epoch: u32) {
         let is_both = record.in_sync.len() == 2;
         let requirement = if is_both { Requirement::Both } else { Requirement::Local };
         self.raise_promise(epoch);
@@ -329,7 +337,10 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             serving.mirror.next_epoch(epoch, requirement);
             serving.volume.begin_epoch(epoch);
             serving.is_unsettled &= is_both;
-            serving.is_replica_lost = false;
+            serving.refused = None;
+            if let Some(link) = node.link().filter(|_| !serving.mirror.is_connected()) {
+                serving.mirror.connected(link);
+            }
             serving.permit.look_again();
         }
         let _turn = self.turn.lock().await;
@@ -430,7 +441,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         }
         match replica {
             Replica::Behind if !is_both => self.bring_up_to_date(record),
-            Replica::Lost if !is_both => self.try_again(node),
+            Replica::Lost | Replica::Silent(_) => self.try_again(node, now),
             Replica::Whole | Replica::Level if !is_both => {
                 // From the proposal on acknowledgements need both.
                 if let Some(serving) = &*self.serving.borrow() {
@@ -448,8 +459,8 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let serving = self.serving.borrow();
         let serving = serving.as_ref()?;
         let since = |since: Instant| now.since(since.max(serving.since));
-        Some(if serving.is_replica_lost {
-            Replica::Lost
+        Some(if let Some((at, is_final)) = serving.refused {
+            if is_final { Replica::Lost } else { Replica::Silent(since(at)) }
         } else if let Some(unlinked) = node.unlinked_since() {
             Replica::Silent(since(unlinked))
         } else if serving.mirror.behind().is_some() {
@@ -530,12 +541,14 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         }));
     }
 
-    /// Begins a new stream to a replica that had given up the last one.
-    fn try_again(&self, node: &Rc<Shared<S>>) {
+    /// Begins a new stream to a replica that had refused the last one, after a while.
+    fn try_again(&self, node: &Rc<Shared<S>>, now: Instant) {
         let (Some(link), Some(serving)) = (node.link(), &mut *self.serving.borrow_mut()) else { return };
-        serving.is_replica_lost = false;
-        serving.mirror.connected(link);
-        self.proposed_at.set(Some(self.runtime.now())); // not at once again
+        let was_just_tried = now.since(serving.tried_at) < node.services.patience.proposal;
+        if !serving.mirror.is_connected() && !was_just_tried {
+            serving.tried_at = now;
+            serving.mirror.connected(link);
+        }
     }
 
     /// Ends service with nothing in flight, and proposes the peer as primary.

@@ -189,10 +189,9 @@ impl Cluster {
         let is_applied = control.apply(index, command).is_ok();
         drop(control);
         self.tell(|| format!("commit {index} {is_applied} {text}"));
-        if is_applied {
-            self.note(|totals| totals.epochs += 1);
-            (0..2).for_each(|node| self.publish(node));
-        }
+        self.note(|totals| totals.epochs += u64::from(is_applied));
+        // A lease is for those who have seen what was decided before it, rejected or not.
+        (0..2).for_each(|node| self.publish(node));
     }
 
     /// Brings the present state to a node, after a while.

@@ -3,6 +3,9 @@
 //! `SEEDS=n` says how many, `SEED=n` with which to begin, `HISTORY=1` prints what happened in a seed that fails.
 
 use std::rc::Rc;
+use std::time::Duration;
+
+use futures::future::{Either, select};
 
 use super::clients::{BLOCKS, SIZE_BYTES, read_all, used};
 use super::cluster::{Cluster, Totals, VOLUMES, micros};
@@ -12,12 +15,20 @@ use crate::sim::executor::Executor;
 use crate::sim::random::Random;
 use crate::store::interface::BlockStore;
 
+/// No run takes longer.
+const LONGEST: Duration = Duration::from_secs(30);
+
 fn run(seed: u64) -> Result<(Totals, u64), String> {
     let executor = Executor::new(seed);
     let random = Random::new(seed ^ 0x9a12);
     let cluster = Cluster::new(&executor, &random, SIZE_BYTES);
-    let outcome = executor.block_on(live(cluster.clone(), &executor));
-    let outcome = outcome.map_err(|stuck| stuck.to_string()).and_then(|outcome| outcome);
+    let clock = cluster.clock.clone();
+    let lives = Box::pin(live(cluster.clone(), &executor));
+    let outcome = executor.block_on(select(lives, clock.sleep(LONGEST)));
+    let outcome = outcome.map_err(|stuck| stuck.to_string()).and_then(|outcome| match outcome {
+        Either::Left((outcome, _)) => outcome,
+        Either::Right(_) => Err("something waits for ever".to_owned()),
+    });
     if outcome.is_err() && std::env::var("HISTORY").is_ok() {
         cluster.print_history();
     }
@@ -81,8 +92,13 @@ async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
     cluster.check()?;
     for volume in VOLUMES {
         cluster.tell(|| format!("check {volume:?}"));
-        if !read_all(&cluster, volume).await {
-            return Err(format!("nobody serves {volume:?}"));
+        let mut turns = 0;
+        while !read_all(&cluster, volume).await {
+            clock.sleep(micros(2000)).await;
+            turns += 1;
+            if turns > 1000 {
+                return Err(format!("nobody serves {volume:?}"));
+            }
         }
         cluster.check()?;
         cluster.tell(|| "level".to_owned());
@@ -171,7 +187,6 @@ fn random_lives_of_the_pair_lose_nothing() {
     let first = number("SEED", 0);
     let (mut all, mut failed) = (Vec::new(), Vec::new());
     for seed in first..first + number("SEEDS", 40) {
-        eprintln!("seed {seed}");
         match run(seed) {
             Ok((totals, _)) => all.push(totals),
             Err(problem) => failed.push(problem),
