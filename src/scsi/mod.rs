@@ -10,6 +10,7 @@
 //! [`limits`]; a task that has been aborted, or whose nexus is lost or preempted, has no effect on the
 //! medium after the wait for its drain has ended.
 
+pub mod asymmetric_access;
 pub mod attention;
 pub mod cdb;
 pub mod command;
@@ -39,6 +40,8 @@ mod mode_page;
 mod nexuses;
 mod provisioning;
 mod sanitize;
+mod serving;
+mod target_port_groups;
 mod unit_control;
 mod vital_product_data;
 
