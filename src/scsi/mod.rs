@@ -15,6 +15,7 @@ pub mod attention;
 pub mod cdb;
 pub mod command;
 pub mod copy;
+pub mod forward;
 pub mod fuzzing;
 pub mod identity;
 pub mod limits;
