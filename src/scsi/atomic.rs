@@ -34,7 +34,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
         let compare = joined(&slice_pieces(&data_out, 0, half), half);
         let data = joined(&slice_pieces(&data_out, half, 2 * half), half);
-        match self.device().compare_and_write(extent.address, compare, data).await? {
+        match self.medium()?.compare_and_write(extent.address, compare, data).await? {
             CompareOutcome::Written => {
                 self.statistics().count_write(half);
                 Ok(Reply::good())
@@ -59,11 +59,11 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
         for _ in 0..OR_WRITE_ATTEMPTS {
             context.check_aborted()?;
-            let stored = self.device().read(extent.address, extent.count).await?;
+            let stored = self.medium()?.read(extent.address, extent.count).await?;
             let stored = joined(&stored, bytes);
             let united: Bytes = stored.iter().zip(&data).map(|(old, new)| old | new).collect();
             context.check_aborted()?;
-            if self.device().compare_and_write(extent.address, stored, united).await?
+            if self.medium()?.compare_and_write(extent.address, stored, united).await?
                 == CompareOutcome::Written
             {
                 self.statistics().count_write(bytes);

@@ -12,7 +12,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         if cdb.u32(2) != 0 || cdb.bit(8, 0) {
             return Err(Sense::invalid_cdb_field(2).into()); // PMI, obsolete
         }
-        let geometry = self.device().geometry();
+        let geometry = self.geometry();
         let last = u32::try_from(last_address(geometry.block_count)).unwrap_or(u32::MAX);
         let mut data = last.to_be_bytes().to_vec();
         data.extend_from_slice(&geometry.logical_block_bytes.to_be_bytes());
@@ -21,7 +21,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
 
     /// READ CAPACITY (16).
     pub(super) fn read_capacity_16(&self, cdb: &Cdb) -> Outcome {
-        let geometry = self.device().geometry();
+        let geometry = self.geometry();
         let mut data = vec![0; 32];
         data[0..8].copy_from_slice(&last_address(geometry.block_count).to_be_bytes());
         data[8..12].copy_from_slice(&geometry.logical_block_bytes.to_be_bytes());

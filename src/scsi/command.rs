@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::asymmetric_access::AccessState;
 use super::cdb::Cdb;
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::DeviceError;
@@ -93,6 +94,7 @@ impl Response {
             Err(Failure::Check(sense)) => Self::check(&sense, descriptor_format),
             Err(Failure::Status(status)) => Self::of(status),
             Err(Failure::Aborted) => return None,
+            Err(Failure::NotServing) => Self::check(&AccessState::Transitioning.refusal(), descriptor_format),
         };
         Some(Self { data_out_length, ..response })
     }
@@ -129,6 +131,8 @@ pub(super) enum Failure {
     Status(Status),
     /// The task was aborted on its way; nobody is told.
     Aborted,
+    /// This node does not serve the unit, or does no more: answered by the access state of the task's port.
+    NotServing,
 }
 
 impl From<Sense> for Failure {
@@ -140,6 +144,7 @@ impl From<Sense> for Failure {
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
         Self::Check(match error {
+            DeviceError::NotServing => return Self::NotServing,
             DeviceError::OutOfSpace => {
                 Sense::new(SenseKey::DataProtect, AdditionalSense::SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
             }

@@ -112,6 +112,11 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         Ok(())
     }
 
+    /// The device, when this node serves the unit.
+    fn copy_medium(&self) -> Result<Rc<D>, Failure> {
+        self.device().filter(|_| self.services().access.may_serve()).ok_or_else(unreachable_target)
+    }
+
     /// Enters a copy into this unit's task set.
     fn admit_copy(&self) -> Result<Task, Failure> {
         let admitted = self.tasks().admit(COPY_MANAGER, 0, TaskAttribute::HeadOfQueue);
@@ -145,21 +150,24 @@ async fn copy_segment<D: BlockDevice + 'static>(
     let writer = destination.admit_copy()?;
     reader.start().await;
     writer.start().await;
-    reader.set_conflicts();
-    writer.set_conflicts();
+    for task in [&reader, &writer] {
+        task.set_uses_device();
+        task.set_conflicts();
+    }
     let mut done = 0;
     while done < bytes {
-        if context.task().is_aborted() || reader.is_aborted() || writer.is_aborted() {
-            return Err(if context.task().is_aborted() { Failure::Aborted } else { unreachable_target() });
+        context.check_aborted()?;
+        if reader.is_stopped() || writer.is_stopped() {
+            return Err(unreachable_target());
         }
         let step = u64::from(limits::CHUNK_BYTES).min(bytes - done);
         source.check_copy(initiator, Access::Read)?;
-        let data = source.device().read(from.address + done / from_bytes, step / from_bytes).await?;
+        let data = source.copy_medium()?.read(from.address + done / from_bytes, step / from_bytes).await?;
         destination.check_copy(initiator, Access::Write)?;
-        if context.task().is_aborted() || writer.is_aborted() {
+        if context.task().is_stopped() || writer.is_stopped() {
             continue; // noticed above
         }
-        destination.device().write(to.address + done / to_bytes, data).await?;
+        destination.copy_medium()?.write(to.address + done / to_bytes, data).await?;
         done += step;
     }
     source.statistics().count_read(usize::try_from(bytes).unwrap_or(usize::MAX));

@@ -1,11 +1,12 @@
 //! The execution of a command: the checks that come before every command, in their order, and the
 //! dispatch to the code of its family.
 //!
-//! Order: abortion, unit attention, operation code, a sanitize operation under way, reservations; then
-//! the command's own checks.
+//! Order: abortion, unit attention, operation code, the access state of the port, a sanitize operation
+//! under way, reservations; then the command's own checks.
 
 use std::cell::Cell;
 
+use super::asymmetric_access::AccessState;
 use super::cdb::Cdb;
 use super::command::{Command, Failure, Outcome, Reply};
 use super::identity::NexusId;
@@ -35,13 +36,24 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         if context.task.attribute() == TaskAttribute::Aca {
             return Err(Sense::new(SenseKey::AbortedCommand, AdditionalSense::INVALID_MESSAGE).into());
         }
-        let operation = found.map_err(|unknown| match unknown {
-            Unknown::OperationCode => Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE),
-            Unknown::ServiceAction => Sense::invalid_cdb_bit(1, 4),
-        })?;
+        let operation =
+            found.and_then(|operation| self.supported(operation)).map_err(|unknown| match unknown {
+                Unknown::OperationCode => Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE),
+                // A unit that has no action of an operation code has not the code either.
+                Unknown::ServiceAction
+                    if !self.operations().any(|one| one.opcode == command.cdb.opcode()) =>
+                {
+                    Sense::illegal(AdditionalSense::INVALID_OPERATION_CODE)
+                }
+                Unknown::ServiceAction => Sense::invalid_cdb_bit(1, 4),
+            })?;
         let control = operation.usage.len() - 1;
         if command.cdb.bit(control, 2) {
             return Err(Sense::invalid_cdb_bit(control as u16, 2).into()); // NACA
+        }
+        self.check_access(nexus, operation.kind)?;
+        if !AccessState::Standby.allows(operation.kind) {
+            context.task.set_uses_device();
         }
         let access = effective_access(operation, &command.cdb);
         if !attention_exempt {
@@ -75,6 +87,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
                 Box::pin(self.persistent_reserve_out(context, &cdb, data_out)).await
             }
             Kind::Sanitize => Box::pin(self.sanitize(context, &cdb, data_out)).await,
+            Kind::SetTargetPortGroups => Box::pin(self.set_target_port_groups(context, &cdb, data_out)).await,
             Kind::ExtendedCopy => Box::pin(self.extended_copy(context, &cdb, data_out)).await,
             other => self.dispatch_immediate(context, other, &cdb, &data_out),
         }
@@ -116,9 +129,11 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
     }
 
-    /// REQUEST SENSE (SPC-4 section 6.39): a pending unit attention, else nothing to say.
+    /// REQUEST SENSE (SPC-4 section 6.39): a pending unit attention, else what keeps the unit from being ready,
+    /// else nothing to say.
     fn request_sense(&self, nexus: NexusId, cdb: &Cdb) -> Outcome {
         let pending = self.sanitizer().in_progress().or_else(|| self.take_attention(nexus));
+        let pending = pending.or_else(|| self.access_sense(nexus));
         let sense = pending.unwrap_or(Sense::new(SenseKey::NoSense, AdditionalSense::NONE));
         Ok(Reply::parameters(sense.encode(cdb.bit(1, 0)), usize::from(cdb.byte(4))))
     }
@@ -166,8 +181,13 @@ impl<'a> Context<'a> {
         self.wanted.set(bytes);
     }
 
-    /// To be called before each device request: an aborted task starts no more of them.
+    /// To be called before each device request: a task that was aborted, or whose device was detached, starts no
+    /// more of them.
     pub(super) fn check_aborted(&self) -> Result<(), Failure> {
-        if self.task.is_aborted() { Err(Failure::Aborted) } else { Ok(()) }
+        match (self.task.is_aborted(), self.task.is_withdrawn()) {
+            (true, _) => Err(Failure::Aborted),
+            (false, true) => Err(Failure::NotServing),
+            (false, false) => Ok(()),
+        }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::asymmetric_access::{AccessAuthority, ActivationFailed};
 use super::cdb::Cdb;
 use super::command::Command;
 use super::copy::NoOthers;
@@ -91,11 +92,13 @@ impl World {
             physical_block_bytes: 4096,
             non_rotating: true,
         };
+        // A node of two, so that SET TARGET PORT GROUPS is there.
         let services = Services {
             runtime: runtime.clone(),
             reservations: Rc::new(Volatile),
             copies: Rc::new(NoOthers),
             space: Rc::new(Plenty),
+            access: Rc::new(Settled),
         };
         let unit = LogicalUnit::new(identity, Blank, services, &PersistedReservations::default())
             .expect("the default is valid");
@@ -155,6 +158,27 @@ impl Runtime for Background {
 
     fn random(&self) -> u64 {
         0
+    }
+}
+
+/// Moves the unit as it is asked to, with nothing behind it.
+struct Settled;
+
+impl AccessAuthority for Settled {
+    fn is_local(&self, _: u16) -> bool {
+        true
+    }
+
+    fn may_serve(&self) -> bool {
+        true
+    }
+
+    fn is_movable(&self) -> bool {
+        true
+    }
+
+    fn activate(&self, _: u16) -> LocalBoxFuture<'_, Result<(), ActivationFailed>> {
+        Box::pin(async { Ok(()) })
     }
 }
 

@@ -20,10 +20,13 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             if page != 0 {
                 return Err(Sense::invalid_cdb_field(2).into());
             }
-            return Ok(Reply::parameters(standard(self.identity()), allocation_length));
+            return Ok(Reply::parameters(
+                standard(self.identity(), self.services().access.is_movable()),
+                allocation_length,
+            ));
         }
         let port = self.target_port(nexus);
-        let data = vital_product_data::page(page, self.identity(), port, self.device().geometry());
+        let data = vital_product_data::page(page, self.identity(), port, self.geometry());
         match data {
             Some(data) => Ok(Reply::parameters(data, allocation_length)),
             None => Err(Sense::invalid_cdb_field(2).into()),
@@ -58,12 +61,13 @@ pub(super) fn report_luns(cdb: &Cdb) -> Outcome {
 }
 
 /// Standard INQUIRY data (SPC-4 section 6.6.2).
-pub(super) fn standard(identity: &Identity) -> Vec<u8> {
+pub(super) fn standard(identity: &Identity, is_movable: bool) -> Vec<u8> {
     let mut data = vec![0; STANDARD_BYTES];
     data[2] = 0x06; // SPC-4
     data[3] = 0x12; // HISUP, response data format 2
     data[4] = u8::try_from(STANDARD_BYTES - 5).expect("checked below");
-    data[5] = 0x18; // implicit asymmetric access reported (TPGS 01b), third-party copy (3PC)
+    // TPGS: implicit changes of asymmetric access, and explicit ones; third-party copy (3PC).
+    data[5] = if is_movable { 0x38 } else { 0x18 };
     data[6] = 0x10; // MULTIP
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);

@@ -1,5 +1,7 @@
 //! Every bound of the SCSI layer, in one place, so that what the VPD pages promise is what is done.
 
+use std::time::Duration;
+
 /// Largest data transfer of one command, in bytes: one command can hold that much memory.
 pub const TRANSFER_BYTES: u32 = 8 << 20;
 /// Transfer length that costs no more than necessary, in bytes: many batches' worth of columns.
@@ -24,6 +26,9 @@ pub const TASKS_PER_NEXUS: usize = 1024;
 pub const ATTENTIONS: usize = 16;
 /// Nexuses whose loss is remembered, to tell a returning initiator I_T NEXUS LOSS OCCURRED.
 pub const LOST_NEXUSES: usize = 1024;
+/// How long a command that needs the device waits for a transition of its target port group to end. Longer than a
+/// takeover takes, and short of every host's own time-outs.
+pub const TRANSITION_HOLD: Duration = Duration::from_secs(3);
 /// Persistent reservation registrations.
 pub const REGISTRATIONS: usize = 1024;
 /// EXTENDED COPY: copy target descriptors.

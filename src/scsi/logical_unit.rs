@@ -6,18 +6,21 @@
 //! Invariant I16: whatever ends a nexus or its tasks ([`LogicalUnit::detach`], aborts, resets, PREEMPT
 //! AND ABORT) gives back a [`Drain`]; when it is over, no effect of these tasks can follow. The
 //! transport answers the management function, or takes up the session again, only then.
+//!
+//! The unit is presented by every node and served by one: its device comes and goes (the `serving` module), and
+//! what it answers meanwhile follows from [`super::asymmetric_access`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
+use super::asymmetric_access::{AccessAuthority, AccessState, AsymmetricAccess, GroupAccess};
 use super::command::{Command, Failure, Response, Status};
 use super::copy::CopyResolver;
 use super::copy_results::CopyResults;
 use super::execution::Context;
-use super::identity::{Identity, NexusId};
+use super::identity::{Identity, NexusId, TargetPort};
 use super::mode_page::ModePages;
 use super::nexuses::Nexuses;
-use super::reservation::state::PersistentState;
 use super::reservation::store::RestoreError;
 use super::reservation::{PersistedReservations, ReservationStore, Reservations};
 use super::sanitize::Sanitizer;
@@ -26,12 +29,14 @@ use super::space::{PoolSpace, SpaceWatch};
 use super::statistics::Statistics;
 use super::task_set::{Abort, Drain, Refusal, Task, TaskAttribute, TaskSet};
 use crate::base::runtime::RuntimeHandle;
-use crate::volume::device::BlockDevice;
+use crate::volume::device::{BlockDevice, DeviceGeometry};
 
 /// A logical unit over a block device.
 pub struct LogicalUnit<D> {
     identity: Identity,
-    device: D,
+    device: RefCell<Option<Rc<D>>>,
+    /// The device's size, as it was when there was one last, or as [`LogicalUnit::set_geometry`] has it.
+    geometry: Cell<DeviceGeometry>,
     services: Services<D>,
     pub(super) nexuses: Nexuses,
     mode_pages: RefCell<ModePages>,
@@ -40,6 +45,7 @@ pub struct LogicalUnit<D> {
     sanitizer: Sanitizer,
     space_watch: SpaceWatch,
     copy_results: RefCell<CopyResults>,
+    asymmetric_access: AsymmetricAccess,
     statistics: Statistics,
     this: Weak<Self>,
 }
@@ -54,11 +60,13 @@ pub struct Services<D> {
     pub copies: Rc<dyn CopyResolver<D>>,
     /// How much space there is.
     pub space: Rc<dyn PoolSpace>,
+    /// Whether this node may serve the unit, and who moves it.
+    pub access: Rc<dyn AccessAuthority>,
 }
 
 impl<D: BlockDevice + 'static> LogicalUnit<D> {
-    /// The logical unit of `device`, with the persistent reservations that were saved: as they are
-    /// after a takeover, or as [`PersistedReservations::after_power_loss`] leaves them.
+    /// The logical unit of `device`, served here through all its ports, with the persistent reservations that
+    /// were saved: as they are after a takeover, or as [`PersistedReservations::after_power_loss`] leaves them.
     ///
     /// # Errors
     /// The saved reservations can't be used; serving without them would break their promise.
@@ -68,22 +76,39 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         services: Services<D>,
         saved: &PersistedReservations,
     ) -> Result<Rc<Self>, RestoreError> {
+        let unit = Self::without_device(identity, device.geometry(), services);
+        unit.attach_device(device, saved)?;
+        let active = |port: &TargetPort| GroupAccess {
+            portal_group: port.portal_group,
+            state: AccessState::ActiveOptimized,
+            preferred: false,
+        };
+        unit.set_access_states(&unit.identity.target_ports.iter().map(active).collect::<Vec<_>>());
+        Ok(unit)
+    }
+
+    /// A logical unit that this node presents and does not serve yet: of the size of `geometry`, in transition
+    /// until [`LogicalUnit::set_access_states`] has said more.
+    #[must_use]
+    pub fn without_device(identity: Identity, geometry: DeviceGeometry, services: Services<D>) -> Rc<Self> {
         assert!(!identity.target_ports.is_empty(), "a logical unit without a port");
-        let persistent = PersistentState::try_from(saved)?;
-        Ok(Rc::new_cyclic(|this| Self {
+        let asymmetric_access = AsymmetricAccess::transitioning(&identity.target_ports);
+        Rc::new_cyclic(|this| Self {
             identity,
-            device,
+            device: RefCell::default(),
+            geometry: Cell::new(geometry),
             services,
             nexuses: Nexuses::default(),
             mode_pages: RefCell::default(),
             tasks: TaskSet::default(),
-            reservations: Reservations::new(persistent),
+            reservations: Reservations::default(),
             sanitizer: Sanitizer::default(),
             space_watch: SpaceWatch::default(),
             copy_results: RefCell::default(),
+            asymmetric_access,
             statistics: Statistics::default(),
             this: this.clone(),
-        }))
+        })
     }
 
     /// Admits a task when its command arrives. `tag` tells the nexus's tasks apart for ABORT TASK.
@@ -103,9 +128,17 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// without a response being due. Has to be polled to its end: what a dropped execution leaves
     /// behind in the device is waited for by nobody.
     pub async fn execute(&self, task: Task, command: Command) -> Option<Response> {
+        if self.is_held(task.nexus(), &command.cdb) {
+            Box::pin(self.hold(&task, &command.cdb)).await; // boxed: rare
+        }
         task.start().await;
         let context = Context::new(&task);
-        let outcome = self.run(&context, command).await;
+        let outcome = self.run(&context, command).await.map_err(|failure| match failure {
+            // Whatever a withdrawn task failed of: the host is to send it again.
+            _ if task.is_withdrawn() => self.refusal(task.nexus()),
+            Failure::NotServing => self.refusal(task.nexus()),
+            other => other,
+        });
         match task.abort() {
             Some(Abort::Silent) => None,
             Some(Abort::Reported) => Some(Response::of(Status::TaskAborted)),
@@ -155,11 +188,6 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.attention_to_all(AdditionalSense::CAPACITY_DATA_HAS_CHANGED);
     }
 
-    /// The device below.
-    pub fn device(&self) -> &D {
-        &self.device
-    }
-
     /// The names of the logical unit.
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -179,8 +207,30 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         Ok(())
     }
 
+    /// What a command gets that the change of the serving node has caught.
+    fn refusal(&self, nexus: NexusId) -> Failure {
+        self.access_state(self.target_port(nexus).portal_group).refusal().into()
+    }
+
     pub(super) fn block_bytes(&self) -> u32 {
-        self.device.geometry().logical_block_bytes
+        self.geometry().logical_block_bytes
+    }
+
+    /// The size of the unit: the device's, or the latest known.
+    pub(super) fn geometry(&self) -> DeviceGeometry {
+        self.device.borrow().as_ref().map_or(self.geometry.get(), |device| device.geometry())
+    }
+
+    pub(super) fn keep_geometry(&self, geometry: DeviceGeometry) {
+        self.geometry.set(geometry);
+    }
+
+    pub(super) fn device_slot(&self) -> &RefCell<Option<Rc<D>>> {
+        &self.device
+    }
+
+    pub(super) fn asymmetric_access(&self) -> &AsymmetricAccess {
+        &self.asymmetric_access
     }
 
     pub(super) fn mode_pages(&self) -> &RefCell<ModePages> {

@@ -54,7 +54,7 @@ pub(super) fn check_protect(cdb: &Cdb) -> Result<(), Failure> {
 impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// Checks that `extent` lies inside the device.
     pub(super) fn check_extent(&self, extent: Extent) -> Result<(), Failure> {
-        let blocks = self.device().geometry().block_count;
+        let blocks = self.geometry().block_count;
         if extent.count > blocks || extent.address > blocks - extent.count {
             return Err(Sense::illegal(AdditionalSense::LBA_OUT_OF_RANGE).into());
         }
@@ -100,11 +100,11 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         if whole == bytes {
             // The common case hands the pieces on as they came.
             if bytes > 0 {
-                self.device().write(address, data).await?;
+                self.medium()?.write(address, data).await?;
             }
         } else {
             if whole > 0 {
-                self.device().write(address, slice_pieces(&data, 0, whole)).await?;
+                self.medium()?.write(address, slice_pieces(&data, 0, whole)).await?;
             }
             let part = joined(&slice_pieces(&data, whole, bytes), block_bytes);
             self.write_part(context, address + (whole / block_bytes) as u64, &part).await?;
@@ -117,10 +117,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     async fn write_part(&self, context: &Context<'_>, address: u64, part: &[u8]) -> Result<(), Failure> {
         for _ in 0..PART_ATTEMPTS {
             context.check_aborted()?;
-            let stored = joined(&self.device().read(address, 1).await?, self.block_bytes() as usize);
+            let stored = joined(&self.medium()?.read(address, 1).await?, self.block_bytes() as usize);
             let merged: Bytes = part.iter().chain(&stored[part.len()..]).copied().collect();
             context.check_aborted()?;
-            if self.device().compare_and_write(address, stored, merged).await? == CompareOutcome::Written {
+            if self.medium()?.compare_and_write(address, stored, merged).await? == CompareOutcome::Written {
                 return Ok(());
             }
         }
@@ -140,7 +140,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let wanted = (expected_in.div_ceil(block_bytes) as u64).min(extent.count);
         let data_in = match wanted {
             0 => Vec::new(),
-            count => self.device().read(extent.address, count).await?,
+            count => self.medium()?.read(extent.address, count).await?,
         };
         self.statistics().count_read(total_length(&data_in));
         Ok(Reply { data_in, whole_length: Some(bytes as u64) })
@@ -195,7 +195,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
                 while rest.count > 0 {
                     let count = rest.count.min(self.chunk_blocks());
                     context.check_aborted()?;
-                    self.device().read(rest.address, count).await?;
+                    self.medium()?.read(rest.address, count).await?;
                     rest = Extent { address: rest.address + count, count: rest.count - count };
                 }
             }
@@ -224,7 +224,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let extent = addressed(cdb);
         // Zero blocks: from the address to the end.
         self.check_extent(extent)?;
-        self.device().flush().await?;
+        self.medium()?.flush().await?;
         Ok(Reply::good())
     }
 
@@ -248,7 +248,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             let count = (extent.count - done).min(self.chunk_blocks());
             let from = usize::try_from(done * block_bytes).expect("within the data, which is in memory");
             let to = usize::try_from((done + count) * block_bytes).expect("within the data");
-            let stored = self.device().read(extent.address + done, count).await?;
+            let stored = self.medium()?.read(extent.address + done, count).await?;
             let expected = slice_pieces(data, from, to);
             if let Some(offset) = first_difference(&stored, &expected) {
                 let code = AdditionalSense::MISCOMPARE_DURING_VERIFY;

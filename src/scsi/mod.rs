@@ -10,10 +10,12 @@
 //! [`limits`]; a task that has been aborted, or whose nexus is lost or preempted, has no effect on the
 //! medium after the wait for its drain has ended.
 
+pub mod asymmetric_access;
 pub mod attention;
 pub mod cdb;
 pub mod command;
 pub mod copy;
+pub mod forward;
 pub mod fuzzing;
 pub mod identity;
 pub mod limits;
@@ -39,6 +41,8 @@ mod mode_page;
 mod nexuses;
 mod provisioning;
 mod sanitize;
+mod serving;
+mod target_port_groups;
 mod unit_control;
 mod vital_product_data;
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// MODE SENSE (6).
     pub(super) fn mode_sense_6(&self, cdb: &Cdb) -> Outcome {
-        let descriptor = if cdb.bit(1, 3) { Vec::new() } else { short_descriptor(self.device().geometry()) };
+        let descriptor = if cdb.bit(1, 3) { Vec::new() } else { short_descriptor(self.geometry()) };
         let pages = self.mode_pages_for(cdb)?;
         let mut data = vec![0, 0, self.device_specific(), 0];
         data[3] = u8::try_from(descriptor.len()).expect("0 or 8");
@@ -29,8 +29,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let long = cdb.bit(1, 4); // LLBAA
         let descriptor = match (cdb.bit(1, 3), long) {
             (true, _) => Vec::new(),
-            (false, false) => short_descriptor(self.device().geometry()),
-            (false, true) => long_descriptor(self.device().geometry()),
+            (false, false) => short_descriptor(self.geometry()),
+            (false, true) => long_descriptor(self.geometry()),
         };
         let pages = self.mode_pages_for(cdb)?;
         let mut data =
@@ -82,7 +82,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         if list.len() < pages_at {
             return Err(Sense::illegal(AdditionalSense::PARAMETER_LIST_LENGTH).into());
         }
-        check_descriptor(&list[header_bytes..pages_at], long, self.device().geometry(), header_bytes)?;
+        check_descriptor(&list[header_bytes..pages_at], long, self.geometry(), header_bytes)?;
         let threshold = self.threshold_count();
         let changed = self.mode_pages().borrow_mut().select(&list[pages_at..], pages_at, threshold)?;
         if changed {

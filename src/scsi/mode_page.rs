@@ -10,6 +10,12 @@ pub(super) struct ModePages {
     pages: Vec<ModePage>,
 }
 
+impl PartialEq for ModePages {
+    fn eq(&self, other: &Self) -> bool {
+        self.pages.iter().map(|page| &page.current).eq(other.pages.iter().map(|page| &page.current))
+    }
+}
+
 /// One page, header included.
 #[derive(Clone, Debug)]
 struct ModePage {

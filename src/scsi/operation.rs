@@ -2,6 +2,8 @@
 //! checks for reservations and unit attentions, so these cannot disagree.
 
 use super::cdb::Cdb;
+use super::logical_unit::LogicalUnit;
+use crate::volume::device::BlockDevice;
 
 /// A supported command.
 #[derive(Debug)]
@@ -17,6 +19,19 @@ pub struct Operation {
     pub usage: &'static [u8],
     /// How reservations of other nexuses restrict it.
     pub(super) access: Access,
+}
+
+impl<D: BlockDevice + 'static> LogicalUnit<D> {
+    /// The command, if this unit has it: a unit that stays where it is has no SET TARGET PORT GROUPS.
+    pub(super) fn supported<'a>(&self, operation: &'a Operation) -> Result<&'a Operation, Unknown> {
+        let is_supported = operation.kind != Kind::SetTargetPortGroups || self.services().access.is_movable();
+        if is_supported { Ok(operation) } else { Err(Unknown::OperationCode) }
+    }
+
+    /// All commands that this unit has, in ascending order.
+    pub(super) fn operations(&self) -> impl Iterator<Item = &'static Operation> + Clone {
+        Operation::all().iter().filter(|operation| self.supported(operation).is_ok())
+    }
 }
 
 impl Operation {
@@ -100,6 +115,7 @@ pub(super) enum Kind {
     OrWrite,
     GetLbaStatus,
     ReportTargetPortGroups,
+    SetTargetPortGroups,
     ReportSupportedOperationCodes,
     ReportSupportedTaskManagement,
 }
@@ -171,6 +187,7 @@ static OPERATIONS: &[Operation] = {
         action(K::ReportTargetPortGroups, Query, &[0xa3, 0xea, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
         action(K::ReportSupportedOperationCodes, Query, &[0xa3, 0x0c, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
         action(K::ReportSupportedTaskManagement, Query, &[0xa3, 0x0d, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+        action(K::SetTargetPortGroups, Special, &[0xa4, 0x0a, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
         op(K::Read, Read, &[0xa8, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
         op(K::Write, Write, &[0xaa, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
         op(K::WriteAndVerify, Write, &[0xae, 0x16, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),

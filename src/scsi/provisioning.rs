@@ -29,7 +29,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let extents = self.unmap_extents(&list)?;
         for extent in extents {
             context.check_aborted()?;
-            self.device().unmap(extent.address, extent.count).await?;
+            self.medium()?.unmap(extent.address, extent.count).await?;
             self.statistics().count_unmap(extent.count * u64::from(self.block_bytes()));
         }
         Ok(Reply::good())
@@ -82,7 +82,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let pattern = if no_data_out { None } else { Some(self.pattern_block(context, &data_out)?) };
         match pattern.filter(|pattern| pattern.iter().any(|byte| *byte != 0)) {
             // Zeros are what unmapped blocks hold; so this is right with and without UNMAP.
-            None => self.device().unmap(extent.address, extent.count).await?,
+            None => self.medium()?.unmap(extent.address, extent.count).await?,
             Some(pattern) => self.fill(context, extent, &pattern).await?,
         }
         self.statistics().count_unmap(extent.count * u64::from(self.block_bytes()));
@@ -112,7 +112,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         while done < extent.count {
             context.check_aborted()?;
             let count = step.min(extent.count - done);
-            self.device().write_same(extent.address + done, count, pattern.clone()).await?;
+            self.medium()?.write_same(extent.address + done, count, pattern.clone()).await?;
             done += count;
         }
         Ok(())
@@ -122,7 +122,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     pub(super) async fn get_lba_status(&self, cdb: &Cdb) -> Outcome {
         let address = cdb.u64(2);
         let allocation_length = usize::try_from(cdb.u32(10)).unwrap_or(usize::MAX);
-        if address >= self.device().geometry().block_count {
+        if address >= self.geometry().block_count {
             return Err(Sense::illegal(AdditionalSense::LBA_OUT_OF_RANGE).into());
         }
         let room = allocation_length.saturating_sub(LBA_STATUS_HEADER_BYTES).div_ceil(LBA_STATUS_BYTES);
@@ -141,14 +141,14 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// Up to `limit` runs from `address` on. Looking at mapped blocks costs time, so that the answer
     /// ends once enough of them have been seen.
     async fn allocation_runs(&self, address: u64, limit: usize) -> Result<Vec<AllocationRun>, Failure> {
-        let end = self.device().geometry().block_count;
+        let end = self.geometry().block_count;
         let window = u64::from(LBA_STATUS_WINDOW_BYTES / self.block_bytes());
         let mut mapped_left = LBA_STATUS_WINDOWS * window;
         let mut runs: Vec<AllocationRun> = Vec::new();
         let mut at = address;
         while at < end && mapped_left > 0 {
             // One more than fits, so that the last one that does is complete.
-            let found = self.device().allocation(at, window.min(end - at), limit + 1).await?;
+            let found = self.medium()?.allocation(at, window.min(end - at), limit + 1).await?;
             let Some(last) = found.last() else { break };
             at = last.address + last.count;
             for run in found {

@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::volume::device::{BlockDevice, DeviceError};
 #[derive(Debug, Default)]
 pub(super) struct Sanitizer {
     state: Cell<State>,
+    is_cancelled: Cell<bool>,
     waiting: RefCell<Vec<Waker>>,
 }
 
@@ -74,6 +76,15 @@ impl Sanitizer {
         Ok(())
     }
 
+    /// Has an operation that is under way end where it is, and forgets one that has failed: the next device may
+    /// have had another since.
+    pub(super) fn cancel(&self) {
+        self.is_cancelled.set(true);
+        if matches!(self.state.get(), State::Failed { .. }) {
+            self.state.set(State::Idle);
+        }
+    }
+
     fn set(&self, state: State) {
         self.state.set(state);
         for waker in self.waiting.take() {
@@ -82,7 +93,7 @@ impl Sanitizer {
     }
 
     /// Completes when no operation is under way.
-    async fn ended(&self) {
+    pub(super) async fn ended(&self) {
         poll_fn(|context| {
             if matches!(self.state.get(), State::Running { .. }) {
                 self.waiting.borrow_mut().push(context.waker().clone());
@@ -113,6 +124,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             _ => return Err(Sense::invalid_cdb_bit(1, 4).into()),
         };
         self.check_writable()?;
+        self.sanitizer().is_cancelled.set(false);
         self.sanitizer().set(State::Running { progress: 0 });
         // Writes that are under way land before the erasure, not after it.
         let drain = self.tasks().drain_conflicting(context.task());
@@ -122,6 +134,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             drain.wait().await;
             let state = match unit.erase(&erasure).await {
                 Ok(()) => State::Idle,
+                Err(error) if unit.sanitizer().is_cancelled.get() => {
+                    tracing::warn!(volume = unit.identity().volume, %error, "sanitize ended by a move");
+                    State::Idle
+                }
                 Err(error) => {
                     tracing::error!(volume = unit.identity().volume, %error, "sanitize failed");
                     State::Failed { exit_allowed }
@@ -136,6 +152,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             if let Either::Right(_) = select(ended, aborted).await {
                 return Err(Failure::Aborted);
             }
+            context.check_aborted()?;
             self.sanitizer().check(Access::Write)?;
         }
         Ok(Reply::good())
@@ -183,6 +200,11 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         Ok(Erasure::Overwrite { passes })
     }
 
+    /// The device, unless the operation is to end.
+    fn erasable(&self) -> Result<Rc<D>, DeviceError> {
+        self.device().filter(|_| !self.sanitizer().is_cancelled.get()).ok_or(DeviceError::NotServing)
+    }
+
     /// Does the work, at a pace that leaves other volumes their share.
     async fn erase(&self, erasure: &Erasure) -> Result<(), DeviceError> {
         let (step_bytes, passes) = match erasure {
@@ -190,16 +212,16 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             Erasure::Overwrite { passes } => (limits::TRANSFER_BYTES, passes.len() as u64),
         };
         let step = u64::from(step_bytes / self.block_bytes());
-        let blocks = self.device().geometry().block_count;
+        let blocks = self.geometry().block_count;
         for pass in 0..passes {
             let mut at = 0;
             while at < blocks {
                 let count = step.min(blocks - at);
                 match erasure {
-                    Erasure::Unmap => self.device().unmap(at, count).await?,
+                    Erasure::Unmap => self.erasable()?.unmap(at, count).await?,
                     Erasure::Overwrite { passes } => {
                         let pattern = passes[pass as usize].clone();
-                        self.device().write_same(at, count, pattern).await?;
+                        self.erasable()?.write_same(at, count, pattern).await?;
                         self.services()
                             .runtime
                             .sleep(overwrite_pause(self.block_bytes(), count, blocks))
@@ -213,7 +235,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
                 self.sanitizer().state.set(State::Running { progress });
             }
         }
-        self.device().flush().await
+        self.erasable()?.flush().await
     }
 }
 

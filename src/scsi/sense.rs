@@ -32,6 +32,9 @@ impl AdditionalSense {
     pub const BECOMING_READY: Self = Self(0x0401);
     pub const INITIALIZING_COMMAND_REQUIRED: Self = Self(0x0402);
     pub const NOT_READY: Self = Self(0x0400);
+    pub const ASYMMETRIC_ACCESS_STATE_TRANSITION: Self = Self(0x040a);
+    pub const TARGET_PORT_IN_STANDBY_STATE: Self = Self(0x040b);
+    pub const TARGET_PORT_IN_UNAVAILABLE_STATE: Self = Self(0x040c);
     pub const SANITIZE_IN_PROGRESS: Self = Self(0x041b);
     pub const UNREACHABLE_COPY_TARGET: Self = Self(0x0804);
     pub const THIRD_PARTY_DEVICE_FAILURE: Self = Self(0x0d01);
@@ -77,6 +80,7 @@ impl AdditionalSense {
     pub const INVALID_MESSAGE: Self = Self(0x4900);
     pub const MEDIUM_REMOVAL_PREVENTED: Self = Self(0x5302);
     pub const INSUFFICIENT_REGISTRATION_RESOURCES: Self = Self(0x5504);
+    pub const SET_TARGET_PORT_GROUPS_COMMAND_FAILED: Self = Self(0x670a);
 }
 
 /// Sense data, independent of its format.

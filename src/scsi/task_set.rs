@@ -73,6 +73,8 @@ impl TaskSet {
             phase: Cell::new(Phase::Admitted),
             aborted: Cell::new(None),
             conflicts: Cell::new(false),
+            uses_device: Cell::new(false),
+            withdrawn: Cell::new(false),
             abort_waker: RefCell::new(None),
         });
         tasks.insert(sequence, state.clone());
@@ -130,6 +132,18 @@ impl TaskSet {
         let conflicting = tasks.values().filter(|task| task.conflicts.get() && task.sequence != sequence);
         let tasks = conflicting.cloned().collect();
         Drain { tasks, set: self.shared.clone(), is_reset: false }
+    }
+
+    /// The device is detached: tasks that have had their checks for it begin no further request, and fail if they
+    /// have not succeeded by then. The drain is over when those that touch the medium have ended.
+    pub(super) fn withdraw(&self) -> Drain {
+        let tasks = self.shared.tasks.borrow();
+        let users = tasks.values().filter(|task| task.uses_device.get());
+        let tasks = users.filter(|task| {
+            task.withdrawn.set(true);
+            task.conflicts.get()
+        });
+        Drain { tasks: tasks.cloned().collect(), set: self.shared.clone(), is_reset: false }
     }
 
     /// Number of tasks in the set.
@@ -231,6 +245,10 @@ struct TaskState {
     aborted: Cell<Option<Abort>>,
     /// Whether it touches the medium, so that a change of reservations waits for it.
     conflicts: Cell<bool>,
+    /// Whether it has passed its checks for the device that there is.
+    uses_device: Cell<bool>,
+    /// Whether that device was detached since.
+    withdrawn: Cell<bool>,
     abort_waker: RefCell<Option<Waker>>,
 }
 
@@ -302,6 +320,21 @@ impl Task {
     /// How the task was aborted, if it was.
     pub(super) fn abort(&self) -> Option<Abort> {
         self.state.aborted.get()
+    }
+
+    /// Whether the task is to begin nothing more.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_aborted() || self.is_withdrawn()
+    }
+
+    /// Whether the device that the task had its checks for was detached.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.state.withdrawn.get()
+    }
+
+    /// Declares that the task has passed its checks for the device that there is.
+    pub(super) fn set_uses_device(&self) {
+        self.state.uses_device.set(true);
     }
 
     /// Declares that the task touches the medium from here on.

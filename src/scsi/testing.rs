@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::asymmetric_access::{AccessAuthority, AccessState, ActivationFailed, GroupAccess};
 use super::command::{Command, Response};
 use super::copy::{CopyResolver, NoOthers};
 use super::identity::{Identity, InitiatorPort, Nexus, NexusId, TargetPort};
@@ -147,6 +148,8 @@ impl BlockDevice for MemoryDevice {
 #[derive(Default)]
 pub(super) struct TestRuntime {
     spawned: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
+    /// No sleep ends while it is set; otherwise each ends at once.
+    pub(super) time_stands: Cell<bool>,
 }
 
 impl TestRuntime {
@@ -165,7 +168,7 @@ impl Runtime for TestRuntime {
     }
 
     fn sleep(&self, _: Duration) -> LocalBoxFuture<'static, ()> {
-        Box::pin(async {})
+        if self.time_stands.get() { Box::pin(std::future::pending()) } else { Box::pin(async {}) }
     }
 
     fn spawn(&self, task: LocalBoxFuture<'static, ()>) {
@@ -174,6 +177,42 @@ impl Runtime for TestRuntime {
 
     fn random(&self) -> u64 {
         4
+    }
+}
+
+/// What a cluster does when it is asked to move the unit to a portal group.
+pub(super) type Activation = Box<dyn Fn(u16) -> Result<(), ActivationFailed>>;
+
+/// What a node's cluster says. By default there is no other node.
+pub(super) struct Cluster {
+    pub(super) is_movable: bool,
+    pub(super) may_serve: Cell<bool>,
+    /// What it does when it is asked to move the unit.
+    pub(super) on_activate: RefCell<Activation>,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        let refuse = |_| Err(ActivationFailed("not prepared".into()));
+        Self { is_movable: false, may_serve: Cell::new(true), on_activate: RefCell::new(Box::new(refuse)) }
+    }
+}
+
+impl AccessAuthority for Cluster {
+    fn is_local(&self, portal_group: u16) -> bool {
+        portal_group == 1
+    }
+
+    fn may_serve(&self) -> bool {
+        self.may_serve.get()
+    }
+
+    fn is_movable(&self) -> bool {
+        self.is_movable
+    }
+
+    fn activate(&self, portal_group: u16) -> LocalBoxFuture<'_, Result<(), ActivationFailed>> {
+        Box::pin(async move { (self.on_activate.borrow())(portal_group) })
     }
 }
 
@@ -193,6 +232,7 @@ pub(super) struct Bench {
     pub(super) device: MemoryDevice,
     pub(super) runtime: Rc<TestRuntime>,
     pub(super) space: Rc<Cell<Space>>,
+    pub(super) cluster: Rc<Cluster>,
     pub(super) nexus: NexusId,
 }
 
@@ -226,7 +266,42 @@ impl Bench {
         Self::build(identity(), device, Rc::new(Volatile), copies, &PersistedReservations::default())
     }
 
+    /// A node of two, that of portal group 1, which serves.
+    pub(super) fn pair() -> Self {
+        Self::pair_with(Rc::new(Volatile), &PersistedReservations::default())
+    }
+
+    pub(super) fn pair_with(store: Rc<dyn ReservationStore>, saved: &PersistedReservations) -> Self {
+        let cluster = Rc::new(Cluster { is_movable: true, ..Cluster::default() });
+        let target_ports = [1, 2].map(|tag| TargetPort { relative_id: tag, portal_group: tag }).to_vec();
+        let identity = Identity { target_ports, ..identity() };
+        let device = MemoryDevice::new(512, 16384);
+        let bench = Self::build_in(cluster, identity, device, store, Rc::new(NoOthers), saved);
+        bench.set_states(AccessState::ActiveOptimized, AccessState::Standby);
+        bench.clear_attentions(bench.nexus);
+        bench
+    }
+
+    /// Says the states of portal groups 1, the home of the volume, and 2.
+    pub(super) fn set_states(&self, own: AccessState, other: AccessState) {
+        self.unit.set_access_states(&[
+            GroupAccess { portal_group: 1, state: own, preferred: true },
+            GroupAccess { portal_group: 2, state: other, preferred: false },
+        ]);
+    }
+
     fn build(
+        identity: Identity,
+        device: MemoryDevice,
+        reservations: Rc<dyn ReservationStore>,
+        copies: Rc<dyn CopyResolver<MemoryDevice>>,
+        saved: &PersistedReservations,
+    ) -> Self {
+        Self::build_in(Rc::new(Cluster::default()), identity, device, reservations, copies, saved)
+    }
+
+    fn build_in(
+        cluster: Rc<Cluster>,
         identity: Identity,
         device: MemoryDevice,
         reservations: Rc<dyn ReservationStore>,
@@ -235,9 +310,15 @@ impl Bench {
     ) -> Self {
         let runtime = Rc::new(TestRuntime::default());
         let space = Rc::new(Cell::new(AMPLE));
-        let services = Services { runtime: runtime.clone(), reservations, copies, space: space.clone() };
+        let services = Services {
+            runtime: runtime.clone(),
+            reservations,
+            copies,
+            space: space.clone(),
+            access: cluster.clone(),
+        };
         let unit = LogicalUnit::new(identity, device.clone(), services, saved).unwrap();
-        let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime, space };
+        let bench = Self { nexus: unit.attach(nexus(1)), unit, device, runtime, space, cluster };
         bench.clear_attentions(bench.nexus);
         bench
     }
@@ -251,6 +332,11 @@ impl Bench {
 
     pub(super) fn clear_attentions(&self, nexus: NexusId) {
         while self.send_from(nexus, &[0; 6], &[]).status as u8 != 0 {}
+    }
+
+    /// Takes the unit attentions of a nexus, whether the unit is ready or not.
+    pub(super) fn clear_pending(&self, nexus: NexusId) {
+        while self.unit.take_attention(nexus).is_some() {}
     }
 
     pub(super) fn send(&self, cdb: &[u8]) -> Response {

@@ -91,6 +91,9 @@ pub enum DeviceError {
     /// The range reaches beyond the end: the device shrank after the caller had looked.
     #[error("beyond the end of the volume")]
     OutOfRange,
+    /// Another node may serve the volume now. What the operation was to do may have been done, or not.
+    #[error("the volume is not served here any more")]
+    NotServing,
     /// The device was deleted or its server is stopping.
     #[error("the volume is gone")]
     Gone,

@@ -13,6 +13,7 @@ use crate::base::units::VolumeId;
 use crate::daemon::control_requests::{ControlHandle, ControlRequest};
 use crate::daemon::engine::{EngineError, VolumeReport, VolumeSpec};
 use crate::daemon::event_log::EventReporter;
+use crate::scsi::asymmetric_access::OnlyNode;
 use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
@@ -147,6 +148,7 @@ impl<P: Pool> Volumes<P> {
                 volume: spec.id,
                 soft_threshold_percent: self.soft_threshold_percent,
             }),
+            access: Rc::new(OnlyNode),
         };
         let unit = LogicalUnit::new(identity, volume, services, &restored)
             .map_err(|error| unreadable(&spec, &error))?;
@@ -158,7 +160,8 @@ impl<P: Pool> Volumes<P> {
     /// Changes the size of a volume in use and tells its initiators.
     pub async fn resize(&self, id: VolumeId, size_bytes: u64) -> Result<(), EngineError> {
         let served = self.get(id).ok_or(EngineError::NoSuchVolume(id))?;
-        let result = served.unit.device().resize(size_bytes, Shrinking::DiscardBeyond).await;
+        let device = served.unit.device().ok_or(EngineError::NoSuchVolume(id))?;
+        let result = device.resize(size_bytes, Shrinking::DiscardBeyond).await;
         served.unit.capacity_changed();
         result.map_err(|error| EngineError::Failed(error.to_string()))
     }
@@ -166,8 +169,8 @@ impl<P: Pool> Volumes<P> {
     /// Stops serving a volume; what is in progress ends first. Its sessions are the caller's business.
     pub async fn close(&self, id: VolumeId) {
         let served = self.served.borrow_mut().remove(&id);
-        if let Some(served) = served {
-            served.unit.device().close().await;
+        if let Some(device) = served.and_then(|served| served.unit.device()) {
+            device.close().await;
         }
     }
 
@@ -199,13 +202,16 @@ impl<P: Pool> Volumes<P> {
 
     /// How each volume is, but for its sessions.
     pub fn report(&self) -> Vec<VolumeReport> {
-        let report = |served: &Rc<ServedVolume<P>>| VolumeReport {
-            id: served.id,
-            name: served.name.clone(),
-            sessions: 0,
-            commands: served.unit.device().in_flight_count() as u64,
-            used_bytes: self.pool.used_bytes(served.id),
-            statistics: served.unit.device().statistics(),
+        let report = |served: &Rc<ServedVolume<P>>| {
+            let device = served.unit.device();
+            VolumeReport {
+                id: served.id,
+                name: served.name.clone(),
+                sessions: 0,
+                commands: device.as_ref().map_or(0, |device| device.in_flight_count() as u64),
+                used_bytes: self.pool.used_bytes(served.id),
+                statistics: device.map(|device| device.statistics()).unwrap_or_default(),
+            }
         };
         self.served.borrow().values().map(report).collect()
     }

@@ -12,6 +12,7 @@ mod persistent_out;
 mod reserve;
 pub mod state;
 pub mod store;
+mod succession;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,7 @@ use super::identity::NexusId;
 pub use self::store::{PersistedReservations, ReservationStore, SaveFailed, Volatile};
 
 /// The reservations of a logical unit.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Reservations {
     persistent: RefCell<PersistentState>,
     /// Held while a PERSISTENT RESERVE OUT command is under way.
@@ -35,8 +36,9 @@ pub(super) struct Reservations {
 }
 
 impl Reservations {
-    pub(super) fn new(restored: PersistentState) -> Self {
-        Self { persistent: RefCell::new(restored), changing: Mutex::new(()), reserved: Cell::new(None) }
+    /// Puts another persistent state in force and gives back the one before.
+    pub(super) fn replace(&self, persistent: PersistentState) -> PersistentState {
+        self.persistent.replace(persistent)
     }
 
     /// Ends a reservation by RESERVE that `nexus` holds, as the loss of the nexus does.
@@ -56,7 +58,7 @@ impl Reservations {
         self.reserved.get()
     }
 
-    /// The persistent state in force.
+    /// The persistent state in force; without a device, the latest that was known.
     pub(super) fn persistent(&self) -> std::cell::Ref<'_, PersistentState> {
         self.persistent.borrow()
     }

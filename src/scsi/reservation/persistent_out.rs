@@ -49,6 +49,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         if change.state != before {
             self.save(PersistedReservations::from(&change.state)).await?;
         }
+        if context.task().is_withdrawn() {
+            // What is saved is for the node that serves now. It has taken it up, or not: the host finds out.
+            return Err(Failure::NotServing);
+        }
         let preempted = self.put_in_force(change);
         drop(changing);
 

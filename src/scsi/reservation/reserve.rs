@@ -24,6 +24,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             None => {
                 reservations.reserved.set(Some(context.nexus()));
                 self.tasks().drain_conflicting(context.task()).wait().await;
+                context.check_aborted()?; // the reservation has gone with the device
                 Ok(Reply::good())
             }
         }

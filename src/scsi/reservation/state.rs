@@ -56,7 +56,7 @@ impl ReservationType {
         Self::ALL.into_iter().find(|kind| *kind as u8 == code)
     }
 
-    fn allows_registrants(self) -> bool {
+    pub(super) fn allows_registrants(self) -> bool {
         !matches!(self, Self::WriteExclusive | Self::ExclusiveAccess)
     }
 
