@@ -79,9 +79,9 @@ impl<S: BlockStore + ChangeLog + 'static> Node<S> {
         for record in state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored) {
             self.shared.part(record).take_record(record);
         }
-        let gone = |id: &VolumeId| state.volume_by_id(*id).is_none();
-        let ended: Vec<_> = self.shared.parts.borrow_mut().extract_if(.., |id, _| gone(id)).collect();
-        for (_, part) in ended {
+        let known: Vec<VolumeId> = self.shared.parts.borrow().keys().copied().collect();
+        for id in known.into_iter().filter(|id| state.volume_by_id(*id).is_none()) {
+            let Some(part) = self.shared.parts.borrow_mut().remove(&id) else { continue };
             let services = &self.shared.services;
             services.runtime.spawn(Box::pin(async move { part.end().await }));
         }

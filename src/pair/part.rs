@@ -286,7 +286,8 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let Ok(held) = node.replicas.end(self.id).await else { return refuse("the pool is offline") };
         let is_whole = node.services.records.coverage(self.id) == Coverage::Whole;
         let is_forced = record.began_by == Some(Transition::Force);
-        if !is_whole && !(is_forced && node.replicas.adopt(self.id).await) {
+        let may_go_on = is_whole || (is_forced && node.replicas.adopt(self.id).await);
+        if !may_go_on {
             return refuse("this node does not have everything of it");
         }
         let services = &node.services;

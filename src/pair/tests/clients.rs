@@ -141,8 +141,8 @@ async fn read(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u
 
 /// Reads everything through whoever serves.
 pub(super) async fn read_all(cluster: &Rc<Cluster>, volume: VolumeId) -> bool {
-    let lives = cluster.sites.iter().filter_map(|site| site.life());
-    let Some(life) = lives.filter(|life| life.attached(volume).is_some()).next() else { return false };
+    let mut lives = cluster.sites.iter().filter_map(|site| site.life());
+    let Some(life) = lives.find(|life| life.attached(volume).is_some()) else { return false };
     for client in 0..CLIENTS {
         for block in 0..BLOCKS {
             read(cluster, &life, volume, client * APART + block).await;
