@@ -4,90 +4,13 @@
 
 #[path = "support/demo/mod.rs"]
 mod demo;
+#[path = "support/pair/mod.rs"]
+mod pair;
 #[path = "support/service/mod.rs"]
 mod service;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-use demo::{Demo, signal};
-use serde_json::Value;
-use service::{errors, finish, wait_until};
-
-struct Pair {
-    demo: Demo,
-    dir: PathBuf,
-    management: u16,
-    _place: tempfile::TempDir,
-}
-
-impl Pair {
-    fn start() -> Self {
-        let place = tempfile::tempdir().unwrap();
-        let dir = place.path().join("demo");
-        let demo = Demo::start(&["--nodes", "2", "--dir", &dir.display().to_string()]);
-        let portal: std::net::SocketAddr = demo.fact("portal").parse().unwrap();
-        let pair = Self { demo, dir, management: portal.port() + 1, _place: place };
-        wait_until("all three vote", || ["a", "b"].iter().all(|node| pair.voters(node) == ["a", "b", "w"]));
-        pair
-    }
-
-    fn gemel(&self, node: &str, arguments: &[&str]) -> Output {
-        let host = if node == "a" { "127.0.0.1" } else { "127.0.0.2" };
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gemel"));
-        command.args(["--cluster", &format!("{host}:{}", self.management), "--json"]).args(arguments);
-        finish(command)
-    }
-
-    fn ask(&self, node: &str, arguments: &[&str]) -> Value {
-        let output = self.gemel(node, arguments);
-        serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|_| panic!("{arguments:?}: {}", errors(&output)))
-    }
-
-    fn create(&self, node: &str, volume: &str) {
-        let output = self.gemel(node, &["volume", "create", volume, "--size", "16M"]);
-        assert!(output.status.success(), "{}", errors(&output));
-    }
-
-    fn volumes(&self, node: &str) -> usize {
-        String::from_utf8(self.gemel(node, &["volume", "list"]).stdout).unwrap().lines().count()
-    }
-
-    fn members(&self, node: &str, is_one: impl Fn(&Value) -> bool) -> Vec<String> {
-        let cluster = self.ask(node, &["cluster", "show"]);
-        let members = cluster["members"].as_array().unwrap().iter().filter(|member| is_one(member));
-        members.map(|member| member["name"].as_str().unwrap().to_owned()).collect()
-    }
-
-    fn voters(&self, node: &str) -> Vec<String> {
-        self.members(node, |member| member["votes"] == true)
-    }
-
-    fn pid(&self, member: &str) -> u32 {
-        let program = if member == "w" { "gemel-witness" } else { "gemeld" };
-        let path = self.dir.join(member).join(format!("{program}.pid"));
-        std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
-    }
-
-    fn kill(&self, member: &str) {
-        let pid = self.pid(member);
-        signal("-KILL", pid);
-        wait_until("it is gone", || !is_running(pid));
-    }
-
-    fn restart(&self, member: &str) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gemel"));
-        command.args(["demo", "restart", member, "--dir"]).arg(&self.dir);
-        let output = finish(command);
-        assert!(output.status.success(), "{}", errors(&output));
-    }
-}
-
-fn is_running(pid: u32) -> bool {
-    // A killed child of the demo that it has not waited for yet has no command line.
-    std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).is_ok_and(|line| !line.is_empty())
-}
+use pair::Pair;
+use service::{errors, wait_until};
 
 #[test]
 fn what_one_node_is_told_the_other_knows_and_two_go_on_without_the_third() {
@@ -140,7 +63,7 @@ fn a_witness_without_its_log_has_no_vote_until_it_is_accepted_anew() {
     assert!(status["attention"].to_string().contains("gemel node replace w"), "{status}");
     // With it alone a node has no majority, and says so.
     pair.kill("b");
-    let refused = pair.gemel("a", &["volume", "create", "alone", "--size", "16M"]);
+    let refused = pair.gemel("a", &["volume", "create", "alone", "--size", "16M", "--local"]);
     assert!(
         refused.status.code() == Some(65) && errors(&refused).contains("majority"),
         "{}",

@@ -95,6 +95,20 @@ pub enum VolumeVerb {
         /// larger physical blocks) or 4096.
         #[arg(long, default_value = "512", value_parser = sector)]
         sector: Sector,
+        /// On the node that is asked alone, without a mirror.
+        #[arg(long)]
+        local: bool,
+        /// The node that serves it at first; by default the one that serves fewer volumes.
+        #[arg(long, value_name = "NODE")]
+        primary: Option<String>,
+    },
+    /// Move a mirrored volume to the other node, while hosts use it.
+    Move {
+        /// Its name.
+        name: String,
+        /// The node that is to serve it.
+        #[arg(long, value_name = "NODE")]
+        to: String,
     },
     /// List all volumes.
     List,

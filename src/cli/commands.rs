@@ -15,8 +15,8 @@ use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
     AllowAccessRequest, ChapCredential, ClearChapRequest, CreateVolumeRequest, DeleteVolumeRequest,
     DenyAccessRequest, FailDiskRequest, GetClusterRequest, GetPoolRequest, GetStatusRequest,
-    GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest, ListVolumesRequest, ReplaceMemberRequest,
-    ResizeVolumeRequest, SetChapRequest, StreamEventsRequest,
+    GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest, ListVolumesRequest, MoveVolumeRequest,
+    ReplaceMemberRequest, ResizeVolumeRequest, SetChapRequest, StreamEventsRequest,
 };
 
 /// A connected command.
@@ -73,15 +73,18 @@ impl Session {
 
     async fn volume(&mut self, verb: VolumeVerb) -> Result<(), CliError> {
         let volume = match verb {
-            VolumeVerb::Create { name, size, sector } => {
+            VolumeVerb::Create { name, size, sector, local, primary } => {
                 let request = CreateVolumeRequest {
                     name,
                     size_bytes: size,
                     sector_bytes: sector.bytes,
                     physical_sector_bytes: sector.physical_bytes,
+                    local,
+                    primary: primary.unwrap_or_default(),
                 };
                 self.client.create_volume(request).await?
             }
+            VolumeVerb::Move { name, to } => self.client.move_volume(MoveVolumeRequest { name, to }).await?,
             VolumeVerb::Show { name } => self.client.get_volume(GetVolumeRequest { name }).await?,
             VolumeVerb::Resize { name, size, shrink } => {
                 let request = ResizeVolumeRequest { name, size_bytes: size, shrink };

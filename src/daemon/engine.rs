@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::base::units::VolumeId;
+use crate::pair::PartReport;
 use crate::volume::statistics::VolumeStatistics;
 
 /// Requests that may wait for the data thread.
@@ -77,6 +78,9 @@ pub enum Request {
     DeleteVolume(VolumeId, Reply<()>),
     /// From now on these rules hold; sessions that they do not allow end.
     SetAccess(AccessRules, Reply<()>),
+    /// Hand a mirrored volume that this node serves over to the other one. Whether that can be as things are; the
+    /// control state shows when it has come about.
+    HandOver(VolumeId, Reply<bool>),
     /// Take a disk, named by identity or path, out of service.
     FailDisk(String, Reply<()>),
     /// Say how things are.
@@ -175,6 +179,8 @@ pub struct VolumeReport {
     pub commands: u64,
     /// Bytes of mapped blocks, before parity.
     pub used_bytes: u64,
+    /// What this node does with it, if it is mirrored.
+    pub part: Option<PartReport>,
     /// What it has done since the start.
     pub statistics: VolumeStatistics,
 }

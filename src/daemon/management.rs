@@ -80,6 +80,10 @@ impl Management for ManagementService {
         answer(self.control.resize_volume(request.into_inner()).await)
     }
 
+    async fn move_volume(&self, request: Request<messages::MoveVolumeRequest>) -> Answer<messages::Volume> {
+        answer(self.control.move_volume(request.into_inner()).await)
+    }
+
     async fn delete_volume(
         &self,
         request: Request<messages::DeleteVolumeRequest>,

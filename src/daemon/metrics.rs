@@ -171,6 +171,7 @@ mod tests {
             name: "data".to_owned(),
             sessions: 2,
             commands: 0,
+            part: None,
             used_bytes: 4096,
             statistics: Default::default(),
         };

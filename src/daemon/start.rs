@@ -21,6 +21,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use super::config::{self, Config};
 use super::control::Control;
 use super::control_requests::{ControlHandle, ControlRequest};
+use super::data::mirrored::PairSetup;
 use super::data::{self, Setup};
 use super::engine::EngineHandle;
 use super::event_log::{self, EventReporter};
@@ -159,7 +160,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let quorum = start_quorum(&config, &state)?;
     let control = Control::open(
         &config,
-        state,
+        state.clone(),
         engine.clone(),
         events.clone(),
         quorum.as_ref().map(|(q, _)| q.clone()),
@@ -181,6 +182,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
         memory_pool: arguments.volatile_memory_pool,
         events: events.clone(),
         control: control_handle,
+        pair: pair_setup(&config, quorum.as_ref(), &state),
         requests,
         config: config.clone(),
     };
@@ -244,6 +246,19 @@ fn start_quorum(config: &Config, state: &StateDirectory) -> Result<Option<Runnin
         settings,
     };
     Ok(Some(quorum::start(setup)?))
+}
+
+/// What the data thread of a node of a pair needs besides.
+fn pair_setup(
+    config: &Config,
+    quorum: Option<&RunningQuorum>,
+    records: &Arc<StateDirectory>,
+) -> Option<PairSetup> {
+    let settings = config.pair.as_ref()?;
+    let peer = settings.peers.iter().find(|peer| !peer.witness)?.name.clone();
+    let (quorum, _) = quorum?;
+    let (own, quorum, records) = (config.node.clone(), quorum.clone(), records.clone());
+    Some(PairSetup { own, peer, quorum, records, spec: super::control::volume_spec })
 }
 
 /// Ends the part in the quorum, after the last volume.

@@ -15,6 +15,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 const CONTROL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("control");
 /// Events by sequence number.
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+/// The newest epoch promised, by volume.
+const PROMISES: TableDefinition<'_, u32, u32> = TableDefinition::new("promises");
 const CONTROL_KEY: &str = "state";
 /// How long a killed predecessor may take to let go of the directory.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -106,6 +108,33 @@ impl StateDirectory {
         write().map_err(|error| self.records_error(error))
     }
 
+    /// The newest epoch promised for a volume; zero when there was none.
+    pub fn promise(&self, volume: u32) -> Result<u32, StateError> {
+        let read = || -> Result<u32, redb::Error> {
+            let table = match self.database.begin_read()?.open_table(PROMISES) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(0),
+                table => table?,
+            };
+            Ok(table.get(volume)?.map_or(0, |epoch| epoch.value()))
+        };
+        read().map_err(|error| self.records_error(error))
+    }
+
+    /// Saves a promise, unless a newer one was saved.
+    pub fn save_promise(&self, volume: u32, epoch: u32) -> Result<(), StateError> {
+        let write = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(PROMISES)?;
+                let known = table.get(volume)?.map_or(0, |known| known.value());
+                table.insert(volume, epoch.max(known))?;
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        write().map_err(|error| self.records_error(error))
+    }
+
     /// All saved events, oldest first.
     pub fn events(&self) -> Result<Vec<(u64, Vec<u8>)>, StateError> {
         let read = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
@@ -189,6 +218,17 @@ mod tests {
         assert!(error.to_string().contains(&format!("pid {}", std::process::id())), "{error}");
         drop(state);
         assert_eq!(StateDirectory::open(&path).unwrap().control().unwrap(), Some(b"two".to_vec()));
+    }
+
+    #[test]
+    fn promises_only_grow() {
+        let place = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(place.path()).unwrap();
+        assert_eq!(state.promise(1).unwrap(), 0);
+        [3, 2].iter().for_each(|epoch| state.save_promise(1, *epoch).unwrap());
+        drop(state);
+        let state = StateDirectory::open(place.path()).unwrap();
+        assert_eq!((state.promise(1).unwrap(), state.promise(2).unwrap()), (3, 0));
     }
 
     #[test]

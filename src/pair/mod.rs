@@ -56,8 +56,8 @@ pub trait Surroundings {
 pub trait Hosts<S: crate::store::interface::BlockStore + 'static> {
     /// Hosts may use the volume from now on. Whether that worked.
     fn attach(&self, record: &VolumeRecord, volume: Volume<ServedStore<S>>) -> LocalBoxFuture<'static, bool>;
-    /// Hosts may not use it any more. Complete when no command is in progress; those that wait for the volume
-    /// are failed by its end, so this must not wait for them by itself.
+    /// Hosts may not use it any more: no command begins from the call on. Complete when none is in progress; what
+    /// they wait for in the volume is failed between the call and the first poll.
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()>;
 }
 

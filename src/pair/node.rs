@@ -127,6 +127,12 @@ impl<S: BlockStore + ChangeLog + 'static> Node<S> {
         self.shared.parts.borrow().get(&volume).is_some_and(|part| part.hand_over())
     }
 
+    /// Whether hosts may use a volume here at this moment.
+    #[must_use]
+    pub fn may_serve(&self, volume: VolumeId) -> bool {
+        self.shared.parts.borrow().get(&volume).is_some_and(|part| part.may_serve())
+    }
+
     /// Whether this node serves a volume, and the peer has everything of it.
     #[must_use]
     pub fn is_level(&self, volume: VolumeId) -> bool {

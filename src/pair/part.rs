@@ -249,6 +249,10 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         }
     }
 
+    pub(super) fn may_serve(&self) -> bool {
+        self.serving.borrow().as_ref().is_some_and(|serving| serving.is_attached && serving.permit.is_given())
+    }
+
     pub(super) fn is_level(&self) -> bool {
         self.serving.borrow().as_ref().is_some_and(|serving| serving.is_attached && serving.mirror.is_level())
     }
@@ -364,10 +368,13 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let Some(node) = self.node.upgrade() else { return };
         let ended = self.serving.borrow_mut().take();
         let Some(ended) = ended else { return };
+        // No command begins from here on, and none that the end of the mirror cuts off is answered as an error of
+        // the medium.
+        let detached = ended.is_attached.then(|| node.services.hosts.detach(self.id));
         ended.mirror.close();
         ended.permit.end();
-        if ended.is_attached {
-            node.services.hosts.detach(self.id).await;
+        if let Some(detached) = detached {
+            detached.await;
         }
         ended.volume.close().await;
         // An error means that the store takes nothing any more.

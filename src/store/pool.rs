@@ -126,6 +126,19 @@ impl Store {
         contents.volumes.iter().map(|(id, state)| (*id, state.record.clone(), state.newest)).collect()
     }
 
+    /// The newest version of anything in a volume; none when there is no such volume.
+    #[must_use]
+    pub fn newest(&self, volume: VolumeId) -> Option<Version> {
+        self.shared.contents.borrow().volumes.get(&volume).map(|state| state.newest)
+    }
+
+    /// The record of a volume, and its version.
+    #[must_use]
+    pub fn volume_record(&self, volume: VolumeId) -> Option<(Bytes, Version)> {
+        let contents = self.shared.contents.borrow();
+        contents.volumes.get(&volume).map(|state| (state.record.clone(), state.record_version))
+    }
+
     /// Creates a volume, or replaces its record (at most 4096 bytes, opaque to the store).
     pub async fn put_volume(
         &self,

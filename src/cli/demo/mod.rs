@@ -132,6 +132,8 @@ async fn serve(
                 size_bytes: arguments.size,
                 sector_bytes: 512,
                 physical_sector_bytes: 4096,
+                local: false,
+                primary: String::new(),
             };
             client.create_volume(request).await?.into_inner()
         }

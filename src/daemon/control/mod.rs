@@ -24,9 +24,10 @@ use super::event_log::EventReporter;
 use super::state_directory::StateDirectory;
 use crate::base::units::VolumeId;
 use crate::cluster::name::{NameError, NodeName};
-use crate::cluster::state::volume::Transition;
+use crate::cluster::state::volume::{Redundancy, Transition, VolumeRecord};
 use crate::cluster::state::{Command, Outcome, Rejection};
 use crate::peer::quorum::QuorumHandle;
+pub use machine::spec as volume_spec;
 use machine::{LocalMachine, Machine};
 
 /// The control side, shared by the services that ask it.
@@ -83,10 +84,13 @@ impl Control {
         Ok(Self { node, machine, engine, events, started: Instant::now(), changing })
     }
 
-    /// The volumes that this node serves.
+    /// The volumes that this node serves and no other can.
     pub fn volume_specs(&self) -> Vec<VolumeSpec> {
         self.machine.read(|state| {
-            let own = state.volumes().filter(|record| record.primary == self.node);
+            let is_own = |record: &&VolumeRecord| {
+                record.primary == self.node && record.redundancy == Redundancy::Local
+            };
+            let own = state.volumes().filter(is_own);
             own.map(|record| machine::spec(state, record)).collect()
         })
     }

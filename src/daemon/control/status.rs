@@ -3,8 +3,9 @@
 use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
-use crate::cluster::state::volume::VolumeRecord;
+use crate::cluster::state::volume::{Redundancy, VolumeRecord};
 use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport};
+use crate::pair::PartState;
 use crate::rpc::management as messages;
 use crate::rpc::management::{Health, NodeState, PoolState, Severity, VolumeState};
 
@@ -51,8 +52,10 @@ impl Control {
         report: &EngineReport,
     ) -> messages::Volume {
         let served = report.volumes.iter().find(|volume| volume.id == record.id);
+        let part = served.and_then(|served| served.part);
+        let is_served = part.is_none_or(|part| part.state == PartState::Serving);
         let is_online = match record.primary == self.node {
-            true => served.is_some() && !report.pool.offline,
+            true => served.is_some() && is_served && !report.pool.offline,
             // Its primary knows better; what is known here is whether it is there.
             false => self.is_reachable(&record.primary),
         };
@@ -60,8 +63,7 @@ impl Control {
             name: record.name.to_string(),
             size_bytes: record.size_bytes,
             used_bytes: served.map_or(0, |served| served.used_bytes),
-            // A volume without a mirror has all the replicas that it should have.
-            state: if is_online { VolumeState::InSync } else { VolumeState::Offline }.into(),
+            state: volume_state(record, is_online, part.and_then(|part| part.resync).is_some()).into(),
             primary: record.primary.to_string(),
             epoch: record.epoch,
             id: record.id.0,
@@ -97,6 +99,17 @@ impl Control {
             provisioned_bytes: state.volumes().map(|record| record.size_bytes).sum(),
             cleaned_bytes: pool.cleaned_bytes,
         }
+    }
+}
+
+fn volume_state(record: &VolumeRecord, is_online: bool, is_resyncing: bool) -> VolumeState {
+    match record.redundancy {
+        _ if !is_online => VolumeState::Offline,
+        // It has all the replicas that it should have.
+        Redundancy::Local => VolumeState::InSync,
+        Redundancy::Mirrored if record.in_sync.len() == 2 => VolumeState::InSync,
+        Redundancy::Mirrored if is_resyncing => VolumeState::Resyncing,
+        Redundancy::Mirrored => VolumeState::Solo,
     }
 }
 

@@ -3,9 +3,9 @@
 use super::status::disk_message;
 use super::{Control, Refusal, now_ms};
 use crate::base::units::VolumeId;
-use crate::cluster::name::VolumeName;
-use crate::cluster::state::volume::{Redundancy, SectorSize};
-use crate::cluster::state::{Command, Outcome, Rejection};
+use crate::cluster::name::{NodeName, VolumeName};
+use crate::cluster::state::volume::{Redundancy, SectorSize, VolumeRecord};
+use crate::cluster::state::{Command, ControlState, Outcome, Rejection};
 use crate::daemon::engine::Request;
 use crate::rpc::management as messages;
 use crate::rpc::size::show as show_size;
@@ -22,16 +22,38 @@ impl Control {
             if request.physical_sector_bytes == 0 { 4096 } else { request.physical_sector_bytes };
         let sector = SectorSize::new(sector_bytes, physical_bytes)
             .map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let is_mirrored = self.machine.quorum().is_some() && !request.local;
+        let primary = match request.primary.as_str() {
+            "" if is_mirrored => self.machine.read(|state| self.less_busy_node(state)),
+            "" => self.node.clone(),
+            given => given.parse()?,
+        };
+        if !is_mirrored && primary != self.node {
+            return Err(Refusal::Impossible(format!(
+                "a volume without a mirror is created on the node that is asked, which is {}: ask {primary}",
+                self.node
+            )));
+        }
         let mut turn = self.turn().await;
         let create = Command::CreateVolume {
             name: name.clone(),
             size_bytes: request.size_bytes,
             sector,
-            redundancy: Redundancy::Local,
-            primary: self.node.clone(),
+            redundancy: if is_mirrored { Redundancy::Mirrored } else { Redundancy::Local },
+            primary,
             created_unix_ms: now_ms(),
         };
         self.machine.apply(vec![create]).await?;
+        if is_mirrored {
+            // Its primary begins to serve it as soon as it hears of it.
+            let begun = |record: &VolumeRecord| record.epoch > 0;
+            if !self.volume_becomes(&name, begun).await {
+                tracing::warn!(%name, "is not served yet");
+            }
+            let message = format!("mirrored volume {name} of {} was created", show_size(request.size_bytes));
+            self.events.info("volume-created", message, &[]);
+            return self.volume(name.as_str()).await;
+        }
         let spec =
             self.machine.read(|state| state.volume(&name).map(|record| super::machine::spec(state, record)));
         let spec = spec.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
@@ -46,6 +68,58 @@ impl Control {
         let message = format!("volume {name} of {} was created", show_size(request.size_bytes));
         self.events.info("volume-created", message, &[]);
         self.volume(name.as_str()).await
+    }
+
+    /// Moves a mirrored volume to the other node, while hosts use it.
+    pub async fn move_volume(
+        &self,
+        request: messages::MoveVolumeRequest,
+    ) -> Result<messages::Volume, Refusal> {
+        let name: VolumeName = request.name.parse()?;
+        let to: NodeName = request.to.parse()?;
+        let (id, primary, is_known) = self.machine.read(|state| {
+            let record = state.volume(&name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
+            let is_known = state.nodes().any(|(node, _)| *node == to);
+            Ok::<_, Rejection>((record.id, record.primary.clone(), is_known))
+        })?;
+        if !is_known {
+            return Err(Refusal::NotFound(format!("there is no node {to}; `gemel node list` shows them")));
+        }
+        if primary == to {
+            return self.volume(name.as_str()).await;
+        }
+        if primary != self.node {
+            return Err(Refusal::Impossible(format!(
+                "node {primary} serves volume {name}, and has to be asked to move it: gemel --cluster ADDRESS of {primary}"
+            )));
+        }
+        if !self.engine.ask(|reply| Request::HandOver(id, reply)).await? {
+            return Err(Refusal::Impossible(format!(
+                "volume {name} is not in sync on both nodes, so {to} cannot take it: `gemel status` says how far it is"
+            )));
+        }
+        if !self.volume_becomes(&name, |record| record.primary == to).await {
+            return Err(Refusal::Impossible(format!(
+                "volume {name} was not taken by {to} in time; `gemel status` says who serves it"
+            )));
+        }
+        self.events.info("volume-moved", format!("volume {name} was moved from {primary} to {to}"), &[]);
+        self.volume(name.as_str()).await
+    }
+
+    /// The node that is primary of fewer volumes.
+    fn less_busy_node(&self, state: &ControlState) -> NodeName {
+        let load = |node: &NodeName| state.volumes().filter(|record| record.primary == *node).count();
+        let nodes = state.nodes().map(|(name, _)| name);
+        nodes.min_by_key(|name| load(name)).cloned().unwrap_or_else(|| self.node.clone())
+    }
+
+    /// Waits a while until a volume of a pair is what is wanted.
+    async fn volume_becomes(&self, name: &VolumeName, is_wanted: impl Fn(&VolumeRecord) -> bool) -> bool {
+        let Some(quorum) = self.machine.quorum() else { return false };
+        let mut states = quorum.watch();
+        let wanted = states.wait_for(|state| state.volume(name).is_some_and(&is_wanted));
+        matches!(tokio::time::timeout(LONGEST_CHANGE, wanted).await, Ok(Ok(_)))
     }
 
     /// Changes a volume's size.
@@ -159,6 +233,9 @@ impl Control {
         })
     }
 }
+
+/// Longest that a change of who serves a volume is waited for.
+const LONGEST_CHANGE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Whether a command changed something, for those that may be repeated.
 pub(super) fn changed(outcomes: &[Outcome]) -> bool {

@@ -20,7 +20,7 @@ use crate::daemon::engine::{DiskReport, DiskState as ReportedState, PoolReport};
 use crate::daemon::event_log::EventReporter;
 use crate::disk::open::OpenRefusal;
 use crate::disk::{Disk, Engine, OpenOptions};
-use crate::store::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
+use crate::store::interface::{BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, StoreError};
 use crate::store::{Store, StoreOptions};
 
 /// A store on disks.
@@ -37,6 +37,7 @@ impl DiskPool {
         engine: &Engine,
         kick: &Kick,
         config: &PoolConfig,
+        has_peer: bool,
         runtime: RuntimeHandle,
         buffers: BufferPool,
         events: &EventReporter,
@@ -61,7 +62,11 @@ impl DiskPool {
         for (path, reason) in found.unused {
             events.warning("disk-unused", format!("disk {path} is not used: {reason}"), &[]);
         }
-        let options = StoreOptions { discard: config.discard, ..StoreOptions::default() };
+        let mut options = StoreOptions { discard: config.discard, ..StoreOptions::default() };
+        if has_peer {
+            // Until somebody says through which version the peer has everything.
+            options.forget_holes_through = Version::default();
+        }
         let (store, report) = Store::open(array, runtime, options, sink)
             .await
             .map_err(|error| format!("the pool cannot be opened: {error}"))?;
@@ -145,6 +150,18 @@ impl BlockStore for DiskPool {
     }
 }
 
+impl ChangeLog for DiskPool {
+    async fn changed_since(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        self.store.changed_since(volume, since, from, limit).await
+    }
+}
+
 impl Pool for DiskPool {
     fn report(&self) -> PoolReport {
         let (usage, statistics) = (self.store.usage(), self.store.statistics());
@@ -179,6 +196,34 @@ impl Pool for DiskPool {
                 "its data is not in the pool; if the pool was formatted anew, delete the volume".to_owned(),
             )),
         }
+    }
+
+    fn newest(&self, volume: VolumeId) -> Version {
+        self.store.newest(volume).unwrap_or_default()
+    }
+
+    async fn create_replica(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError> {
+        if self.store.newest(volume).is_some() {
+            return Ok(());
+        }
+        let created = self.store.put_volume(volume, Version::default(), record).await;
+        created.map_err(|error| PoolError::Failed(error.to_string()))
+    }
+
+    fn volume_record(&self, volume: VolumeId) -> Option<Bytes> {
+        self.store.volume_record(volume).map(|(record, _)| record)
+    }
+
+    async fn save_volume_record(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError> {
+        let failed = |error: StoreError| PoolError::Failed(error.to_string());
+        let (_, before) =
+            self.store.volume_record(volume).ok_or_else(|| failed(StoreError::NoSuchVolume(volume)))?;
+        let version = Version { sequence: before.sequence + 1, ..before };
+        self.store.put_volume(volume, version, record).await.map_err(failed)
+    }
+
+    fn keep_holes_after(&self, volume: VolumeId, through: Version) {
+        self.store.keep_holes_after(volume, through);
     }
 
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError> {

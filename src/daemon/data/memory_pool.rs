@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::pool::{Pool, PoolError};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use crate::daemon::engine::PoolReport;
-use crate::store::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
+use crate::store::interface::{BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, StoreError};
 
 /// Blocks by volume and address.
 pub struct MemoryPool {
@@ -119,6 +119,19 @@ impl BlockStore for MemoryPool {
     }
 }
 
+/// Keeps no versions: a pool in memory is not mirrored (`start` refuses it in a pair).
+impl ChangeLog for MemoryPool {
+    async fn changed_since(
+        &self,
+        volume: VolumeId,
+        _: Version,
+        _: BlockAddress,
+        _: usize,
+    ) -> Result<Changes, StoreError> {
+        Err(StoreError::NoSuchVolume(volume))
+    }
+}
+
 impl Pool for MemoryPool {
     fn report(&self) -> PoolReport {
         let block = BLOCK_SIZE as u64;
@@ -139,6 +152,24 @@ impl Pool for MemoryPool {
         Ok(1)
     }
 
+    fn newest(&self, _: VolumeId) -> Version {
+        Version::default()
+    }
+
+    async fn create_replica(&self, _: VolumeId, _: &[u8]) -> Result<(), PoolError> {
+        Err(not_mirrored())
+    }
+
+    fn volume_record(&self, _: VolumeId) -> Option<Bytes> {
+        None
+    }
+
+    async fn save_volume_record(&self, _: VolumeId, _: &[u8]) -> Result<(), PoolError> {
+        Err(not_mirrored())
+    }
+
+    fn keep_holes_after(&self, _: VolumeId, _: Version) {}
+
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError> {
         let freed = self.volumes.borrow_mut().remove(&volume).map_or(0, |blocks| blocks.len() as u64);
         self.used_blocks.set(self.used_blocks.get() - freed);
@@ -152,6 +183,10 @@ impl Pool for MemoryPool {
     async fn close(&self) -> Result<(), PoolError> {
         Ok(())
     }
+}
+
+fn not_mirrored() -> PoolError {
+    PoolError::Failed("a pool in memory is not mirrored".to_owned())
 }
 
 #[cfg(test)]

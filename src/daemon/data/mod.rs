@@ -8,6 +8,7 @@ pub mod access;
 pub mod disk_pool;
 pub mod driver;
 pub mod memory_pool;
+pub mod mirrored;
 pub mod pool;
 pub mod reservations;
 pub mod runtime;
@@ -32,6 +33,7 @@ use access::Access;
 use disk_pool::DiskPool;
 use driver::Kick;
 use memory_pool::MemoryPool;
+use mirrored::{Mirrored, PairSetup};
 use pool::Pool;
 use runtime::TokioRuntime;
 use volumes::Volumes;
@@ -57,6 +59,8 @@ pub struct Setup {
     pub events: EventReporter,
     /// Where reservations are made durable.
     pub control: ControlHandle,
+    /// What a node of a pair needs besides.
+    pub pair: Option<PairSetup>,
     /// Requests from the control thread.
     pub requests: mpsc::Receiver<Request>,
 }
@@ -122,7 +126,16 @@ async fn open_disks(setup: &Setup, world: &World) -> Result<(DiskPool, &'static 
         }
     });
     let (runtime, buffers) = (world.runtime.clone(), world.buffers.clone());
-    let pool = DiskPool::open(&engine, &kick, &setup.config.pool, runtime, buffers, &setup.events).await;
+    let pool = DiskPool::open(
+        &engine,
+        &kick,
+        &setup.config.pool,
+        setup.config.pair.is_some(),
+        runtime,
+        buffers,
+        &setup.events,
+    )
+    .await;
     Ok((pool.map_err(StartError)?, name))
 }
 
@@ -160,6 +173,7 @@ struct DataThread<P: Pool> {
     volumes: Rc<Volumes<P>>,
     access: Rc<Access>,
     server: Rc<IscsiServer<P>>,
+    mirrored: Option<Rc<Mirrored<P>>>,
     engine: &'static str,
     drain_timeout: Duration,
 }
@@ -179,6 +193,7 @@ impl<P: Pool> DataThread<P> {
             access: rules,
             events,
             control,
+            pair,
             requests,
             ..
         } = setup;
@@ -202,11 +217,18 @@ impl<P: Pool> DataThread<P> {
         }
         let opened = volumes.open_known(specs, &events).await;
         opened.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
+        let mirrored = pair.map(|pair| {
+            let (volumes, runtime, buffers) = (volumes.clone(), runtime.clone(), buffers.clone());
+            Mirrored::new(pair, portal_group_tag, volumes, runtime, buffers, events.clone())
+        });
+        if let Some(mirrored) = &mirrored {
+            tokio::task::spawn_local(mirrored.clone().follow());
+        }
         let server =
             IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
         server.listen().map_err(|error| StartError(error.to_string()))?;
         let drain_timeout = config.drain_timeout();
-        Ok((Rc::new(Self { pool, volumes, access, server, engine, drain_timeout }), requests))
+        Ok((Rc::new(Self { pool, volumes, access, server, mirrored, engine, drain_timeout }), requests))
     }
 
     /// Answers requests until it is told to stop, or nobody can ask any more.
@@ -249,6 +271,10 @@ impl<P: Pool> DataThread<P> {
                     self.server.end_sessions_without_access().await;
                     answer(reply, Ok(()));
                 }
+                Request::HandOver(id, reply) => {
+                    let mirrored = self.mirrored.as_ref();
+                    answer(reply, Ok(mirrored.is_some_and(|mirrored| mirrored.node().hand_over(id))));
+                }
                 Request::FailDisk(disk, reply) => {
                     answer(reply, self.pool.fail_disk(&disk).await.map_err(EngineError::from));
                 }
@@ -260,6 +286,9 @@ impl<P: Pool> DataThread<P> {
 
     /// Logs initiators out, waits for what is in progress, and closes the pool.
     async fn stop(&self) -> Result<(), EngineError> {
+        if let Some(mirrored) = &self.mirrored {
+            mirrored.leave().await;
+        }
         self.server.stop(self.drain_timeout).await;
         for volume in self.volumes.all() {
             self.volumes.close(volume.id).await;
@@ -274,6 +303,9 @@ impl<P: Pool> DataThread<P> {
             pool: self.pool.report(),
             ..EngineReport::default()
         };
+        if let Some(mirrored) = &self.mirrored {
+            report.volumes.iter_mut().for_each(|volume| volume.part = mirrored.node().report(volume.id));
+        }
         self.server.report(&mut report);
         report
     }

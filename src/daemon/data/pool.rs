@@ -1,12 +1,14 @@
 //! What the data thread needs of a pool besides blocks: volumes, disks, space, and a clean end.
 
-use crate::base::units::VolumeId;
+use bytes::Bytes;
+
+use crate::base::units::{Version, VolumeId};
 use crate::daemon::engine::PoolReport;
-use crate::store::interface::BlockStore;
+use crate::store::interface::{BlockStore, ChangeLog};
 
 /// A store of blocks as the daemon runs it.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
-pub trait Pool: BlockStore + 'static {
+pub trait Pool: BlockStore + ChangeLog + 'static {
     /// How it is.
     fn report(&self) -> PoolReport;
     /// Bytes of a volume's mapped blocks, before parity.
@@ -14,6 +16,16 @@ pub trait Pool: BlockStore + 'static {
     /// Gives the first sequence number for a volume's writes. A new volume is made known; one that is
     /// not new and not known has lost its data, which is an error.
     async fn open_volume(&self, volume: VolumeId, is_new: bool) -> Result<u64, PoolError>;
+    /// The newest version of anything in a volume.
+    fn newest(&self, volume: VolumeId) -> Version;
+    /// Makes a mirrored volume known, with this record if it is new.
+    async fn create_replica(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError>;
+    /// The record of a volume.
+    fn volume_record(&self, volume: VolumeId) -> Option<Bytes>;
+    /// Replaces it durably.
+    async fn save_volume_record(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError>;
+    /// Every replica of the volume has everything through this version.
+    fn keep_holes_after(&self, volume: VolumeId, through: Version);
     /// Frees everything of a volume that nothing uses any more. One that is not known has nothing.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError>;
     /// Takes a disk, named by identity or path, out of service.

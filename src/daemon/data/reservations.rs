@@ -1,5 +1,8 @@
 //! Keeps persistent reservations over restarts, with the control thread's help.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use futures::future::LocalBoxFuture;
 
 use crate::base::units::VolumeId;
@@ -9,14 +12,14 @@ use crate::scsi::reservation::{PersistedReservations, ReservationStore, SaveFail
 /// Saves the reservations of one volume.
 pub struct ReservationSaver {
     volume: VolumeId,
-    epoch: u32,
+    epoch: Rc<Cell<u32>>,
     control: ControlHandle,
 }
 
 impl ReservationSaver {
-    /// For `volume`, served in `epoch`.
+    /// For `volume`, served in `epoch`, which whoever moves on keeps up to date.
     #[must_use]
-    pub fn new(volume: VolumeId, epoch: u32, control: ControlHandle) -> Self {
+    pub fn new(volume: VolumeId, epoch: Rc<Cell<u32>>, control: ControlHandle) -> Self {
         Self { volume, epoch, control }
     }
 }
@@ -24,7 +27,7 @@ impl ReservationSaver {
 impl ReservationStore for ReservationSaver {
     fn save(&self, state: PersistedReservations) -> LocalBoxFuture<'_, Result<(), SaveFailed>> {
         Box::pin(async move {
-            let (volume, epoch) = (self.volume, self.epoch);
+            let (volume, epoch) = (self.volume, self.epoch.get());
             let registration_count = u32::try_from(state.registrations.len()).unwrap_or(u32::MAX);
             let encoded = serde_json::to_vec(&state).map_err(|error| SaveFailed(Box::new(error)))?;
             let save = |reply| ControlRequest::SaveReservations {

@@ -1,6 +1,6 @@
 //! The volumes that the data thread serves: each a logical unit over a thin volume on the pool.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
@@ -13,7 +13,8 @@ use crate::base::units::VolumeId;
 use crate::daemon::control_requests::{ControlHandle, ControlRequest};
 use crate::daemon::engine::{EngineError, VolumeReport, VolumeSpec};
 use crate::daemon::event_log::EventReporter;
-use crate::scsi::asymmetric_access::OnlyNode;
+use crate::pair::ServedStore;
+use crate::scsi::asymmetric_access::{AccessAuthority, OnlyNode};
 use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
@@ -23,7 +24,7 @@ use crate::volume::device::DeviceGeometry;
 use crate::volume::{Shrinking, Volume, VolumeParameters, VolumeServices};
 
 /// A logical unit as the daemon serves it.
-pub type Unit<P> = LogicalUnit<Volume<P>>;
+pub type Unit<P> = LogicalUnit<Volume<ServedStore<P>>>;
 
 /// A volume in service.
 pub struct ServedVolume<P: Pool> {
@@ -117,44 +118,65 @@ impl<P: Pool> Volumes<P> {
         epoch: u32,
         next_sequence: u64,
     ) -> Result<(), EngineError> {
-        let reservations = ReservationSaver::new(spec.id, epoch, self.control.clone());
-        let restored = restored(&spec, &reservations).await?;
-        let geometry = DeviceGeometry {
-            logical_block_bytes: spec.sector_bytes,
-            block_count: spec.size_bytes / u64::from(spec.sector_bytes),
+        let restored = {
+            let saver = ReservationSaver::new(spec.id, Rc::new(Cell::new(epoch)), self.control.clone());
+            restored(&spec, &saver).await?
         };
-        let parameters = VolumeParameters { id: spec.id, epoch, next_sequence, geometry };
+        let parameters = VolumeParameters { id: spec.id, epoch, next_sequence, geometry: geometry(&spec) };
         let services = VolumeServices {
-            store: self.pool.clone(),
+            store: Rc::new(ServedStore::Local(self.pool.clone())),
             runtime: self.runtime.clone(),
             pool: self.buffers.clone(),
         };
         let volume = Volume::open(parameters, services);
-        let identity = Identity {
-            volume: spec.name.clone(),
-            uuid: spec.uuid,
-            target_name: spec.target.clone(),
-            target_ports: spec.portal_groups.iter().map(|&tag| target_port(tag)).collect(),
-            revision: REVISION,
-            physical_block_bytes: spec.physical_sector_bytes,
-            non_rotating: true,
-        };
-        let services = Services {
+        let services = self.services(&spec, Rc::new(Cell::new(epoch)), Rc::new(OnlyNode));
+        let unit = LogicalUnit::new(identity(&spec), volume, services, &restored)
+            .map_err(|error| unreadable(&spec, &error))?;
+        self.add(spec, unit);
+        Ok(())
+    }
+
+    /// Presents a mirrored volume to initiators, without its device: that comes and goes. Reservations are saved
+    /// under the epoch that `epoch` holds at the time.
+    pub fn present(
+        self: &Rc<Self>,
+        spec: VolumeSpec,
+        epoch: Rc<Cell<u32>>,
+        access: Rc<dyn AccessAuthority>,
+    ) -> Rc<Unit<P>> {
+        let services = self.services(&spec, epoch, access);
+        let unit = LogicalUnit::without_device(identity(&spec), geometry(&spec), services);
+        self.add(spec, unit.clone());
+        unit
+    }
+
+    fn services(
+        self: &Rc<Self>,
+        spec: &VolumeSpec,
+        epoch: Rc<Cell<u32>>,
+        access: Rc<dyn AccessAuthority>,
+    ) -> Services<Volume<ServedStore<P>>> {
+        Services {
             runtime: self.runtime.clone(),
-            reservations: Rc::new(reservations),
+            reservations: Rc::new(ReservationSaver::new(spec.id, epoch, self.control.clone())),
             copies: Rc::new(Resolver { volumes: Rc::downgrade(self) }),
             space: Rc::new(SpaceOf {
                 pool: self.pool.clone(),
                 volume: spec.id,
                 soft_threshold_percent: self.soft_threshold_percent,
             }),
-            access: Rc::new(OnlyNode),
-        };
-        let unit = LogicalUnit::new(identity, volume, services, &restored)
-            .map_err(|error| unreadable(&spec, &error))?;
+            access,
+        }
+    }
+
+    fn add(&self, spec: VolumeSpec, unit: Rc<Unit<P>>) {
         let served = ServedVolume { id: spec.id, name: spec.name, target: spec.target, unit };
-        self.served.borrow_mut().insert(spec.id, Rc::new(served));
-        Ok(())
+        self.served.borrow_mut().insert(served.id, Rc::new(served));
+    }
+
+    /// The pool below.
+    pub fn pool(&self) -> &Rc<P> {
+        &self.pool
     }
 
     /// Changes the size of a volume in use and tells its initiators.
@@ -210,11 +232,29 @@ impl<P: Pool> Volumes<P> {
                 sessions: 0,
                 commands: device.as_ref().map_or(0, |device| device.in_flight_count() as u64),
                 used_bytes: self.pool.used_bytes(served.id),
+                part: None,
                 statistics: device.map(|device| device.statistics()).unwrap_or_default(),
             }
         };
         self.served.borrow().values().map(report).collect()
     }
+}
+
+fn identity(spec: &VolumeSpec) -> Identity {
+    Identity {
+        volume: spec.name.clone(),
+        uuid: spec.uuid,
+        target_name: spec.target.clone(),
+        target_ports: spec.portal_groups.iter().map(|&tag| target_port(tag)).collect(),
+        revision: REVISION,
+        physical_block_bytes: spec.physical_sector_bytes,
+        non_rotating: true,
+    }
+}
+
+fn geometry(spec: &VolumeSpec) -> DeviceGeometry {
+    let block_count = spec.size_bytes / u64::from(spec.sector_bytes);
+    DeviceGeometry { logical_block_bytes: spec.sector_bytes, block_count }
 }
 
 /// The target port of a portal group; there is one for each node.
@@ -254,7 +294,7 @@ struct Resolver<P: Pool> {
     volumes: Weak<Volumes<P>>,
 }
 
-impl<P: Pool> CopyResolver<Volume<P>> for Resolver<P> {
+impl<P: Pool> CopyResolver<Volume<ServedStore<P>>> for Resolver<P> {
     fn resolve(&self, initiator: &InitiatorPort, naa: &[u8; 16]) -> Option<Rc<Unit<P>>> {
         let volumes = self.volumes.upgrade()?;
         let found = volumes.all().into_iter().find(|served| served.unit.identity().naa() == *naa)?;

@@ -1,0 +1,90 @@
+//! A pair and its witness as three real processes, by `gemel demo --nodes 2`.
+
+#![allow(dead_code)] // each test binary uses a part
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::demo::{Demo, signal};
+use super::service::{errors, finish, wait_until};
+
+/// A running pair.
+pub struct Pair {
+    pub demo: Demo,
+    pub dir: PathBuf,
+    /// First portal of node a; that of b differs in the address alone.
+    pub portal: SocketAddr,
+    management: u16,
+    _place: tempfile::TempDir,
+}
+
+impl Pair {
+    pub fn start() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path().join("demo");
+        let demo = Demo::start(&["--nodes", "2", "--dir", &dir.display().to_string()]);
+        let portal: SocketAddr = demo.fact("portal").parse().unwrap();
+        let pair = Self { demo, dir, portal, management: portal.port() + 1, _place: place };
+        wait_until("all three vote", || ["a", "b"].iter().all(|node| pair.voters(node) == ["a", "b", "w"]));
+        pair
+    }
+
+    pub fn gemel(&self, node: &str, arguments: &[&str]) -> Output {
+        let host = if node == "a" { "127.0.0.1" } else { "127.0.0.2" };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gemel"));
+        command.args(["--cluster", &format!("{host}:{}", self.management), "--json"]).args(arguments);
+        finish(command)
+    }
+
+    pub fn ask(&self, node: &str, arguments: &[&str]) -> Value {
+        let output = self.gemel(node, arguments);
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{arguments:?}: {}", errors(&output)))
+    }
+
+    pub fn create(&self, node: &str, volume: &str) {
+        let output = self.gemel(node, &["volume", "create", volume, "--size", "16M", "--local"]);
+        assert!(output.status.success(), "{}", errors(&output));
+    }
+
+    pub fn volumes(&self, node: &str) -> usize {
+        String::from_utf8(self.gemel(node, &["volume", "list"]).stdout).unwrap().lines().count()
+    }
+
+    pub fn members(&self, node: &str, is_one: impl Fn(&Value) -> bool) -> Vec<String> {
+        let cluster = self.ask(node, &["cluster", "show"]);
+        let members = cluster["members"].as_array().unwrap().iter().filter(|member| is_one(member));
+        members.map(|member| member["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub fn voters(&self, node: &str) -> Vec<String> {
+        self.members(node, |member| member["votes"] == true)
+    }
+
+    pub fn pid(&self, member: &str) -> u32 {
+        let program = if member == "w" { "gemel-witness" } else { "gemeld" };
+        let path = self.dir.join(member).join(format!("{program}.pid"));
+        std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    }
+
+    pub fn kill(&self, member: &str) {
+        let pid = self.pid(member);
+        signal("-KILL", pid);
+        wait_until("it is gone", || !is_running(pid));
+    }
+
+    pub fn restart(&self, member: &str) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gemel"));
+        command.args(["demo", "restart", member, "--dir"]).arg(&self.dir);
+        let output = finish(command);
+        assert!(output.status.success(), "{}", errors(&output));
+    }
+}
+
+fn is_running(pid: u32) -> bool {
+    // A killed child of the demo that it has not waited for yet has no command line.
+    std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).is_ok_and(|line| !line.is_empty())
+}
