@@ -33,7 +33,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let package = ".gemel.management.v1";
     let mut builder = tonic_prost_build::configure()
         // Secrets must not reach a log through `{:?}`.
-        .skip_debug([format!("{package}.ChapCredential")]);
+        .skip_debug([format!("{package}.ChapCredential")])
+        // Written from pieces, so that the data of a block is copied once only.
+        .extern_path(".gemel.peer.v1.MirrorMessage", "crate::peer::mirror_stream::MirrorMessage");
     for message in PRINTED {
         builder = builder.message_attribute(format!("{package}.{message}"), "#[derive(serde::Serialize)]");
     }

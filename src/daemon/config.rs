@@ -280,7 +280,8 @@ impl Config {
         }
         let portals = self.iscsi.portals.iter();
         let others = self.management.listen.iter().map(|address| &address.0).chain(&self.console.listen);
-        let others = others.chain(self.pair.iter().flat_map(|pair| &pair.listen));
+        let mirror = self.pair.as_ref().map_or_else(Vec::new, PeerSettings::mirror_listen);
+        let others = others.chain(self.pair.iter().flat_map(|pair| &pair.listen)).chain(&mirror);
         first_repeated(portals.chain(others).filter(|address| address.port() != 0))
             .map(|address| format!("{address} is to be listened on twice"))
     }
@@ -407,6 +408,12 @@ mod tests {
         let text = format!("{single}[pair]\n{}\n", pair.collect::<Vec<_>>().join("\n"));
         let config = parse(&text).unwrap().pair.unwrap();
         assert_eq!((config.peers.len(), config.listen.len()), (2, 1));
+        let unsaid = PeerSettings { mirror_listen: Vec::new(), ..config.clone() };
+        assert_eq!(config.mirror_listen, unsaid.mirror_listen(), "the default is shown");
+        let unsaid = crate::peer::settings::PeerAddress { mirror: Vec::new(), ..config.peers[0].clone() };
+        assert_eq!(config.peers[0].mirror_addresses(), unsaid.mirror_addresses(), "the default is shown");
+        let error = parse(&text.replace("192.0.2.1:3263", "192.0.2.1:3261")).unwrap_err();
+        assert!(error.contains("192.0.2.1:3261 is to be listened on twice"), "{error}");
         let error = parse(&text.replace("name = \"b\"", "name = \"a\"")).unwrap_err();
         assert!(error.contains("pair: two members have the same name"), "{error}");
     }

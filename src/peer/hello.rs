@@ -9,8 +9,14 @@ use crate::cluster::quorum::{PeerInfo, SeatKind};
 use crate::cluster::raft::MemberId;
 use crate::cluster::state::ClusterUuid;
 
-/// Version of the protocol that this program speaks.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// Versions of the protocols that this program speaks, one a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProtocolVersion(pub u32);
+
+/// Of the service for consensus and leases.
+pub const CONTROL_PROTOCOL: ProtocolVersion = ProtocolVersion(1);
+/// Of the service that carries mirrors.
+pub const MIRROR_PROTOCOL: ProtocolVersion = ProtocolVersion(1);
 
 /// Who this member is, as it says to others.
 #[derive(Clone, Debug)]
@@ -39,13 +45,13 @@ pub struct Greeted {
 impl Introduction {
     /// As a frame's content.
     #[must_use]
-    pub fn hello(&self) -> Hello {
+    pub fn hello(&self, version: ProtocolVersion) -> Hello {
         let kind = match self.kind {
             SeatKind::Node => WireKind::Node,
             SeatKind::Witness => WireKind::Witness,
         };
         Hello {
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: version.0,
             cluster_uuid: self.cluster.to_string(),
             name: self.name.to_string(),
             member_id: self.member.0,
@@ -59,12 +65,16 @@ impl Introduction {
     /// # Errors
     /// The status to refuse it with.
     #[allow(clippy::result_large_err)] // as the service wants it
-    pub fn check(&self, hello: &Hello, known: &[PeerAddress]) -> Result<Greeted, Status> {
-        if hello.protocol_version != PROTOCOL_VERSION {
+    pub fn check(
+        &self,
+        hello: &Hello,
+        version: ProtocolVersion,
+        known: &[PeerAddress],
+    ) -> Result<Greeted, Status> {
+        if hello.protocol_version != version.0 {
             return Err(Status::failed_precondition(format!(
-                "{} speaks version {} of the protocol and {} version {PROTOCOL_VERSION}: use programs that fit each \
-                 other",
-                hello.name, hello.protocol_version, self.name
+                "{} speaks version {} of the protocol and {} version {}: use programs that fit each other",
+                hello.name, hello.protocol_version, self.name, version.0
             )));
         }
         if hello.cluster_uuid != self.cluster.to_string() {
@@ -105,10 +115,11 @@ mod tests {
             kind: SeatKind::Node,
             member: MemberId(1),
         };
-        let known = [PeerAddress { name: "b".parse().unwrap(), addresses: vec![], witness: false }];
+        let known =
+            [PeerAddress { name: "b".parse().unwrap(), addresses: vec![], mirror: vec![], witness: false }];
         let other = Introduction { name: "b".parse().unwrap(), member: MemberId(2), ..own.clone() };
-        let good = other.hello();
-        let greeted = own.check(&good, &known).unwrap();
+        let good = other.hello(CONTROL_PROTOCOL);
+        let greeted = own.check(&good, CONTROL_PROTOCOL, &known).unwrap();
         assert_eq!((greeted.name.as_str(), greeted.info.member), ("b", MemberId(2)));
         let cases = [
             (Hello { protocol_version: 2, ..good.clone() }, "version 2"),
@@ -119,7 +130,7 @@ mod tests {
             (Hello { member_id: 0, ..good }, "another kind"),
         ];
         for (hello, reason) in cases {
-            let status = own.check(&hello, &known).unwrap_err();
+            let status = own.check(&hello, CONTROL_PROTOCOL, &known).unwrap_err();
             assert!(status.message().contains(reason), "{status}");
         }
     }

@@ -20,12 +20,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::hello::{Greeted, Introduction};
+use super::hello::{CONTROL_PROTOCOL, Greeted, Introduction};
 use super::messages::control_frame::Content;
 use super::messages::peer_client::PeerClient;
 use super::messages::peer_server::{Peer, PeerServer};
 use super::messages::{ControlFrame, Hello, Ping};
-use super::settings::{PeerAddress, PeerSettings};
+use super::settings::{PEER_PORT, PeerAddress, with_port};
 use super::tls::Keys;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::message::Message;
@@ -137,7 +137,7 @@ impl Links {
 
     /// One call, to its end; an error when it came to no link.
     async fn call_at(&self, peer: &PeerAddress, address: &str) -> Result<(), String> {
-        let uri = format!("https://{}", PeerSettings::with_port(address));
+        let uri = format!("https://{}", with_port(address, PEER_PORT));
         let endpoint = Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?;
         let endpoint =
             endpoint.tls_config(self.keys.client(&peer.name)).map_err(|error| root_cause(&error))?;
@@ -148,7 +148,7 @@ impl Links {
             .max_decoding_message_size(MOST_FRAME_BYTES)
             .max_encoding_message_size(MOST_FRAME_BYTES);
         let (frames, outgoing) = mpsc::channel(QUEUE);
-        let hello = frame(Content::Hello(self.introduction.hello()));
+        let hello = frame(Content::Hello(self.introduction.hello(CONTROL_PROTOCOL)));
         frames.try_send(Ok(hello)).map_err(|_| "the queue is full".to_owned())?;
         // A refusal comes as an error of the call; an error of our own never goes into the stream.
         let outgoing = ReceiverStream::new(outgoing).filter_map(|frame| async { frame.ok() });
@@ -156,8 +156,10 @@ impl Links {
         let called = called.map_err(|_| "no answer to the call".to_owned())?;
         let mut incoming = called.map_err(|status| refusal(&status))?.into_inner();
         let hello = next_hello(&mut incoming).await.map_err(|status| refusal(&status))?;
-        let greeted =
-            self.introduction.check(&hello, &self.peers).map_err(|status| status.message().to_owned())?;
+        let greeted = self
+            .introduction
+            .check(&hello, CONTROL_PROTOCOL, &self.peers)
+            .map_err(|status| status.message().to_owned())?;
         if greeted.name != peer.name {
             return Err(format!("{} answers in the place of {}", greeted.name, peer.name));
         }
@@ -222,14 +224,14 @@ impl Peer for ControlService {
         let mut incoming = request.into_inner();
         let links = self.links.clone();
         let hello = next_hello(&mut incoming).await?;
-        let greeted = links.introduction.check(&hello, &links.peers)?;
+        let greeted = links.introduction.check(&hello, CONTROL_PROTOCOL, &links.peers)?;
         let certificates = certificates.as_ref().map(|certificates| certificates.as_slice());
         links
             .keys
             .check_caller(certificates, &greeted.name)
             .map_err(|error| Status::permission_denied(format!("{error}: {}", greeted.name)))?;
         let (frames, outgoing) = mpsc::channel(QUEUE);
-        let hello = frame(Content::Hello(links.introduction.hello()));
+        let hello = frame(Content::Hello(links.introduction.hello(CONTROL_PROTOCOL)));
         frames.try_send(Ok(hello)).map_err(|_| Status::resource_exhausted("the queue is full"))?;
         tokio::spawn(async move { links.read(greeted, frames, incoming).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
@@ -248,7 +250,8 @@ fn frame(content: Content) -> ControlFrame {
     ControlFrame { content: Some(content) }
 }
 
-fn refusal(status: &Status) -> String {
+/// What a refused caller is told.
+pub(super) fn refusal(status: &Status) -> String {
     match status.code() {
         Code::PermissionDenied | Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => {
             format!("refused: {}", status.message())
@@ -257,7 +260,8 @@ fn refusal(status: &Status) -> String {
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+/// Where an error comes from.
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -269,8 +273,9 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a link may be silent; the other end pings much more often.
 pub const SILENCE: Duration = Duration::from_secs(2);
-const SHORTEST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How long nobody is called after a call that failed, at first and at most.
+pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Frames that may wait to be sent on a link.
 const QUEUE: usize = 256;
 /// A snapshot of the control state fits.

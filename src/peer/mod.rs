@@ -1,7 +1,8 @@
 //! The edge between the members of a cluster: both nodes and the witness.
 //!
 //! Carries what [`crate::cluster`] decides: its log on a file ([`log_file`]), its messages over mutual TLS
-//! ([`tls`], [`hello`], [`link`]), its clock and thread ([`quorum`]). [`authority`] makes the certificates,
+//! ([`tls`], [`hello`], [`link`]), its clock and thread ([`quorum`]);
+//! and the streams of [`crate::mirror`], on the thread of the data ([`mirror_stream`]). [`authority`] makes the certificates,
 //! [`settings`] is the part of the configuration that nodes and witness have in common. The rules are not
 //! here.
 
@@ -9,13 +10,14 @@ pub mod authority;
 pub mod hello;
 pub mod link;
 pub mod log_file;
+pub mod mirror_stream;
 pub mod quorum;
 pub mod settings;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 
-/// The service between members, version 1.
+/// The services between members.
 #[allow(missing_docs)] // documented in proto/peer.proto
 #[allow(clippy::all, clippy::unwrap_used)] // generated
 pub mod messages {

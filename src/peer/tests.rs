@@ -71,6 +71,7 @@ impl Trio {
             name: name(other),
             // Nobody listens at the first one: the second is used.
             addresses: vec!["127.0.0.1:9".to_owned(), self.addresses[other].to_string()],
+            mirror: Vec::new(),
             witness: other == 2,
         };
         QuorumSetup {
@@ -79,6 +80,7 @@ impl Trio {
             directory: self.directory(seat, "state"),
             settings: PeerSettings {
                 listen: vec![self.addresses[seat]],
+                mirror_listen: Vec::new(),
                 cluster_uuid: UUID,
                 tls_dir: tls_dir.to_owned(),
                 peers: (0..3).filter(|other| *other != seat).map(peer).collect(),

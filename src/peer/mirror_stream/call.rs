@@ -1,0 +1,148 @@
+//! Calls the peer, and carries this node's mirrors over the call.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Streaming};
+
+use super::frame::{Outbox, queue};
+use super::{
+    CONNECTION_WINDOW_BYTES, Greeting, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MOST_FRAME_BYTES,
+    MirrorHandler, MirrorStatus, STREAM_WINDOW_BYTES, TRANSPORT_FRAME_BYTES,
+};
+use crate::mirror::{FromReplica, ReplicaLink, ToReplica};
+use crate::peer::hello::MIRROR_PROTOCOL;
+use crate::peer::link::{HANDSHAKE_TIMEOUT, LONGEST_WAIT, SHORTEST_WAIT, refusal, root_cause};
+use crate::peer::messages::MirrorFrame;
+use crate::peer::messages::mirror_client::MirrorClient;
+
+/// Calls the peer again and again.
+pub(super) struct Caller {
+    pub(super) greeting: Arc<Greeting>,
+    pub(super) handler: Rc<dyn MirrorHandler>,
+    pub(super) status: Rc<RefCell<MirrorStatus>>,
+}
+
+/// A call that is answered. Its end is told, however it ends.
+struct Connected<'a> {
+    caller: &'a Caller,
+    link: Rc<Link>,
+}
+
+struct Link {
+    outbox: Outbox,
+}
+
+impl ReplicaLink for Link {
+    fn send(&self, message: ToReplica) {
+        self.outbox.send(message.encode());
+    }
+}
+
+impl Caller {
+    pub(super) async fn run(self) {
+        let addresses = self.greeting.peer.mirror_addresses();
+        let mut wait = SHORTEST_WAIT;
+        // What is wrong is said once, until there has been a connection.
+        let mut said = BTreeSet::new();
+        for address in addresses.iter().cycle() {
+            let began = Instant::now();
+            let Err(reason) = self.call(address).await;
+            let reason = format!("{address}: {reason}");
+            let was_connected = {
+                let to_peer = &mut self.status.borrow_mut().to_peer;
+                to_peer.reason.clone_from(&reason);
+                to_peer.address.take().is_some()
+            };
+            if was_connected {
+                said.clear();
+            }
+            if said.insert(reason.clone()) {
+                tracing::warn!(peer = %self.greeting.peer.name, reason, "no call that carries mirrors");
+            }
+            if was_connected && began.elapsed() > LONGEST_WAIT {
+                wait = SHORTEST_WAIT; // to the other address, without delay
+            } else {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+        }
+    }
+
+    /// One call, to its end; the reason.
+    async fn call(&self, address: &str) -> Result<Infallible, String> {
+        let Greeting { introduction, peer, .. } = &*self.greeting;
+        let channel = self.connect(address).await?;
+        let mut client = MirrorClient::new(channel).max_decoding_message_size(MOST_FRAME_BYTES);
+        let (outbox, frames) = queue(introduction.hello(MIRROR_PROTOCOL));
+        // A refusal comes as an error of the call; an error of our own never goes into the stream.
+        let frames = frames.filter_map(|frame| std::future::ready(frame.ok()));
+        let called = timeout(HANDSHAKE_TIMEOUT, client.carry(Request::new(frames))).await;
+        let called = called.map_err(|_| "no answer to the call".to_owned())?;
+        let mut incoming = called.map_err(|status| refusal(&status))?.into_inner();
+        let first = timeout(HANDSHAKE_TIMEOUT, incoming.message()).await;
+        let first = first.map_err(|_| "no hello".to_owned())?.map_err(|status| refusal(&status))?;
+        let hello = first.and_then(|frame| frame.hello).ok_or("the first frame is not a hello")?;
+        let greeted = introduction.check(&hello, MIRROR_PROTOCOL, std::slice::from_ref(peer));
+        greeted.map_err(|status| status.message().to_owned())?;
+        self.status.borrow_mut().to_peer.address = Some(address.to_owned());
+        let connected = Connected::begin(self, outbox);
+        connected.read(incoming).await
+    }
+
+    async fn connect(&self, address: &str) -> Result<Channel, String> {
+        let Greeting { keys, peer, .. } = &*self.greeting;
+        let endpoint =
+            Endpoint::from_shared(format!("https://{address}")).map_err(|error| root_cause(&error))?;
+        let endpoint = endpoint.tls_config(keys.client(&peer.name)).map_err(|error| root_cause(&error))?;
+        let endpoint = endpoint
+            .connect_timeout(HANDSHAKE_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(TRANSPORT_FRAME_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let connected = timeout(HANDSHAKE_TIMEOUT, endpoint.connect()).await;
+        connected.map_err(|_| "no answer".to_owned())?.map_err(|error| root_cause(&error))
+    }
+}
+
+impl<'a> Connected<'a> {
+    fn begin(caller: &'a Caller, outbox: Outbox) -> Self {
+        let link = Rc::new(Link { outbox });
+        caller.handler.connected(link.clone());
+        Self { caller, link }
+    }
+
+    async fn read(&self, mut incoming: Streaming<MirrorFrame>) -> Result<Infallible, String> {
+        loop {
+            let frame = incoming.message().await.map_err(|status| refusal(&status))?;
+            let frame = frame.ok_or("the peer has ended it")?;
+            if frame.hello.is_some() {
+                return Err("a second hello".to_owned());
+            }
+            for message in frame.messages {
+                let answer = FromReplica::decode(&message.into_bytes());
+                let answer = answer.map_err(|error| format!("an answer that cannot be read: {error}"))?;
+                self.caller.handler.received(answer);
+            }
+        }
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        // Whoever still has the link sends into nothing.
+        self.link.outbox.end(None);
+        self.caller.handler.disconnected();
+    }
+}

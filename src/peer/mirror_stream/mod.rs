@@ -1,0 +1,170 @@
+//! The connections that carry mirrors between the two nodes, on the thread that owns the data.
+//!
+//! Each node calls the other one, at one of its addresses after the other, for the volumes that it serves itself, and
+//! takes the other's call. Everything runs on the `LocalSet` that [`MirrorConnections::start`] is called
+//! in: between the transport and whoever sends or receives there is no other thread and, for what arrives, no queue.
+//!
+//! Guarantees: nothing enters or leaves before both hellos have been checked; messages come in order, the next one of
+//! a connection only when [`Incoming::receive`] has completed; a link that is dead is noticed within about a second,
+//! and the other address is called. Of two calls of the peer only the newer one is listened to.
+//!
+//! Memory: what waits to be sent to the replica shares its data with the mirror's chain, and is bounded by its
+//! windows. What arrives is not read before the last message has been taken, so it is bounded by the windows of
+//! HTTP/2 and one frame. No message is taken while too many answers wait for the peer to read them.
+//!
+//! Left to others: what the messages say ([`crate::mirror`]), and what to do without a connection
+//! ([`crate::pair`]).
+
+mod accept;
+mod call;
+mod frame;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+pub use frame::MirrorMessage;
+
+use super::hello::Introduction;
+use super::settings::PeerAddress;
+use super::tls::Keys;
+use crate::base::runtime::LocalBoxFuture;
+use crate::mirror::{FromReplica, ReplicaLink, ReplicaStream, ToReplica};
+use crate::pair::Node;
+use crate::store::interface::{BlockStore, ChangeLog};
+
+/// Who uses the connections.
+pub trait MirrorHandler {
+    /// A connection that carries this node's mirrors to the peer is there.
+    fn connected(&self, link: Rc<dyn ReplicaLink>);
+    /// It is gone.
+    fn disconnected(&self);
+    /// Takes an answer that came over it.
+    fn received(&self, answer: FromReplica);
+    /// A connection that carries the peer's mirrors to this node; `answer` queues what is sent back.
+    fn accept(&self, answer: Box<dyn Fn(FromReplica)>) -> Rc<dyn Incoming>;
+}
+
+/// A connection of the peer.
+pub trait Incoming {
+    /// Takes a message. Complete when the one after it may come.
+    fn receive(&self, message: ToReplica) -> LocalBoxFuture<'_, ()>;
+}
+
+impl<S: BlockStore + ChangeLog + 'static> MirrorHandler for Node<S> {
+    fn connected(&self, link: Rc<dyn ReplicaLink>) {
+        Node::connected(self, link);
+    }
+
+    fn disconnected(&self) {
+        Node::disconnected(self);
+    }
+
+    fn received(&self, answer: FromReplica) {
+        Node::received(self, answer);
+    }
+
+    fn accept(&self, answer: Box<dyn Fn(FromReplica)>) -> Rc<dyn Incoming> {
+        Rc::new(Node::accept(self, answer))
+    }
+}
+
+impl<S: BlockStore + ChangeLog + 'static> Incoming for ReplicaStream<S> {
+    fn receive(&self, message: ToReplica) -> LocalBoxFuture<'_, ()> {
+        Box::pin(ReplicaStream::receive(self, message))
+    }
+}
+
+/// What the connections need.
+pub struct MirrorSetup {
+    /// Who this node is.
+    pub introduction: Introduction,
+    /// What it proves that with.
+    pub keys: Keys,
+    /// The other node.
+    pub peer: PeerAddress,
+    /// Sockets that listen for it; not blocking.
+    pub listeners: Vec<TcpListener>,
+}
+
+/// Why there can be no connections.
+#[derive(Debug, thiserror::Error)]
+#[error("connections of mirrors cannot be set up: {0}")]
+pub struct MirrorSetupError(String);
+
+/// How the connections are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MirrorStatus {
+    /// The one that carries this node's mirrors.
+    pub to_peer: DirectionStatus,
+    /// The one that carries the peer's.
+    pub from_peer: DirectionStatus,
+}
+
+/// How a connection is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirectionStatus {
+    /// The address at the other end, while there is a connection.
+    pub address: Option<String>,
+    /// Why the last one ended, or why there was none.
+    pub reason: String,
+}
+
+/// Both directions, for as long as this is kept.
+pub struct MirrorConnections {
+    status: Rc<RefCell<MirrorStatus>>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl MirrorConnections {
+    /// Listens for the peer and begins to call it, on the `LocalSet` of the caller.
+    ///
+    /// # Errors
+    /// [`MirrorSetupError`]: the sockets, or the keys.
+    pub fn start(setup: MirrorSetup, handler: Rc<dyn MirrorHandler>) -> Result<Self, MirrorSetupError> {
+        let MirrorSetup { introduction, keys, peer, listeners } = setup;
+        let status = Rc::new(RefCell::new(MirrorStatus::default()));
+        let greeting = Arc::new(Greeting { introduction, keys, peer });
+        let mut tasks = accept::start(&greeting, listeners, &handler, &status)?;
+        let calls = call::Caller { greeting, handler, status: status.clone() };
+        tasks.push(tokio::task::spawn_local(calls.run()).abort_handle());
+        Ok(Self { status, tasks })
+    }
+
+    /// How the connections are.
+    #[must_use]
+    pub fn status(&self) -> MirrorStatus {
+        self.status.borrow().clone()
+    }
+}
+
+impl Drop for MirrorConnections {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// What is said and checked at the beginning of every connection.
+struct Greeting {
+    introduction: Introduction,
+    keys: Keys,
+    peer: PeerAddress,
+}
+
+/// A peer that says nothing is asked after this time whether it is there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(400);
+/// How long it has to answer.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(600);
+/// Bytes that may be on their way, or wait to be taken, in each direction.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Size of HTTP/2's own frames.
+const TRANSPORT_FRAME_BYTES: u32 = 64 << 10;
+/// The largest append fits.
+const MOST_FRAME_BYTES: usize = 32 << 20;
