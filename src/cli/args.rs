@@ -252,10 +252,10 @@ pub struct DemoArguments {
     /// Size of each, sparse.
     #[arg(long, default_value = "4G", value_parser = size)]
     pub disk_size: u64,
-    /// Storage nodes: 1, the default, or 2 with a witness. Two agree on everything, but do not mirror data yet.
+    /// Storage nodes: 2, the default, with a witness and a mirror, or 1 without.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2))]
     pub nodes: Option<u32>,
-    /// iSCSI port; management, console and the link between members take the next three. 0 takes free ones.
+    /// iSCSI port; management, console and the links between members take the next four. 0 takes free ones.
     #[arg(long, default_value_t = 3260)]
     pub port: u16,
     /// Keep the temporary folder.

@@ -258,7 +258,8 @@ fn pair_setup(
     let peer = settings.peers.iter().find(|peer| !peer.witness)?.name.clone();
     let (quorum, _) = quorum?;
     let (own, quorum, records) = (config.node.clone(), quorum.clone(), records.clone());
-    Some(PairSetup { own, peer, quorum, records, spec: super::control::volume_spec })
+    let spec = super::control::volume_spec;
+    Some(PairSetup { own, peer, quorum, records, spec })
 }
 
 /// Ends the part in the quorum, after the last volume.

@@ -440,7 +440,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             // The outcome does not show: a newer epoch does away with it.
             return self.propose_as_primary(node, Transition::Restart, Circumstances::default());
         }
-        if is_both && self.wants_hand_over.get() && replica == Replica::Level {
+        if is_both && self.wants_hand_over.get() && matches!(replica, Replica::Whole | Replica::Level) {
             return self.drain_and_move(node).await;
         }
         let is_silent = matches!(replica, Replica::Silent(since) if since >= patience.replica);
@@ -474,10 +474,11 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         } else if serving.mirror.behind().is_some() {
             Replica::Behind
         } else if serving.mirror.is_replica_whole() {
-            match serving.mirror.silent_since() {
-                Some(silent) => Replica::Silent(since(silent)),
-                None if serving.mirror.is_level() => Replica::Level,
-                None => Replica::Whole,
+            // Under load there is always something that the replica has not answered yet.
+            match serving.mirror.silent_since().map(since) {
+                Some(silent) if silent >= node.services.patience.replica => Replica::Silent(silent),
+                _ if serving.mirror.is_level() => Replica::Level,
+                _ => Replica::Whole,
             }
         } else {
             Replica::Silent(serving.mirror.silent_since().map_or_else(Default::default, since))

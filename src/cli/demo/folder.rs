@@ -238,16 +238,23 @@ impl Folder {
 
     fn pair(&self, seat: &Seat, settings: &Settings) -> String {
         let Some(uuid) = settings.cluster_uuid else { return String::new() };
-        let port = settings.ports.peers();
+        let (port, mirror_port) = (settings.ports.peers(), settings.ports.mirrors());
         let others = seats(settings.nodes).iter().filter(|other| *other != seat);
         let peers = others.map(|other| {
-            let witness = if other.is_node() { "" } else { "witness = true\n" };
             let (name, address) = (other.name, other.address);
-            format!("\n[[pair.peers]]\nname = \"{name}\"\naddresses = [\"{address}:{port}\"]\n{witness}")
+            let kind = match other.is_node() {
+                true => format!("mirror = [\"{address}:{mirror_port}\"]\n"),
+                false => "witness = true\n".to_owned(),
+            };
+            format!("\n[[pair.peers]]\nname = \"{name}\"\naddresses = [\"{address}:{port}\"]\n{kind}")
         });
+        let address = seat.address;
+        let mirror = match seat.is_node() {
+            true => format!("mirror_listen = [\"{address}:{mirror_port}\"]\n"),
+            false => String::new(),
+        };
         format!(
-            "\n[pair]\nlisten = [\"{address}:{port}\"]\ncluster_uuid = \"{uuid}\"\ntls_dir = {tls}\n{peers}",
-            address = seat.address,
+            "\n[pair]\nlisten = [\"{address}:{port}\"]\n{mirror}cluster_uuid = \"{uuid}\"\ntls_dir = {tls}\n{peers}",
             tls = quoted(&self.file(seat, "tls")),
             peers = peers.collect::<String>(),
         )
@@ -265,7 +272,7 @@ impl Ports {
         if iscsi != 0 {
             if iscsi > u16::MAX - (IN_A_ROW - 1) {
                 return Err(CliError::Usage(format!(
-                    "--port {iscsi} leaves no room for the next three ports"
+                    "--port {iscsi} leaves no room for the next four ports"
                 )));
             }
             return Ok(Self { iscsi });
@@ -303,10 +310,15 @@ impl Ports {
     pub fn peers(self) -> u16 {
         self.iscsi + 3
     }
+
+    /// Between the nodes, for data.
+    pub fn mirrors(self) -> u16 {
+        self.iscsi + 4
+    }
 }
 
 /// Ports that a member has.
-const IN_A_ROW: u16 = 4;
+const IN_A_ROW: u16 = 5;
 /// Where ports for `--port 0` begin, and how many rows of them there are.
 const FIRST_CANDIDATE: u16 = 20_000;
 const CANDIDATES: u32 = 3_000;

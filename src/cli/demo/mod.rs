@@ -96,7 +96,7 @@ async fn demo(arguments: &DemoArguments) -> Result<(), CliError> {
 
 /// As many as the earlier demo in the folder has, or as asked for.
 fn number_of_nodes(arguments: &DemoArguments, folder: &Folder) -> Result<u32, CliError> {
-    let asked = arguments.nodes.unwrap_or(1);
+    let asked = arguments.nodes.unwrap_or(2);
     let Ok(Settings { nodes: present, .. }) = folder.settings() else { return Ok(asked) };
     if arguments.nodes.is_some_and(|asked| asked != present) {
         return Err(CliError::Usage(format!(
@@ -325,11 +325,7 @@ impl Summary {
             url = self.url,
             console = self.console,
             node = self.node,
-            what = if self.nodes == 1 {
-                "one node, no mirror"
-            } else {
-                "two nodes and a witness, no mirror yet"
-            },
+            what = if self.nodes == 1 { "one node, no mirror" } else { "two nodes and a witness" },
         )
     }
 }

@@ -77,16 +77,21 @@ impl Control {
     ) -> Result<messages::Volume, Refusal> {
         let name: VolumeName = request.name.parse()?;
         let to: NodeName = request.to.parse()?;
-        let (id, primary, is_known) = self.machine.read(|state| {
+        let (record, is_known) = self.machine.read(|state| {
             let record = state.volume(&name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
-            let is_known = state.nodes().any(|(node, _)| *node == to);
-            Ok::<_, Rejection>((record.id, record.primary.clone(), is_known))
+            Ok::<_, Rejection>((record.clone(), state.nodes().any(|(node, _)| *node == to)))
         })?;
+        let (id, primary) = (record.id, record.primary);
         if !is_known {
             return Err(Refusal::NotFound(format!("there is no node {to}; `gemel node list` shows them")));
         }
         if primary == to {
             return self.volume(name.as_str()).await;
+        }
+        if record.redundancy == Redundancy::Local {
+            return Err(Refusal::Impossible(format!(
+                "volume {name} has no mirror: it is on node {primary} alone, and cannot be served by another"
+            )));
         }
         if primary != self.node {
             return Err(Refusal::Impossible(format!(

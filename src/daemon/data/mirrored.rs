@@ -17,14 +17,20 @@ use crate::base::buffer::BufferPool;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::name::NodeName;
+use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
 use crate::cluster::state::{Command, ControlState};
 use crate::daemon::engine::VolumeSpec;
 use crate::daemon::event_log::EventReporter;
+use crate::daemon::listen::listen;
 use crate::daemon::state_directory::StateDirectory;
 use crate::mirror::{Coverage, Records};
 use crate::pair::{Hosts, Node, NodeServices, Patience, ServedStore, Surroundings};
+use crate::peer::hello::Introduction;
+use crate::peer::mirror_stream::{MirrorConnections, MirrorSetup};
 use crate::peer::quorum::{QuorumHandle, clock_ms};
+use crate::peer::settings::PeerSettings;
+use crate::peer::tls::Keys;
 use crate::scsi::asymmetric_access::{AccessAuthority, AccessState, ActivationFailed, GroupAccess};
 use crate::scsi::reservation::PersistedReservations;
 use crate::volume::Volume;
@@ -107,7 +113,32 @@ impl<P: Pool> Mirrored<P> {
         Rc::new(Self { own, own_group, node, volumes, pool, quorum, spec, seen_index, faces })
     }
 
-    /// The node's part in the volumes, for whoever carries its streams.
+    /// Connects the two nodes' data threads, for as long as the result is kept.
+    ///
+    /// # Errors
+    /// Why that can't be; the text says what to do.
+    pub fn connect(&self, settings: &PeerSettings) -> Result<MirrorConnections, String> {
+        let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid).map_err(|error| error.to_string())?;
+        let peer = settings.peers.iter().find(|peer| !peer.witness);
+        let listeners = settings.mirror_listen().into_iter().map(|address| {
+            listen(address, "mirrors of the other node", "pair.mirror_listen")
+                .map_err(|error| error.to_string())
+        });
+        let setup = MirrorSetup {
+            introduction: Introduction {
+                cluster: settings.cluster_uuid,
+                name: self.own.clone(),
+                kind: SeatKind::Node,
+                member: self.quorum.status().view.member,
+            },
+            keys,
+            peer: peer.cloned().ok_or("pair.peers names no other node")?,
+            listeners: listeners.collect::<Result<_, _>>()?,
+        };
+        MirrorConnections::start(setup, Rc::new(self.node.clone())).map_err(|error| error.to_string())
+    }
+
+    /// The node's part in the volumes.
     #[must_use]
     pub fn node(&self) -> &Node<P> {
         &self.node

@@ -29,6 +29,7 @@ use crate::base::buffer::BufferPool;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::VolumeId;
 use crate::disk::{Engine, EnginePreference};
+use crate::peer::mirror_stream::MirrorConnections;
 use access::Access;
 use disk_pool::DiskPool;
 use driver::Kick;
@@ -174,6 +175,8 @@ struct DataThread<P: Pool> {
     access: Rc<Access>,
     server: Rc<IscsiServer<P>>,
     mirrored: Option<Rc<Mirrored<P>>>,
+    /// Those between the two nodes' data threads.
+    _connections: Option<MirrorConnections>,
     engine: &'static str,
     drain_timeout: Duration,
 }
@@ -221,14 +224,31 @@ impl<P: Pool> DataThread<P> {
             let (volumes, runtime, buffers) = (volumes.clone(), runtime.clone(), buffers.clone());
             Mirrored::new(pair, portal_group_tag, volumes, runtime, buffers, events.clone())
         });
-        if let Some(mirrored) = &mirrored {
-            tokio::task::spawn_local(mirrored.clone().follow());
-        }
+        let connections = match (&mirrored, &config.pair) {
+            (Some(mirrored), Some(settings)) => {
+                let connections = mirrored.connect(settings).map_err(StartError)?;
+                tokio::task::spawn_local(mirrored.clone().follow());
+                Some(connections)
+            }
+            _ => None,
+        };
         let server =
             IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
         server.listen().map_err(|error| StartError(error.to_string()))?;
         let drain_timeout = config.drain_timeout();
-        Ok((Rc::new(Self { pool, volumes, access, server, mirrored, engine, drain_timeout }), requests))
+        Ok((
+            Rc::new(Self {
+                pool,
+                volumes,
+                access,
+                server,
+                mirrored,
+                _connections: connections,
+                engine,
+                drain_timeout,
+            }),
+            requests,
+        ))
     }
 
     /// Answers requests until it is told to stop, or nobody can ask any more.

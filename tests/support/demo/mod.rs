@@ -17,8 +17,10 @@ pub struct Demo {
 
 impl Demo {
     pub fn start(arguments: &[&str]) -> Self {
+        let nodes: &[&str] = if arguments.contains(&"--nodes") { &[] } else { &["--nodes", "1"] };
         let mut process = Command::new(env!("CARGO_BIN_EXE_gemel"))
             .args(["demo", "--port", "0", "--disk-size", "256M", "--size", "64M"])
+            .args(nodes)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
