@@ -46,8 +46,17 @@ impl Pair {
     }
 
     pub fn create(&self, node: &str, volume: &str) {
-        let output = self.gemel(node, &["volume", "create", volume, "--size", "16M", "--local"]);
-        assert!(output.status.success(), "{}", errors(&output));
+        loop {
+            let output = self.gemel(node, &["volume", "create", volume, "--size", "16M", "--local"]);
+            if output.status.success() {
+                return;
+            }
+            // The leader that was asked is gone: as the message says, look before trying again.
+            assert!(errors(&output).contains("not known whether"), "{}", errors(&output));
+            if self.gemel(node, &["volume", "show", volume]).status.success() {
+                return;
+            }
+        }
     }
 
     pub fn volumes(&self, node: &str) -> usize {
