@@ -4,124 +4,99 @@
 //! answer is the constant `false`, so nothing of this is in a product. A mutant is switched on for one thread, as one
 //! simulated world runs on one.
 
-/// A mistake that a store like this one could make. Each is found by a seed: see docs/simulator.md.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)] // the names say what goes wrong
-pub enum Mutant {
-    AcknowledgeBeforeFlush,
-    FlushOneDisk,
-    AcknowledgeBeforeExclusion,
-    AcknowledgeOutOfOrder,
-    RetryFailedFlush,
-    ParityMissesLastRow,
-    ReconstructWithoutOneMember,
-    ReconstructUnverified,
-    ReadUnverified,
-    ReadBeforeWrite,
-    ElectLowestGeneration,
-    UseStaleDisk,
-    SuperblockNotFlushed,
-    SuperblockByGeneration,
-    SuperblockOverNewest,
-    NoSpaceFailsDisk,
-    ReplayPastBrokenBatch,
-    AcceptOldIncarnation,
-    KeepIncarnation,
-    ForgetJoint,
-    TailNotRepaired,
-    TailNotFlushed,
-    HoleForgottenAtReplay,
-    DropForgottenAtReplay,
-    DiscardedBatchCounts,
-    NextSegmentNotNamed,
-    HeaderWithoutKey,
-    SealOmitted,
-    SealNeedsRoom,
-    CheckpointPositionAfterMap,
-    ReuseBeforeCheckpoint,
-    ReleaseUnderReaders,
-    MoveAppliedAlways,
-    MoveUnverified,
-    CleanForWorkingDisks,
-    ReservationLeaks,
-    OverwriteNeedsSpace,
-}
+/// Defines the seeded bugs of a component: an enum `Mutant`, whether one of them is on (`is`), and for tests
+/// a way to run with one (`with`).
+macro_rules! seeded_bugs {
+    ($(#[$about:meta])* pub enum Mutant { $($(#[$what:meta])* $name:ident,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Mutant { $($(#[$what])* $name,)* }
 
-impl Mutant {
-    /// Every mutant.
-    pub const ALL: [Self; 37] = [
-        Self::AcknowledgeBeforeFlush,
-        Self::FlushOneDisk,
-        Self::AcknowledgeBeforeExclusion,
-        Self::AcknowledgeOutOfOrder,
-        Self::RetryFailedFlush,
-        Self::ParityMissesLastRow,
-        Self::ReconstructWithoutOneMember,
-        Self::ReconstructUnverified,
-        Self::ReadUnverified,
-        Self::ReadBeforeWrite,
-        Self::ElectLowestGeneration,
-        Self::UseStaleDisk,
-        Self::SuperblockNotFlushed,
-        Self::SuperblockByGeneration,
-        Self::SuperblockOverNewest,
-        Self::NoSpaceFailsDisk,
-        Self::ReplayPastBrokenBatch,
-        Self::AcceptOldIncarnation,
-        Self::KeepIncarnation,
-        Self::ForgetJoint,
-        Self::TailNotRepaired,
-        Self::TailNotFlushed,
-        Self::HoleForgottenAtReplay,
-        Self::DropForgottenAtReplay,
-        Self::DiscardedBatchCounts,
-        Self::NextSegmentNotNamed,
-        Self::HeaderWithoutKey,
-        Self::SealOmitted,
-        Self::SealNeedsRoom,
-        Self::CheckpointPositionAfterMap,
-        Self::ReuseBeforeCheckpoint,
-        Self::ReleaseUnderReaders,
-        Self::MoveAppliedAlways,
-        Self::MoveUnverified,
-        Self::CleanForWorkingDisks,
-        Self::ReservationLeaks,
-        Self::OverwriteNeedsSpace,
-    ];
-}
-
-/// Whether the present thread is to make this mistake.
-#[cfg(test)]
-#[must_use]
-pub fn is(mutant: Mutant) -> bool {
-    ACTIVE.get() == Some(mutant)
-}
-
-/// Whether the present thread is to make this mistake: no.
-#[cfg(not(test))]
-#[inline(always)]
-#[must_use]
-pub const fn is(_: Mutant) -> bool {
-    false
-}
-
-/// Runs `work` on this thread with one mistake switched on.
-#[cfg(test)]
-pub fn with<T>(mutant: Mutant, work: impl FnOnce() -> T) -> T {
-    struct Off;
-    impl Drop for Off {
-        fn drop(&mut self) {
-            ACTIVE.set(None);
+        impl Mutant {
+            /// Every mutant.
+            pub const ALL: [Self; [$(stringify!($name)),*].len()] = [$(Self::$name),*];
         }
-    }
-    ACTIVE.set(Some(mutant));
-    let _off = Off;
-    work()
+
+        /// Whether the present thread is to make this mistake.
+        #[cfg(test)]
+        #[must_use]
+        pub fn is(mutant: Mutant) -> bool {
+            ACTIVE.get() == Some(mutant)
+        }
+
+        /// Whether the present thread is to make this mistake: no.
+        #[cfg(not(test))]
+        #[inline(always)]
+        #[must_use]
+        pub const fn is(_: Mutant) -> bool {
+            false
+        }
+
+        /// Runs `work` on this thread with one mistake switched on.
+        #[cfg(test)]
+        pub fn with<T>(mutant: Mutant, work: impl FnOnce() -> T) -> T {
+            struct Off;
+            impl Drop for Off {
+                fn drop(&mut self) {
+                    ACTIVE.set(None);
+                }
+            }
+            ACTIVE.set(Some(mutant));
+            let _off = Off;
+            work()
+        }
+
+        #[cfg(test)]
+        thread_local! {
+            static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+        }
+    };
 }
 
-#[cfg(test)]
-thread_local! {
-    static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+pub(crate) use seeded_bugs;
+
+seeded_bugs! {
+    /// A mistake that a store like this one could make. Each is found by a seed: see docs/simulator.md.
+    #[allow(missing_docs)] // the names say what goes wrong
+    pub enum Mutant {
+        AcknowledgeBeforeFlush,
+        FlushOneDisk,
+        AcknowledgeBeforeExclusion,
+        AcknowledgeOutOfOrder,
+        RetryFailedFlush,
+        ParityMissesLastRow,
+        ReconstructWithoutOneMember,
+        ReconstructUnverified,
+        ReadUnverified,
+        ReadBeforeWrite,
+        ElectLowestGeneration,
+        UseStaleDisk,
+        SuperblockNotFlushed,
+        SuperblockByGeneration,
+        SuperblockOverNewest,
+        NoSpaceFailsDisk,
+        ReplayPastBrokenBatch,
+        AcceptOldIncarnation,
+        KeepIncarnation,
+        ForgetJoint,
+        TailNotRepaired,
+        TailNotFlushed,
+        HoleForgottenAtReplay,
+        DropForgottenAtReplay,
+        DiscardedBatchCounts,
+        NextSegmentNotNamed,
+        HeaderWithoutKey,
+        SealOmitted,
+        SealNeedsRoom,
+        CheckpointPositionAfterMap,
+        ReuseBeforeCheckpoint,
+        ReleaseUnderReaders,
+        MoveAppliedAlways,
+        MoveUnverified,
+        CleanForWorkingDisks,
+        ReservationLeaks,
+        OverwriteNeedsSpace,
+    }
 }
 
 #[cfg(test)]

@@ -1,64 +1,42 @@
 //! Seeded bugs of the control plane, for proof that its tests find such bugs. In no product: outside
 //! the crate's own tests [`is`] is the constant `false`.
 
-/// A mistake that a control plane like this one could make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
-    /// A damaged log is cut where the damage begins, as if that were a torn end.
-    CutAtDamage,
-    /// Messages leave before the log is synced.
-    MessagesBeforeSync,
-    /// A vote is forgotten in a crash.
-    VoteNotStored,
-    /// A torn record counts as written.
-    ChecksumIgnored,
-    /// Entries of a deposed leader stay behind those of the new one.
-    KeepConflictingEntries,
-    /// A member without its log goes on under its old identity.
-    ReuseIdentity,
-    /// A barrier is reached before what it stands for is applied.
-    BarrierAtOnce,
-    /// Voters are bound for the holder's nominal time.
-    NoDriftMargin,
-    /// A lease counts from the arrival of the grant.
-    LeaseFromArrival,
-    /// A restarted voter feels free.
-    RestartedVoterDoesNotWait,
-    /// A give-back releases newer leases too.
-    GiveBackOfAnyRequest,
-    /// Voters confirm for leaders that have been replaced.
-    ConfirmForOldTerms,
-    /// A restarted voter does not know its term.
-    TermForgotten,
-    /// Grants go on while the holder is being deposed.
-    GrantWhileDeposing,
-    /// A lease counts at a holder that does not know yet that it was deposed before.
-    GrantFromAnyIndex,
-    /// A deposition is proposed without asking who is bound.
-    DeposeAtOnce,
-}
+use crate::base::mutant::seeded_bugs;
 
-/// Whether the present thread is to make this mistake.
-#[cfg(test)]
-pub fn is(mutant: Mutant) -> bool {
-    ACTIVE.get() == Some(mutant)
-}
-
-/// Whether the present thread is to make this mistake: no.
-#[cfg(not(test))]
-#[inline(always)]
-#[must_use]
-pub const fn is(_: Mutant) -> bool {
-    false
-}
-
-/// Switches a mistake on for this thread, or off.
-#[cfg(test)]
-pub fn set(mutant: Option<Mutant>) {
-    ACTIVE.set(mutant);
-}
-
-#[cfg(test)]
-thread_local! {
-    static ACTIVE: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+seeded_bugs! {
+    /// A mistake that a control plane like this one could make.
+    pub enum Mutant {
+        /// A damaged log is cut where the damage begins, as if that were a torn end.
+        CutAtDamage,
+        /// Messages leave before the log is synced.
+        MessagesBeforeSync,
+        /// A vote is forgotten in a crash.
+        VoteNotStored,
+        /// A torn record counts as written.
+        ChecksumIgnored,
+        /// Entries of a deposed leader stay behind those of the new one.
+        KeepConflictingEntries,
+        /// A member without its log goes on under its old identity.
+        ReuseIdentity,
+        /// A barrier is reached before what it stands for is applied.
+        BarrierAtOnce,
+        /// Voters are bound for the holder's nominal time.
+        NoDriftMargin,
+        /// A lease counts from the arrival of the grant.
+        LeaseFromArrival,
+        /// A restarted voter feels free.
+        RestartedVoterDoesNotWait,
+        /// A give-back releases newer leases too.
+        GiveBackOfAnyRequest,
+        /// Voters confirm for leaders that have been replaced.
+        ConfirmForOldTerms,
+        /// A restarted voter does not know its term.
+        TermForgotten,
+        /// Grants go on while the holder is being deposed.
+        GrantWhileDeposing,
+        /// A lease counts at a holder that does not know yet that it was deposed before.
+        GrantFromAnyIndex,
+        /// A deposition is proposed without asking who is bound.
+        DeposeAtOnce,
+    }
 }

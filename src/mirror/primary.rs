@@ -183,6 +183,12 @@ impl<S: BlockStore + 'static> Mirror<S> {
         Some(version)
     }
 
+    /// Whether it has ended: by [`Mirror::close`], or with the local store.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed.get()
+    }
+
     /// Ends the mirror: appends and reads that still wait fail with [`StoreError::Offline`], and so does
     /// everything from now on.
     pub fn close(&self) {

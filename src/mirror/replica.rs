@@ -150,6 +150,12 @@ impl<S: BlockStore + ChangeLog + 'static> Replicas<S> {
         self.shared.coverage(volume)
     }
 
+    /// Epoch of the present stream of a volume, zero without one.
+    #[must_use]
+    pub fn stream_epoch(&self, volume: VolumeId) -> u32 {
+        self.shared.volumes.borrow().get(&volume).map_or(0, |replica| replica.newest.epoch)
+    }
+
     /// What this node has is what the volume is from now on, an operator says: on record when this
     /// completes. Whether that worked. What was there through [`Coverage::least`] is what was kept.
     pub async fn adopt(&self, volume: VolumeId) -> bool {
@@ -200,7 +206,8 @@ impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
             return; // a newer one has begun
         }
         let failed = |reason| (self.answer)(FromReplica::Failed { volume, stream, reason });
-        if stream.epoch > promised && !shared.fence.promise(volume, stream.epoch).await {
+        // Also when it was promised before: the drain for it, or its saving, may still be under way.
+        if !shared.fence.promise(volume, stream.epoch).await {
             return failed(ReplicaFailure::Records);
         }
         // What older streams brought is on its way to the store still: the chain goes on behind it. What

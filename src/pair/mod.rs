@@ -18,6 +18,7 @@
 //! Left to others: consensus and leases, connections, what hosts see ([`Hosts`]). No clock and no socket: the
 //! simulator runs the same code.
 
+pub mod mutant;
 mod node;
 mod part;
 mod store;
@@ -70,6 +71,8 @@ pub struct Patience {
     pub primary: Duration,
     /// For the outcome of a proposal, before another one is made.
     pub proposal: Duration,
+    /// Between two times at which both stores are told what both have.
+    pub settled: Duration,
     /// Between two looks at all of this.
     pub tick: Duration,
 }
@@ -80,6 +83,7 @@ impl Patience {
         replica: Duration::from_millis(1000),
         primary: Duration::from_millis(1500),
         proposal: Duration::from_millis(1000),
+        settled: Duration::from_millis(1000),
         tick: Duration::from_millis(50),
     };
 }

@@ -11,6 +11,7 @@ use std::rc::{Rc, Weak};
 use futures::future::select;
 use futures::lock::Mutex;
 
+use super::mutant::{self, Mutant};
 use super::node::Shared;
 use super::store::{Permit, ServedStore};
 use crate::base::runtime::{Instant, RuntimeHandle};
@@ -45,6 +46,7 @@ pub(super) struct Part<S: BlockStore + 'static> {
     peer_missed_since: Cell<Option<Instant>>,
     wants_hand_over: Cell<bool>,
     has_ended: Cell<bool>,
+    told_settled_at: Cell<Instant>,
 }
 
 /// While this node is the volume's primary.
@@ -110,6 +112,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             peer_missed_since: Cell::new(None),
             wants_hand_over: Cell::new(false),
             has_ended: Cell::new(false),
+            told_settled_at: Cell::new(services.runtime.now()),
         });
         services.runtime.spawn(Box::pin(part.clone().run()));
         part
@@ -131,6 +134,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
                 Turn::Follow { epoch } => self.follow(epoch).await,
             }
             self.let_hosts_in(&node).await;
+            self.tell_settled(&node);
             self.decide(&node).await;
             let tick = node.services.patience.tick;
             drop(node);
@@ -234,7 +238,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         self.raise_promise(epoch);
         let _turn = self.turn.lock().await;
         let serves_older = self.role.borrow().serving().is_none_or(|serving| serving < epoch);
-        if serves_older {
+        if serves_older && !mutant::is(Mutant::ServeAfterFollow) {
             self.stop_serving().await;
         }
         self.save_promise().await
@@ -263,6 +267,9 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             return true;
         }
         let Some(node) = self.node.upgrade() else { return false };
+        if mutant::is(Mutant::PromiseNotSaved) {
+            return true;
+        }
         let is_saved = node.services.surroundings.save_promise(self.id, promised).await;
         if is_saved {
             self.saved_promise.set(self.saved_promise.get().max(promised));
@@ -297,10 +304,14 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let services = &node.services;
         let (store, runtime) = (services.store.clone(), services.runtime.clone());
         let is_both = record.in_sync.len() == 2;
-        let requirement = if is_both { Requirement::Both } else { Requirement::Local };
+        let needs_both = is_both && !mutant::is(Mutant::BeginAlone);
+        let requirement = if needs_both { Requirement::Both } else { Requirement::Local };
         let mirror = Mirror::new(store.clone(), runtime.clone(), self.id, epoch, held, requirement);
         let (role, surroundings) = (self.role.clone(), services.surroundings.clone());
-        let permit = Rc::new(Permit::new(move || role.borrow().may_serve(surroundings.has_lease())));
+        let permit = Rc::new(Permit::new(move || {
+            let has_lease = surroundings.has_lease() || mutant::is(Mutant::LeaseIgnored);
+            role.borrow().may_serve(has_lease)
+        }));
         let first = record.epoch_starts.get(&epoch).copied().unwrap_or(0);
         let parameters = VolumeParameters {
             id: self.id,
@@ -336,7 +347,8 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     /// Goes on serving in a newer epoch.
     async fn go_on(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, epoch: u32) {
         let is_both = record.in_sync.len() == 2;
-        let requirement = if is_both { Requirement::Both } else { Requirement::Local };
+        let needs_both = is_both && !mutant::is(Mutant::GoOnAlone);
+        let requirement = if needs_both { Requirement::Both } else { Requirement::Local };
         self.raise_promise(epoch);
         if let Some(serving) = &mut *self.serving.borrow_mut() {
             serving.mirror.next_epoch(epoch, requirement);
@@ -358,7 +370,9 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     async fn follow(&self, epoch: u32) {
         self.raise_promise(epoch);
         let _turn = self.turn.lock().await;
-        self.stop_serving().await;
+        if !mutant::is(Mutant::ServeAfterFollow) {
+            self.stop_serving().await;
+        }
         // Without a saved promise nothing of the epoch is taken: `promise` is asked again by the stream.
         let _ = self.save_promise().await;
     }
@@ -376,19 +390,25 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         if let Some(detached) = detached {
             detached.await;
         }
-        ended.volume.close().await;
-        // An error means that the store takes nothing any more.
-        let _ = node.services.store.flush().await;
+        if !mutant::is(Mutant::NoDrain) {
+            ended.volume.close().await;
+            // An error means that the store takes nothing any more.
+            let _ = node.services.store.flush().await;
+        }
         self.wants_hand_over.set(false);
     }
 
     /// Lets hosts in as soon as they may come.
     async fn let_hosts_in(&self, node: &Rc<Shared<S>>) {
+        // A promise made meanwhile waits: else it would let out hosts who are not in yet.
+        let _turn = self.turn.lock().await;
         let volume = match &*self.serving.borrow() {
             Some(serving)
                 if !serving.is_attached
                     && serving.permit.is_given()
-                    && (!serving.is_unsettled || serving.mirror.is_level()) =>
+                    && (!serving.is_unsettled
+                        || serving.mirror.is_level()
+                        || mutant::is(Mutant::AttachUnsettled)) =>
             {
                 serving.volume.clone()
             }
@@ -399,6 +419,22 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         if let Some(serving) = &mut *self.serving.borrow_mut() {
             serving.is_attached = is_attached;
             serving.is_unsettled = false;
+        }
+    }
+
+    /// Lets both stores forget the holes that both have.
+    fn tell_settled(&self, node: &Rc<Shared<S>>) {
+        let now = self.runtime.now();
+        if now.since(self.told_settled_at.get()) < node.services.patience.settled {
+            return;
+        }
+        self.told_settled_at.set(now);
+        let settled = self.serving.borrow().as_ref().and_then(|serving| {
+            let latest = serving.volume.latest_version();
+            serving.mirror.tell_settled().or(mutant::is(Mutant::SettledTooEarly).then_some(latest))
+        });
+        if let Some(settled) = settled {
+            node.services.records.settled(self.id, settled);
         }
     }
 
@@ -416,6 +452,10 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         }
         if self.role.borrow().serving().is_some() {
             return self.decide_as_primary(node, &record, now).await;
+        }
+        if node.replicas.stream_epoch(self.id) > record.epoch {
+            // A newer epoch has begun, with the peer as primary; its record is on its way here.
+            return;
         }
         let misses_peer = self.misses_peer(patience.primary, now);
         let transition = match record.primary == *own {
@@ -435,26 +475,45 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             self.proposed_at.set(Some(now));
             return self.role.borrow_mut().stop();
         };
+        let has_failed = self.serving.borrow().as_ref().is_some_and(|serving| serving.mirror.is_closed());
+        if has_failed {
+            // The local store takes nothing any more: the peer has to go on.
+            let _turn = self.turn.lock().await;
+            self.role.borrow_mut().stop();
+            return self.stop_serving().await;
+        }
         let is_both = record.in_sync.len() == 2;
         if self.role.borrow().is_undecided() {
             // The outcome does not show: a newer epoch does away with it.
             return self.propose_as_primary(node, Transition::Restart, Circumstances::default());
         }
-        if is_both && self.wants_hand_over.get() && matches!(replica, Replica::Whole | Replica::Level) {
+        if !is_both || !matches!(replica, Replica::Whole | Replica::Level) {
+            // Whoever asked for it asks again: hosts are not to be surprised by it much later.
+            self.wants_hand_over.set(false);
+        }
+        if self.wants_hand_over.get() {
             return self.drain_and_move(node).await;
         }
         let is_silent = matches!(replica, Replica::Silent(since) if since >= patience.replica);
         if is_both && (is_silent || matches!(replica, Replica::Lost | Replica::Behind)) {
+            if let Some(serving) =
+                self.serving.borrow().as_ref().filter(|_| mutant::is(Mutant::ShrinkOnProposal))
+            {
+                serving.mirror.require(Requirement::Local);
+            }
             return self.propose_as_primary(node, Transition::Shrink, Circumstances::default());
         }
         match replica {
+            Replica::Silent(since) if since >= patience.replica => self.begin_anew(node, now),
             Replica::Behind if !is_both => self.bring_up_to_date(record),
             Replica::Lost | Replica::Silent(_) => self.try_again(node, now),
             Replica::Whole | Replica::Level if !is_both => {
                 // From the proposal on acknowledgements need both.
-                if let Some(serving) = &*self.serving.borrow() {
+                let serving = self.serving.borrow();
+                if let Some(serving) = serving.as_ref().filter(|_| !mutant::is(Mutant::ExpandWithoutBoth)) {
                     serving.mirror.require(Requirement::Both);
                 }
+                drop(serving);
                 let circumstances = Circumstances { is_peer_complete: true, ..Circumstances::default() };
                 self.propose_as_primary(node, Transition::Expand, circumstances);
             }
@@ -488,10 +547,15 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     /// Proposes what this node, which does not serve, would begin to serve: nothing is taken of the present
     /// epoch from here on, so what there is stays what it is.
     async fn propose_to_serve(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, transition: Transition) {
-        if !self.promise(record.epoch + 1).await {
-            return;
-        }
-        let Ok(held) = node.replicas.end(self.id).await else { return };
+        let held = if mutant::is(Mutant::TakeOverWithoutPromise) && transition == Transition::TakeOver {
+            self.held()
+        } else {
+            if !self.promise(record.epoch + 1).await {
+                return;
+            }
+            let Ok(held) = node.replicas.end(self.id).await else { return };
+            held
+        };
         if self.record.borrow().epoch == record.epoch {
             self.propose(node, transition, Circumstances::default(), held.whole_through.sequence + 1);
         }
@@ -560,6 +624,18 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         }
     }
 
+    /// Begins another stream to a replica that owes an answer in the present one.
+    fn begin_anew(&self, node: &Rc<Shared<S>>, now: Instant) {
+        if let Some(serving) = &*self.serving.borrow() {
+            let was_just_tried = now.since(serving.tried_at) < node.services.patience.replica;
+            if was_just_tried {
+                return;
+            }
+            serving.mirror.disconnected();
+        }
+        self.try_again(node, now);
+    }
+
     /// Ends service with nothing in flight, and proposes the peer as primary.
     async fn drain_and_move(&self, node: &Rc<Shared<S>>) {
         let _turn = self.turn.lock().await;
@@ -572,14 +648,26 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             None => return,
         };
         let (volume, mirror) = drained;
-        node.services.hosts.detach(self.id).await;
-        volume.close().await;
-        if mirror.is_level() {
+        let drain = async {
+            node.services.hosts.detach(self.id).await;
+            volume.close().await;
+        };
+        // Without an answer of the replica it would take for ever: then what is in flight fails.
+        let patience = self.runtime.sleep(node.services.patience.replica);
+        if !mutant::is(Mutant::HandOverUndrained) {
+            select(Box::pin(drain), patience).await;
+        }
+        let is_drained = volume.in_flight_count() == 0 && mirror.is_level();
+        if is_drained || mutant::is(Mutant::HandOverUndrained) {
             let circumstances = Circumstances { is_drained: true, ..Circumstances::default() };
             self.propose_as_primary(node, Transition::Move, circumstances);
         } else {
             // The replica went away meanwhile: the volume is opened again in an epoch of its own.
             self.role.borrow_mut().stop();
+        }
+        // Hosts who were not let out in time are now: what they wait for fails.
+        if let Some(serving) = &mut *self.serving.borrow_mut() {
+            serving.is_attached = !is_drained;
         }
         self.stop_serving().await;
     }
@@ -614,6 +702,7 @@ enum Replica {
 fn common_point(record: &VolumeRecord, newest: Version) -> Version {
     let newest_point = KeptThrough { epoch: newest.epoch, sequence: newest.sequence };
     match record.common_point(newest_point) {
+        _ if mutant::is(Mutant::CommonPointIgnored) => newest,
         CommonPoint::Everything => newest,
         CommonPoint::Through(kept) => Version { epoch: kept.epoch, sequence: kept.sequence },
         CommonPoint::Unknown => Version::default(),

@@ -55,7 +55,7 @@ impl Executor {
     pub fn world(&self, name: &str) -> Rc<World> {
         let mut state = self.shared.state.borrow_mut();
         let id = state.worlds.len();
-        state.worlds.push(WorldState { name: name.to_owned(), alive: true });
+        state.worlds.push(WorldState { name: name.to_owned(), alive: true, held: None });
         let random = self.shared.worlds_random.fork();
         Rc::new(World { id, random, shared: self.shared.clone() })
     }
@@ -176,6 +176,24 @@ impl World {
         self.shared.crash(self.id);
     }
 
+    /// Lets its tasks stand still, as SIGSTOP does, until [`World::resume`]: time goes on, and what they are
+    /// woken for waits.
+    pub fn pause(&self) {
+        self.shared.state.borrow_mut().worlds[self.id].held.get_or_insert_default();
+    }
+
+    /// Lets its tasks go on.
+    pub fn resume(&self) {
+        let held = self.shared.state.borrow_mut().worlds[self.id].held.take();
+        self.shared.ready.lock().extend(held.into_iter().flatten());
+    }
+
+    /// Whether it stands still.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.shared.state.borrow().worlds[self.id].held.is_some()
+    }
+
     /// Whether the world has not crashed.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -255,6 +273,8 @@ struct State {
 struct WorldState {
     name: String,
     alive: bool,
+    /// While it is paused: tasks that would be ready.
+    held: Option<Vec<(TaskNumber, Arc<AtomicBool>)>>,
 }
 
 struct Task {
@@ -313,8 +333,20 @@ impl Shared {
         Some((task, queued))
     }
 
+    /// Whether the task's world stands still; it is run later then.
+    fn hold(&self, number: TaskNumber, queued: &Arc<AtomicBool>) -> bool {
+        let mut state = self.state.borrow_mut();
+        let Some(world) = state.tasks.get(&number).map(|task| task.world) else { return false };
+        let Some(held) = &mut state.worlds[world].held else { return false };
+        held.push((number, queued.clone()));
+        true
+    }
+
     /// Polls one task once, if it still exists.
-    fn run(&self, number: TaskNumber, queued: &AtomicBool) {
+    fn run(&self, number: TaskNumber, queued: &Arc<AtomicBool>) {
+        if self.hold(number, queued) {
+            return;
+        }
         queued.store(false, Ordering::Relaxed);
         let taken = self.state.borrow_mut().tasks.get_mut(&number).and_then(|task| {
             let future = task.future.take()?;
@@ -541,6 +573,24 @@ mod tests {
         let stuck = executor.block_on(futures::future::pending::<()>()).unwrap_err();
         assert!(matches!(stuck, Stuck::Deadlock { seed: 9, .. }));
         assert!(stuck.to_string().contains("a 1"), "{stuck}");
+    }
+
+    #[test]
+    fn a_paused_world_stands_still_while_time_goes_on() {
+        let executor = Executor::new(1);
+        let world = executor.world("a");
+        let (own, woke_at) = (world.clone(), Rc::new(Cell::new(None)));
+        let seen = woke_at.clone();
+        world.spawn(Box::pin(async move {
+            own.sleep(Duration::from_secs(1)).await;
+            seen.set(Some(own.now()));
+        }));
+        world.pause();
+        executor.run_for(Duration::from_secs(5)).unwrap();
+        assert!(world.is_paused() && woke_at.get().is_none());
+        world.resume();
+        executor.run_for(Duration::from_secs(5)).unwrap();
+        assert_eq!(woke_at.get(), Some(Instant(6 * 1_000_000_000)));
     }
 
     #[test]

@@ -208,9 +208,7 @@ fn every_seeded_bug_is_found() {
         Mutant::TermForgotten,
         Mutant::GrantWhileDeposing,
     ] {
-        mutant::set(Some(bug));
-        let found = (0..40_000).find(|seed| World::new(*seed).run().is_err());
-        mutant::set(None);
+        let found = mutant::with(bug, || (0..40_000).find(|seed| World::new(*seed).run().is_err()));
         println!("{bug:?}: {found:?}");
         assert!(found.is_some(), "{bug:?} was not found");
     }

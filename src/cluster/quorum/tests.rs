@@ -594,10 +594,8 @@ fn many_worlds() {
 #[test]
 fn every_seeded_bug_is_found() {
     for bug in [Mutant::GrantFromAnyIndex, Mutant::DeposeAtOnce] {
-        mutant::set(Some(bug));
         let is_found = |seed: &u64| std::panic::catch_unwind(|| run_with_faults(*seed)).is_err();
-        let found = (0..400).find(is_found);
-        mutant::set(None);
+        let found = mutant::with(bug, || (0..400).find(is_found));
         println!("{bug:?}: {found:?}");
         assert!(found.is_some(), "{bug:?} was not found");
     }

@@ -474,13 +474,12 @@ fn every_seeded_bug_is_found() {
         Mutant::ReuseIdentity,
         Mutant::BarrierAtOnce,
     ] {
-        mutant::set(Some(bug));
-        let found = (0..2000).find_map(|seed| match catch_unwind(AssertUnwindSafe(|| run_seed(seed))) {
+        let find = |seed| match catch_unwind(AssertUnwindSafe(|| run_seed(seed))) {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some((seed, error)),
             Err(_) => Some((seed, "a panic".to_owned())),
-        });
-        mutant::set(None);
+        };
+        let found = mutant::with(bug, || (0..2000).find_map(find));
         let (seed, error) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
         println!("{bug:?}: seed {seed}: {error}");
     }

@@ -77,7 +77,6 @@ fn every_mutant_is_found() {
 /// The first seed that finds `mutant`, and what it said. Those that real stores in one log make harmless
 /// are looked for by tests of their own.
 fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
-    mutant::set(Some(mutant));
     let directed = match mutant {
         Mutant::OldConfirmationCounts => {
             Some(pair::a_confirmation_of_the_epoch_before_does_not_complete_an_append as fn())
@@ -90,15 +89,14 @@ fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
         }
         _ => None,
     };
-    let found = match directed {
+    let found = mutant::with(mutant, || match directed {
         Some(test) => catch_unwind(test).err().map(|panic| (0, message(panic))),
         None => (0..seeds).find_map(|seed| match catch_unwind(|| run(seed)) {
             Ok(Ok(_)) => None,
             Ok(Err(problem)) => Some((seed, problem)),
             Err(panic) => Some((seed, message(panic))),
         }),
-    };
-    mutant::set(None);
+    });
     found.map(|(seed, verdict)| (seed, verdict.chars().take(160).collect()))
 }
 

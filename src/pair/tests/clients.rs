@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use bytes::Bytes;
+use futures::channel::oneshot;
 use futures::future::{Either, select};
 
 use super::cluster::{Cluster, VOLUMES, micros};
@@ -23,11 +24,26 @@ pub(super) const BLOCKS: u64 = 24;
 const APART: u64 = 1000;
 pub(super) const SIZE_BYTES: u64 = CLIENTS * APART * BLOCK_SIZE as u64;
 
-/// What each block may be: stamps; the first is what it was when it was last known.
+/// What each block may be.
 #[derive(Default)]
 pub(super) struct Oracle {
-    possible: RefCell<std::collections::BTreeMap<(VolumeId, u64), Vec<u64>>>,
+    blocks: RefCell<std::collections::BTreeMap<(VolumeId, u64), Block>>,
     next_stamp: Cell<u64>,
+}
+
+#[derive(Clone)]
+struct Block {
+    /// Stamps; zero for one that has no data.
+    possible: Vec<u64>,
+    in_flight: Option<u64>,
+    /// Writes that began or ended so far.
+    changes: u64,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { possible: vec![0], in_flight: None, changes: 0 }
+    }
 }
 
 pub(super) struct Clients {
@@ -36,24 +52,50 @@ pub(super) struct Clients {
 }
 
 impl Oracle {
-    fn begin_write(&self, block: (VolumeId, u64)) -> u64 {
-        let stamp = self.next_stamp.get() + 1;
-        self.next_stamp.set(stamp);
-        self.possible.borrow_mut().entry(block).or_insert_with(|| vec![0]).push(stamp);
-        stamp
+    fn new_stamp(&self) -> u64 {
+        self.next_stamp.set(self.next_stamp.get() + 1);
+        self.next_stamp.get()
     }
 
-    fn written(&self, block: (VolumeId, u64), stamp: u64) {
-        self.possible.borrow_mut().insert(block, vec![stamp]);
+    fn change(&self, block: (VolumeId, u64), change: impl FnOnce(&mut Block)) {
+        let mut blocks = self.blocks.borrow_mut();
+        let known = blocks.entry(block).or_default();
+        known.changes += 1;
+        change(known);
     }
 
-    fn read(&self, block: (VolumeId, u64), stamp: u64) -> Result<(), String> {
-        let mut possible = self.possible.borrow_mut();
-        let known = possible.entry(block).or_insert_with(|| vec![0]);
-        if !known.contains(&stamp) {
-            return Err(format!("block {block:?} reads {stamp}, and may be {known:?}"));
+    fn begin_write(&self, block: (VolumeId, u64), stamp: u64) {
+        self.change(block, |known| {
+            known.possible.push(stamp);
+            known.in_flight = Some(stamp);
+        });
+    }
+
+    /// The write was answered, or never will be.
+    fn end_write(&self, block: (VolumeId, u64), stamp: u64, is_good: bool) {
+        self.change(block, |known| {
+            known.in_flight = None;
+            if is_good {
+                known.possible = vec![stamp];
+            }
+        });
+    }
+
+    fn begin_read(&self, block: (VolumeId, u64)) -> Block {
+        self.blocks.borrow_mut().entry(block).or_default().clone()
+    }
+
+    /// What was read by somebody who began when the block was `before`. From then on it stays that (I15).
+    fn end_read(&self, block: (VolumeId, u64), before: &Block, stamp: u64) -> Result<(), String> {
+        let mut blocks = self.blocks.borrow_mut();
+        let known = blocks.entry(block).or_default();
+        if !known.possible.contains(&stamp) && !before.possible.contains(&stamp) {
+            return Err(format!("block {block:?} reads {stamp}, and may be {:?}", known.possible));
         }
-        *known = vec![stamp];
+        let is_settled = known.changes == before.changes && known.in_flight.is_none();
+        if is_settled || (stamp > 0 && known.in_flight == Some(stamp)) {
+            known.possible = vec![stamp];
+        }
         Ok(())
     }
 }
@@ -92,10 +134,18 @@ async fn work(
             continue;
         };
         let block = client * APART + cluster.random.below(BLOCKS);
-        if cluster.random.below(3) == 0 {
-            read(&cluster, &life, volume, block).await;
-        } else {
-            write(&cluster, &life, volume, block).await;
+        match cluster.random.below(12) {
+            0..3 => read(&cluster, &life, volume, block).await,
+            3 => {
+                // What another one writes.
+                cluster.note(|totals| totals.observations += 1);
+                let other = cluster.random.below(CLIENTS) * APART + cluster.random.below(BLOCKS);
+                read(&cluster, &life, volume, other).await;
+            }
+            4 => unmap(&cluster, &life, volume, block).await,
+            _ => {
+                write(&cluster, &life, volume, block).await;
+            }
         }
         let home = usize::from(volume == VOLUMES[1]);
         cluster.note(|totals| totals.served_by_second += u64::from(node != home));
@@ -103,36 +153,54 @@ async fn work(
     working.set(working.get() - 1);
 }
 
-/// Runs an operation until it is answered, or the node is no more.
-async fn on<T>(life: &Rc<Life>, operation: impl Future<Output = T>) -> Option<T> {
+/// Runs an operation on a node until it is answered, or the node is no more.
+async fn on<T: 'static>(life: &Rc<Life>, operation: impl Future<Output = T> + 'static) -> Option<T> {
     let ended = life.ended.wait();
-    match select(Box::pin(operation), ended).await {
-        Either::Left((outcome, _)) => Some(outcome),
+    let (sender, outcome) = oneshot::channel();
+    life.world.spawn(Box::pin(async move {
+        // Nobody may be waiting any more.
+        let _ = sender.send(operation.await);
+    }));
+    match select(outcome, ended).await {
+        Either::Left((outcome, _)) => outcome.ok(),
         Either::Right(_) => None,
     }
 }
 
-async fn write(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u64) {
-    let Some(device) = life.attached(volume) else { return };
-    let stamp = cluster.oracle.begin_write((volume, block));
-    let outcome = on(life, device.write(block * 8, data_of(stamp))).await;
-    cluster.tell(|| format!("write {volume:?} {block} = {stamp}: {outcome:?}"));
-    if let Some(Ok(())) = outcome {
-        cluster.oracle.written((volume, block), stamp);
-        cluster.note(|totals| totals.writes += 1);
-    }
+/// Writes a block. Whether that was acknowledged.
+pub(super) async fn write(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u64) -> bool {
+    let Some(device) = life.attached(volume) else { return false };
+    let stamp = cluster.oracle.new_stamp();
+    cluster.oracle.begin_write((volume, block), stamp);
+    let outcome = on(life, async move { device.write(block * 8, data_of(stamp)).await }).await;
+    let is_good = matches!(outcome, Some(Ok(())));
+    cluster.tell(|| format!("{} write {volume:?} {block} = {stamp}: {outcome:?}", life.index));
+    cluster.oracle.end_write((volume, block), stamp, is_good);
+    cluster.note(|totals| totals.writes += u64::from(is_good));
+    is_good
 }
 
-async fn read(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u64) {
+async fn unmap(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u64) {
     let Some(device) = life.attached(volume) else { return };
-    if let Some(Ok(pieces)) = on(life, device.read(block * 8, 8)).await {
+    cluster.oracle.begin_write((volume, block), 0);
+    let outcome = on(life, async move { device.unmap(block * 8, 8).await }).await;
+    let is_good = matches!(outcome, Some(Ok(())));
+    cluster.tell(|| format!("{} unmap {volume:?} {block}: {outcome:?}", life.index));
+    cluster.oracle.end_write((volume, block), 0, is_good);
+    cluster.note(|totals| totals.unmaps += u64::from(is_good));
+}
+
+pub(super) async fn read(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u64) {
+    let Some(device) = life.attached(volume) else { return };
+    let before = cluster.oracle.begin_read((volume, block));
+    if let Some(Ok(pieces)) = on(life, async move { device.read(block * 8, 8).await }).await {
         let data = pieces.concat();
         let stamp = u64::from_le_bytes(data[..8].try_into().unwrap());
-        cluster.tell(|| format!("read {volume:?} {block} = {stamp}"));
+        cluster.tell(|| format!("{} read {volume:?} {block} = {stamp}", life.index));
         if data != data_of(stamp).concat() {
             cluster.fail(format!("block {block} of {volume:?} is torn"));
         }
-        if let Err(problem) = cluster.oracle.read((volume, block), stamp) {
+        if let Err(problem) = cluster.oracle.end_read((volume, block), &before, stamp) {
             cluster.fail(format!("{volume:?} at {block}: {problem}"));
         }
         cluster.note(|totals| totals.reads += 1);

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::clients::{Clients, Oracle};
-use super::site::Site;
+use super::site::{Life, Site};
 use crate::base::runtime::{Instant, Runtime};
 use crate::base::units::VolumeId;
 use crate::cluster::name::NodeName;
@@ -32,6 +32,10 @@ pub(super) struct Totals {
     pub crashes: u64,
     pub cuts: u64,
     pub isolations: u64,
+    pub pauses: u64,
+    pub failed_disks: u64,
+    pub unmaps: u64,
+    pub observations: u64,
     pub hand_overs: u64,
     pub epochs: u64,
     pub take_overs: u64,
@@ -52,7 +56,15 @@ pub(super) struct Cluster {
     bound_until: [Cell<Instant>; 2],
     deposing: [Cell<u32>; 2],
     pub reaches_control: [Cell<bool>; 2],
+    /// Whether what consensus and leases say arrives.
+    pub hears_control: [Cell<bool>; 2],
     pub is_link_up: Cell<bool>,
+    /// How much longer than the true one a lease is by its holder's clock, in parts of a thousand.
+    drift: [i64; 2],
+    /// Proposals neither get lost nor come late by chance.
+    pub is_orderly: Cell<bool>,
+    /// How long the next proposal for the first volume takes to commit.
+    pub next_commit: Cell<Option<Duration>>,
     problem: RefCell<Option<String>>,
     history: RefCell<Vec<String>>,
     totals: Cell<Totals>,
@@ -95,7 +107,11 @@ impl Cluster {
             bound_until: Default::default(),
             deposing: Default::default(),
             reaches_control: [Cell::new(true), Cell::new(true)],
+            hears_control: [Cell::new(true), Cell::new(true)],
             is_link_up: Cell::new(true),
+            drift: std::array::from_fn(|_| random.below(21) as i64 - 10),
+            is_orderly: Cell::new(false),
+            next_commit: Cell::new(None),
             problem: RefCell::default(),
             history: RefCell::default(),
             totals: Cell::default(),
@@ -121,15 +137,22 @@ impl Cluster {
                 if !self.reaches_control[node].get() || self.deposing[node].get() > 0 {
                     continue;
                 }
-                if let Some(life) = self.sites[node].life() {
+                let well = |life: &Rc<Life>| !life.world.is_paused() && !life.store.is_offline();
+                if let Some(life) = self.sites[node].life().filter(well) {
                     let asked = self.clock.now();
-                    self.bound_until[node].set(Instant(asked.0 + LEASE.as_nanos() as u64));
+                    let lease = LEASE.as_nanos() as u64;
+                    // Voters wait for two clocks' drift of one percent.
+                    self.bound_until[node].set(Instant(asked.0 + lease + lease / 49));
+                    let held = lease.saturating_add_signed(self.drift[node] * (lease / 1000) as i64);
+                    if !self.hears_control[node].get() {
+                        continue;
+                    }
                     let index = self.control.borrow().applied_index();
                     let delay = micros(self.random.below(3000));
                     let clock = self.clock.clone();
                     self.clock.spawn(Box::pin(async move {
                         clock.sleep(delay).await;
-                        life.lease_until.set(Instant(asked.0 + LEASE.as_nanos() as u64));
+                        life.lease_until.set(Instant(asked.0 + held).max(life.lease_until.get()));
                         life.lease_from.set(index);
                         life.node.look_again();
                     }));
@@ -145,10 +168,14 @@ impl Cluster {
         let cluster = self.clone();
         self.clock.spawn(Box::pin(async move {
             cluster.clock.sleep(micros(100 + cluster.random.below(900))).await;
-            if !cluster.reaches_control[proposer].get() || cluster.random.below(30) == 0 {
+            let by_chance = |parts| !cluster.is_orderly.get() && cluster.random.below(parts) == 0;
+            if !cluster.reaches_control[proposer].get() || by_chance(30) {
                 return;
             }
-            if cluster.random.below(12) == 0 {
+            let is_awaited = matches!(&command, Command::BeginEpoch { volume, .. } if *volume == VOLUMES[0]);
+            if let Some(delay) = is_awaited.then(|| cluster.next_commit.take()).flatten() {
+                cluster.clock.sleep(delay).await;
+            } else if by_chance(12) {
                 cluster.note(|totals| totals.late_commits += 1);
                 cluster.clock.sleep(micros(cluster.random.below(120_000))).await;
             }
@@ -199,8 +226,7 @@ impl Cluster {
         let cluster = self.clone();
         self.clock.spawn(Box::pin(async move {
             cluster.clock.sleep(micros(cluster.random.below(2000))).await;
-            let Some(life) = cluster.sites[node].life().filter(|_| cluster.reaches_control[node].get())
-            else {
+            let Some(life) = cluster.sites[node].life().filter(|_| cluster.hears_control[node].get()) else {
                 return;
             };
             let state = cluster.state();
@@ -227,12 +253,28 @@ impl Cluster {
         }
     }
 
-    pub(super) fn set_control(self: &Rc<Self>, node: usize, reaches: bool) {
-        if self.reaches_control[node].replace(reaches) != reaches {
-            self.tell(|| format!("{node} reaches control: {reaches}"));
-            self.note(|totals| totals.isolations += u64::from(!reaches));
+    pub(super) fn set_control(self: &Rc<Self>, node: usize, is_there: bool) {
+        self.set_control_ways(node, is_there, is_there);
+    }
+
+    /// Whether a node's messages to the others arrive, and theirs to it.
+    pub(super) fn set_control_ways(self: &Rc<Self>, node: usize, reaches: bool, hears: bool) {
+        let was = (self.reaches_control[node].replace(reaches), self.hears_control[node].replace(hears));
+        if was != (reaches, hears) {
+            self.tell(|| format!("{node} reaches control: {reaches}, hears it: {hears}"));
+            self.note(|totals| totals.isolations += u64::from(!reaches || !hears));
             self.publish(node);
         }
+    }
+
+    /// A node stands still, or goes on.
+    pub(super) fn set_paused(&self, node: usize, is_paused: bool) {
+        let Some(life) = self.sites[node].life().filter(|life| life.world.is_paused() != is_paused) else {
+            return;
+        };
+        self.tell(|| format!("{node} is paused: {is_paused}"));
+        self.note(|totals| totals.pauses += u64::from(is_paused));
+        if is_paused { life.world.pause() } else { life.world.resume() }
     }
 
     /// Connects both directions, where both nodes live.

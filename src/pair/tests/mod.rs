@@ -4,5 +4,7 @@
 
 mod clients;
 mod cluster;
+mod mutants;
 mod runs;
+mod scenarios;
 mod site;

@@ -2,7 +2,10 @@
 //!
 //! `SEEDS=n` says how many, `SEED=n` with which to begin, `HISTORY=1` prints what happened in a seed that fails.
 
+use std::panic::catch_unwind;
 use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::{Either, select};
@@ -18,7 +21,7 @@ use crate::store::interface::BlockStore;
 /// No run takes longer.
 const LONGEST: Duration = Duration::from_secs(30);
 
-fn run(seed: u64) -> Result<(Totals, u64), String> {
+pub(super) fn run(seed: u64) -> Result<(Totals, u64), String> {
     let executor = Executor::new(seed);
     let random = Random::new(seed ^ 0x9a12);
     let cluster = Cluster::new(&executor, &random, SIZE_BYTES);
@@ -46,11 +49,22 @@ async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
     }
     let clients = cluster.clients();
     let clock = cluster.clock.clone();
+    // One disk of one node at most, in a third of the runs.
+    let failing = (cluster.random.below(3) == 0).then(|| cluster.random.index(2));
     for _ in 0..12 + cluster.random.below(10) {
         clock.sleep(micros(cluster.random.below(40_000))).await;
         cluster.check()?;
         let node = cluster.random.index(2);
-        match cluster.random.below(12) {
+        match cluster.random.below(16) {
+            12..14 => cluster.set_paused(node, true),
+            14 => {
+                let reaches = cluster.random.coin();
+                cluster.set_control_ways(node, reaches, !reaches);
+            }
+            15 if failing == Some(node) && cluster.totals().failed_disks == 0 => {
+                cluster.note(|totals| totals.failed_disks += 1);
+                cluster.sites[node].fail_disk();
+            }
             0..2 => cluster.set_link(false),
             2..4 => cluster.crash(node).await,
             4..6 => cluster.set_control(node, false),
@@ -72,6 +86,9 @@ async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
         for node in 0..2 {
             if cluster.random.below(3) > 0 {
                 cluster.set_control(node, true);
+            }
+            if cluster.random.below(3) > 0 {
+                cluster.set_paused(node, false);
             }
             if cluster.random.below(3) > 0 {
                 cluster.start(executor, node, false).await?;
@@ -119,10 +136,11 @@ fn hand_over(cluster: &Rc<Cluster>) {
 }
 
 /// Faults are over: everything is served and in sync again, without anybody's help.
-async fn heal(cluster: &Rc<Cluster>, executor: &Executor) -> Result<(), String> {
+pub(super) async fn heal(cluster: &Rc<Cluster>, executor: &Executor) -> Result<(), String> {
     cluster.set_link(true);
     for node in 0..2 {
         cluster.set_control(node, true);
+        cluster.set_paused(node, false);
         cluster.start(executor, node, false).await?;
     }
     for _ in 0..1000 {
@@ -147,7 +165,7 @@ async fn heal(cluster: &Rc<Cluster>, executor: &Executor) -> Result<(), String> 
     Err(format!("does not heal: {:?}", VOLUMES.each_ref().map(show)))
 }
 
-async fn until_level(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(), String> {
+pub(super) async fn until_level(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(), String> {
     for _ in 0..1000 {
         cluster.clock.sleep(micros(2000)).await;
         let mut lives = cluster.sites.iter().filter_map(|site| site.life());
@@ -159,7 +177,7 @@ async fn until_level(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(), Stri
 }
 
 /// I24.
-async fn compare(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(), String> {
+pub(super) async fn compare(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(), String> {
     let lives: Vec<_> = cluster.sites.iter().filter_map(|site| site.life()).collect();
     for first in used() {
         let mut contents = Vec::new();
@@ -184,34 +202,48 @@ fn number(name: &str, default: u64) -> u64 {
 
 #[test]
 fn random_lives_of_the_pair_lose_nothing() {
-    let first = number("SEED", 0);
-    let (mut all, mut failed) = (Vec::new(), Vec::new());
-    for seed in first..first + number("SEEDS", 40) {
-        match run(seed) {
-            Ok((totals, _)) => all.push(totals),
-            Err(problem) => failed.push(problem),
+    let (first, count) = (number("SEED", 0), number("SEEDS", 120));
+    let (next, all, failed) = (AtomicU64::new(first), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return;
+            }
+            match catch_unwind(|| run(seed)) {
+                Ok(Ok((totals, _))) => all.lock().unwrap().push(totals),
+                Ok(Err(problem)) => failed.lock().unwrap().push(problem),
+                Err(_) => failed.lock().unwrap().push(format!("seed {seed}: a panic")),
+            }
         }
-    }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let (all, failed) = (all.into_inner().unwrap(), failed.into_inner().unwrap());
     let sum = |what: fn(&Totals) -> u64| all.iter().map(what).sum::<u64>();
-    println!(
-        "pair: {} seeds, {} failed; {} writes, {} reads, {} crashes, {} cuts, {} isolations, {} epochs, {} take-overs, \
-         {} shrinks, {} expansions, {} moves, {} late commits, {} operations away from home",
-        all.len() + failed.len(),
-        failed.len(),
-        sum(|t| t.writes),
-        sum(|t| t.reads),
-        sum(|t| t.crashes),
-        sum(|t| t.cuts),
-        sum(|t| t.isolations),
-        sum(|t| t.epochs),
-        sum(|t| t.take_overs),
-        sum(|t| t.shrinks),
-        sum(|t| t.expansions),
-        sum(|t| t.moves),
-        sum(|t| t.late_commits),
-        sum(|t| t.served_by_second),
-    );
+    let sums = [
+        ("writes", sum(|t| t.writes)),
+        ("unmaps", sum(|t| t.unmaps)),
+        ("reads", sum(|t| t.reads)),
+        ("observations", sum(|t| t.observations)),
+        ("crashes", sum(|t| t.crashes)),
+        ("cuts", sum(|t| t.cuts)),
+        ("isolations", sum(|t| t.isolations)),
+        ("pauses", sum(|t| t.pauses)),
+        ("failed disks", sum(|t| t.failed_disks)),
+        ("epochs", sum(|t| t.epochs)),
+        ("take-overs", sum(|t| t.take_overs)),
+        ("shrinks", sum(|t| t.shrinks)),
+        ("expansions", sum(|t| t.expansions)),
+        ("moves", sum(|t| t.moves)),
+        ("late commits", sum(|t| t.late_commits)),
+        ("operations away from home", sum(|t| t.served_by_second)),
+    ];
+    println!("pair: {} seeds, {} failed; {sums:?}", all.len() + failed.len(), failed.len());
     assert!(failed.is_empty(), "{failed:#?}");
+    assert!(count < 100 || sums.iter().all(|(_, count)| *count > 0), "something was never met: {sums:?}");
 }
 
 #[test]

@@ -17,10 +17,11 @@ use crate::base::signal::Signal;
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::state::Command;
 use crate::cluster::state::volume::VolumeRecord;
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskErrorKind, Operation};
 use crate::mirror::{Coverage, FromReplica, Records, ReplicaLink, ToReplica};
 use crate::sim::disk::SimulatedDisk;
 use crate::sim::executor::{Executor, World};
+use crate::sim::fault::{Effect, Fault};
 use crate::sim::medium::SimulatedMedium;
 use crate::sim::random::Random;
 use crate::store::{Store, StoreOptions};
@@ -28,14 +29,14 @@ use crate::volume::Volume;
 
 pub(super) struct Site {
     media: Vec<Rc<SimulatedMedium>>,
-    promised: RefCell<BTreeMap<VolumeId, u32>>,
+    pub promised: RefCell<BTreeMap<VolumeId, u32>>,
     life: RefCell<Option<Rc<Life>>>,
 }
 
 /// One life of a node.
 pub(super) struct Life {
-    cluster: Rc<Cluster>,
-    index: usize,
+    pub cluster: Rc<Cluster>,
+    pub index: usize,
     pub world: Rc<World>,
     pub store: Rc<Store>,
     pub node: Node<Store>,
@@ -67,6 +68,19 @@ impl Site {
     pub(super) fn new(node: usize, random: &Random) -> Self {
         let medium = |disk| SimulatedMedium::new(&format!("{node}{disk}"), 49 << 20, random.next());
         Self { media: (0..2).map(medium).collect(), promised: RefCell::default(), life: RefCell::default() }
+    }
+
+    /// One of its disks takes no writes any more.
+    pub(super) fn fail_disk(&self) {
+        let failure = Effect::Fail(DiskErrorKind::Io(libc::EIO));
+        self.media[0].inject(Fault::always(Operation::Write, failure));
+    }
+
+    /// All of its disks go away, or come back.
+    pub(super) fn set_disks(&self, are_there: bool) {
+        for medium in &self.media {
+            if are_there { medium.reappear() } else { medium.disappear(false) }
+        }
     }
 
     pub(super) fn life(&self) -> Option<Rc<Life>> {
@@ -180,6 +194,7 @@ const PATIENCE: Patience = Patience {
     replica: micros_const(10_000),
     primary: micros_const(15_000),
     proposal: micros_const(10_000),
+    settled: micros_const(10_000),
     tick: micros_const(500),
 };
 
@@ -259,7 +274,8 @@ impl Surroundings for Around {
     }
 
     fn is_peer_alive(&self) -> bool {
-        self.cluster.is_link_up.get() && self.cluster.sites[1 - self.index].life().is_some()
+        let is_well = |life: Rc<Life>| !life.world.is_paused() && !life.store.is_offline();
+        self.cluster.is_link_up.get() && self.cluster.sites[1 - self.index].life().is_some_and(is_well)
     }
 
     fn promised(&self, volume: VolumeId) -> u32 {
