@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::{Either, select};
 
-use super::cluster::{Cluster, VOLUMES, micros};
+use super::cluster::{Cluster, VOLUMES, micros, name};
 use super::site::Life;
 use crate::base::buffer::AlignedBuf;
 use crate::base::runtime::Runtime;
@@ -153,14 +153,31 @@ async fn work(
     working.set(working.get() - 1);
 }
 
-/// Runs an operation on a node until it is answered, or the node is no more.
-async fn on<T: 'static>(life: &Rc<Life>, operation: impl Future<Output = T> + 'static) -> Option<T> {
+/// Runs an operation on a node until it is answered, the node is no more, or the other one serves the volume: then a
+/// host does not wait for the path that it hangs on.
+async fn on<T: 'static>(
+    cluster: &Rc<Cluster>,
+    life: &Rc<Life>,
+    volume: VolumeId,
+    operation: impl Future<Output = T> + 'static,
+) -> Option<T> {
     let ended = life.ended.wait();
     let (sender, outcome) = oneshot::channel();
     life.world.spawn(Box::pin(async move {
         // Nobody may be waiting any more.
         let _ = sender.send(operation.await);
     }));
+    let other = &cluster.sites[1 - life.index];
+    let elsewhere = async {
+        loop {
+            cluster.clock.sleep(micros(1000)).await;
+            let is_deposed = cluster.record(volume).primary == name(1 - life.index);
+            if is_deposed && other.life().is_some_and(|other| other.attached(volume).is_some()) {
+                return;
+            }
+        }
+    };
+    let ended = select(ended, Box::pin(elsewhere));
     match select(outcome, ended).await {
         Either::Left((outcome, _)) => outcome.ok(),
         Either::Right(_) => None,
@@ -172,7 +189,8 @@ pub(super) async fn write(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: Volume
     let Some(device) = life.attached(volume) else { return false };
     let stamp = cluster.oracle.new_stamp();
     cluster.oracle.begin_write((volume, block), stamp);
-    let outcome = on(life, async move { device.write(block * 8, data_of(stamp)).await }).await;
+    let outcome =
+        on(cluster, life, volume, async move { device.write(block * 8, data_of(stamp)).await }).await;
     let is_good = matches!(outcome, Some(Ok(())));
     cluster.tell(|| format!("{} write {volume:?} {block} = {stamp}: {outcome:?}", life.index));
     cluster.oracle.end_write((volume, block), stamp, is_good);
@@ -183,7 +201,7 @@ pub(super) async fn write(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: Volume
 async fn unmap(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u64) {
     let Some(device) = life.attached(volume) else { return };
     cluster.oracle.begin_write((volume, block), 0);
-    let outcome = on(life, async move { device.unmap(block * 8, 8).await }).await;
+    let outcome = on(cluster, life, volume, async move { device.unmap(block * 8, 8).await }).await;
     let is_good = matches!(outcome, Some(Ok(())));
     cluster.tell(|| format!("{} unmap {volume:?} {block}: {outcome:?}", life.index));
     cluster.oracle.end_write((volume, block), 0, is_good);
@@ -193,7 +211,8 @@ async fn unmap(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: 
 pub(super) async fn read(cluster: &Rc<Cluster>, life: &Rc<Life>, volume: VolumeId, block: u64) {
     let Some(device) = life.attached(volume) else { return };
     let before = cluster.oracle.begin_read((volume, block));
-    if let Some(Ok(pieces)) = on(life, async move { device.read(block * 8, 8).await }).await {
+    if let Some(Ok(pieces)) = on(cluster, life, volume, async move { device.read(block * 8, 8).await }).await
+    {
         let data = pieces.concat();
         let stamp = u64::from_le_bytes(data[..8].try_into().unwrap());
         cluster.tell(|| format!("{} read {volume:?} {block} = {stamp}", life.index));

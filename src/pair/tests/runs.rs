@@ -69,9 +69,11 @@ async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
             2..4 => cluster.crash(node).await,
             4..6 => cluster.set_control(node, false),
             6 => {
-                // A node is cut off from everything.
+                // A node is cut off from everything, for longer than a lease and a take-over take.
                 cluster.set_link(false);
                 cluster.set_control(node, false);
+                clock.sleep(micros(40_000 + cluster.random.below(60_000))).await;
+                cluster.check()?;
             }
             7 => {
                 cluster.crash(0).await;
