@@ -3,10 +3,11 @@
 MINUTES ?= 60
 SECONDS ?= 60
 SEEDS ?= 2000
+FAILOVERS ?= 300
 
-.PHONY: demo test verify conformance model sim mutants fuzz bench soak
+.PHONY: demo test verify conformance model sim mutants fuzz bench failovers soak
 
-# A whole storage node on this machine, until Ctrl-C.
+# A whole cluster on this machine, two nodes and a witness, until Ctrl-C.
 demo:
 	scripts/prerequisites.sh demo
 	cargo build --release --bins
@@ -53,6 +54,10 @@ fuzz:
 bench:
 	scripts/prerequisites.sh bench
 	cargo bench --bench e2e -- $(CASES)
+
+# A mirrored volume under load while one node after the other is killed; prints how long the host waited.
+failovers:
+	FAILOVERS=$(FAILOVERS) cargo test --test failover killing_either_node -- --nocapture
 
 # Writes, SIGKILL at any moment, restart and verification, over and over.
 soak:
