@@ -34,7 +34,7 @@ pub(super) struct Part<S: BlockStore + 'static> {
     node: Weak<Shared<S>>,
     runtime: RuntimeHandle,
     role: Rc<RefCell<Role>>,
-    record: RefCell<VolumeRecord>,
+    record: Rc<RefCell<VolumeRecord>>,
     serving: RefCell<Option<Serving<S>>>,
     promised: Cell<u32>,
     saved_promise: Cell<u32>,
@@ -101,7 +101,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             node: Rc::downgrade(node),
             runtime: services.runtime.clone(),
             role: Rc::new(RefCell::new(Role::new(services.own.clone()))),
-            record: RefCell::new(record.clone()),
+            record: Rc::new(RefCell::new(record.clone())),
             serving: RefCell::new(None),
             promised: Cell::new(promised),
             saved_promise: Cell::new(promised),
@@ -307,10 +307,13 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let needs_both = is_both && !mutant::is(Mutant::BeginAlone);
         let requirement = if needs_both { Requirement::Both } else { Requirement::Local };
         let mirror = Mirror::new(store.clone(), runtime.clone(), self.id, epoch, held, requirement);
-        let (role, surroundings) = (self.role.clone(), services.surroundings.clone());
+        let (role, newest) = (self.role.clone(), self.record.clone());
+        let surroundings = services.surroundings.clone();
         let permit = Rc::new(Permit::new(move || {
             let has_lease = surroundings.has_lease() || mutant::is(Mutant::LeaseIgnored);
-            role.borrow().may_serve(has_lease)
+            // A lease may be for the state that deposes this node, and come before this part has turned to it.
+            let is_present = role.borrow().serving() == Some(newest.borrow().epoch);
+            is_present && role.borrow().may_serve(has_lease)
         }));
         let first = record.epoch_starts.get(&epoch).copied().unwrap_or(0);
         let parameters = VolumeParameters {
