@@ -21,6 +21,7 @@
 pub mod mutant;
 mod node;
 mod part;
+mod proposals;
 mod store;
 #[cfg(test)]
 mod tests;

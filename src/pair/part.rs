@@ -1,7 +1,7 @@
 //! A node's part in one mirrored volume.
 //!
 //! One task a volume takes the newest record of the control state, does what the role says, and looks what is to
-//! be proposed. Invariants: `turn` is held from the end of one way of serving to the beginning of the next, so a
+//! be proposed (`proposals`). Invariants: `turn` is held from the end of one way of serving to the beginning of the next, so a
 //! promise that comes with a stream waits for both; `promised` rises before anything is drained for it, and is
 //! saved before anything is taken or served in its epoch.
 
@@ -17,9 +17,7 @@ use super::store::{Permit, ServedStore};
 use crate::base::runtime::{Instant, RuntimeHandle};
 use crate::base::signal::Signal;
 use crate::base::units::{Version, VolumeId};
-use crate::cluster::role::{Circumstances, Role, Turn};
-use crate::cluster::state::Command;
-use crate::cluster::state::history::{CommonPoint, KeptThrough};
+use crate::cluster::role::{Role, Turn};
 use crate::cluster::state::volume::{Transition, VolumeRecord};
 use crate::mirror::{
     Coverage, FromReplica, Held, Mirror, MirrorEvent, ReplicaLink, Requirement, Resync, ResyncProgress,
@@ -30,41 +28,41 @@ use crate::volume::{Volume, VolumeParameters, VolumeServices};
 
 /// A node's part in a volume.
 pub(super) struct Part<S: BlockStore + 'static> {
-    id: VolumeId,
-    node: Weak<Shared<S>>,
-    runtime: RuntimeHandle,
-    role: Rc<RefCell<Role>>,
-    record: Rc<RefCell<VolumeRecord>>,
-    serving: RefCell<Option<Serving<S>>>,
-    promised: Cell<u32>,
-    saved_promise: Cell<u32>,
+    pub(super) id: VolumeId,
+    pub(super) node: Weak<Shared<S>>,
+    pub(super) runtime: RuntimeHandle,
+    pub(super) role: Rc<RefCell<Role>>,
+    pub(super) record: Rc<RefCell<VolumeRecord>>,
+    pub(super) serving: RefCell<Option<Serving<S>>>,
+    pub(super) promised: Cell<u32>,
+    pub(super) saved_promise: Cell<u32>,
     /// The newest version in the store when the node was started.
-    recovered: Version,
-    turn: Mutex<()>,
-    changed: Signal,
-    proposed_at: Cell<Option<Instant>>,
-    peer_missed_since: Cell<Option<Instant>>,
-    wants_hand_over: Cell<bool>,
-    has_ended: Cell<bool>,
-    told_settled_at: Cell<Instant>,
+    pub(super) recovered: Version,
+    pub(super) turn: Mutex<()>,
+    pub(super) changed: Signal,
+    pub(super) proposed_at: Cell<Option<Instant>>,
+    pub(super) peer_missed_since: Cell<Option<Instant>>,
+    pub(super) wants_hand_over: Cell<bool>,
+    pub(super) has_ended: Cell<bool>,
+    pub(super) told_settled_at: Cell<Instant>,
 }
 
 /// While this node is the volume's primary.
-struct Serving<S: BlockStore + 'static> {
-    mirror: Mirror<S>,
-    permit: Rc<Permit>,
-    volume: Volume<ServedStore<S>>,
-    resync: Rc<Resync<S, ServedStore<S>>>,
-    since: Instant,
-    is_attached: bool,
+pub(super) struct Serving<S: BlockStore + 'static> {
+    pub(super) mirror: Mirror<S>,
+    pub(super) permit: Rc<Permit>,
+    pub(super) volume: Volume<ServedStore<S>>,
+    pub(super) resync: Rc<Resync<S, ServedStore<S>>>,
+    pub(super) since: Instant,
+    pub(super) is_attached: bool,
     /// When the replica said that it cannot go on in this epoch, and whether that is its last word.
-    refused: Option<(Instant, bool)>,
+    pub(super) refused: Option<(Instant, bool)>,
     /// When a stream was begun over the present link.
-    tried_at: Instant,
-    /// Why the last resync broke off, until the next one.
-    is_resyncing: Rc<Cell<bool>>,
+    pub(super) tried_at: Instant,
+    /// A resync is under way.
+    pub(super) is_resyncing: Rc<Cell<bool>>,
     /// Both may be in doubt about what was in flight when this epoch began.
-    is_unsettled: bool,
+    pub(super) is_unsettled: bool,
 }
 
 /// How a volume is on a node.
@@ -213,7 +211,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let serving = self.serving.borrow();
         let own = self.node.upgrade().map(|node| node.services.own.clone());
         let state = match &*serving {
-            Some(serving) if serving.is_attached && serving.permit.is_given() => PartState::Serving,
+            Some(_) if self.may_serve() => PartState::Serving,
             Some(_) => PartState::Waiting,
             None if own.is_some_and(|own| record.in_sync.contains(&own)) => PartState::InSync,
             None => PartState::Behind,
@@ -320,7 +318,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             id: self.id,
             epoch,
             next_sequence: first.max(held.latest.sequence + 1),
-            geometry: geometry(record),
+            geometry: DeviceGeometry::of_bytes(record.size_bytes, record.sector.bytes()),
         };
         let served = ServedStore::Mirrored(mirror.clone(), permit.clone());
         let pool = services.buffers.clone();
@@ -381,7 +379,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     }
 
     /// Ends service, and waits until nothing of it is on its way to the disks. `turn` is held.
-    async fn stop_serving(&self) {
+    pub(super) async fn stop_serving(&self) {
         let Some(node) = self.node.upgrade() else { return };
         let ended = self.serving.borrow_mut().take();
         let Some(ended) = ended else { return };
@@ -440,279 +438,4 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             node.services.records.settled(self.id, settled);
         }
     }
-
-    // What is to be proposed.
-
-    async fn decide(self: &Rc<Self>, node: &Rc<Shared<S>>) {
-        let now = self.runtime.now();
-        let patience = node.services.patience;
-        self.watch_peer(node, now);
-        let is_waiting = self.proposed_at.get().is_some_and(|at| now.since(at) < patience.proposal);
-        let record = self.record.borrow().clone();
-        let own = &node.services.own;
-        if is_waiting || !record.in_sync.contains(own) {
-            return;
-        }
-        if self.role.borrow().serving().is_some() {
-            return self.decide_as_primary(node, &record, now).await;
-        }
-        if node.replicas.stream_epoch(self.id) > record.epoch {
-            // A newer epoch has begun, with the peer as primary; its record is on its way here.
-            return;
-        }
-        let misses_peer = self.misses_peer(patience.primary, now);
-        let transition = match record.primary == *own {
-            is_primary if record.is_certified() => (is_primary || misses_peer).then_some(Transition::Start),
-            true => Some(Transition::Restart),
-            false => misses_peer.then_some(Transition::TakeOver),
-        };
-        if let Some(transition) = transition {
-            self.propose_to_serve(node, &record, transition).await;
-        }
-    }
-
-    async fn decide_as_primary(self: &Rc<Self>, node: &Rc<Shared<S>>, record: &VolumeRecord, now: Instant) {
-        let patience = node.services.patience;
-        let Some(replica) = self.replica(node, now) else {
-            // It could not be opened in this epoch: it is tried again in another one.
-            self.proposed_at.set(Some(now));
-            return self.role.borrow_mut().stop();
-        };
-        let has_failed = self.serving.borrow().as_ref().is_some_and(|serving| serving.mirror.is_closed());
-        if has_failed {
-            // The local store takes nothing any more: the peer has to go on.
-            let _turn = self.turn.lock().await;
-            self.role.borrow_mut().stop();
-            return self.stop_serving().await;
-        }
-        let is_both = record.in_sync.len() == 2;
-        if self.role.borrow().is_undecided() {
-            // The outcome does not show: a newer epoch does away with it.
-            return self.propose_as_primary(node, Transition::Restart, Circumstances::default());
-        }
-        if !is_both || !matches!(replica, Replica::Whole | Replica::Level) {
-            // Whoever asked for it asks again: hosts are not to be surprised by it much later.
-            self.wants_hand_over.set(false);
-        }
-        if self.wants_hand_over.get() {
-            return self.drain_and_move(node).await;
-        }
-        let is_silent = matches!(replica, Replica::Silent(since) if since >= patience.replica);
-        if is_both && (is_silent || matches!(replica, Replica::Lost | Replica::Behind)) {
-            if let Some(serving) =
-                self.serving.borrow().as_ref().filter(|_| mutant::is(Mutant::ShrinkOnProposal))
-            {
-                serving.mirror.require(Requirement::Local);
-            }
-            return self.propose_as_primary(node, Transition::Shrink, Circumstances::default());
-        }
-        match replica {
-            Replica::Silent(since) if since >= patience.replica => self.begin_anew(node, now),
-            Replica::Behind if !is_both => self.bring_up_to_date(record),
-            Replica::Lost | Replica::Silent(_) => self.try_again(node, now),
-            Replica::Whole | Replica::Level if !is_both => {
-                // From the proposal on acknowledgements need both.
-                let serving = self.serving.borrow();
-                if let Some(serving) = serving.as_ref().filter(|_| !mutant::is(Mutant::ExpandWithoutBoth)) {
-                    serving.mirror.require(Requirement::Both);
-                }
-                drop(serving);
-                let circumstances = Circumstances { is_peer_complete: true, ..Circumstances::default() };
-                self.propose_as_primary(node, Transition::Expand, circumstances);
-            }
-            _ => {}
-        }
-    }
-
-    /// How the replica is, as far as this primary knows.
-    fn replica(&self, node: &Rc<Shared<S>>, now: Instant) -> Option<Replica> {
-        let serving = self.serving.borrow();
-        let serving = serving.as_ref()?;
-        let since = |since: Instant| now.since(since.max(serving.since));
-        Some(if let Some((at, is_final)) = serving.refused {
-            if is_final { Replica::Lost } else { Replica::Silent(since(at)) }
-        } else if let Some(unlinked) = node.unlinked_since() {
-            Replica::Silent(since(unlinked))
-        } else if serving.mirror.behind().is_some() {
-            Replica::Behind
-        } else if serving.mirror.is_replica_whole() {
-            // Under load there is always something that the replica has not answered yet.
-            match serving.mirror.silent_since().map(since) {
-                Some(silent) if silent >= node.services.patience.replica => Replica::Silent(silent),
-                _ if serving.mirror.is_level() => Replica::Level,
-                _ => Replica::Whole,
-            }
-        } else {
-            Replica::Silent(serving.mirror.silent_since().map_or_else(Default::default, since))
-        })
-    }
-
-    /// Proposes what this node, which does not serve, would begin to serve: nothing is taken of the present
-    /// epoch from here on, so what there is stays what it is.
-    async fn propose_to_serve(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, transition: Transition) {
-        let held = if mutant::is(Mutant::TakeOverWithoutPromise) && transition == Transition::TakeOver {
-            self.held()
-        } else {
-            if !self.promise(record.epoch + 1).await {
-                return;
-            }
-            let Ok(held) = node.replicas.end(self.id).await else { return };
-            held
-        };
-        if self.record.borrow().epoch == record.epoch {
-            self.propose(node, transition, Circumstances::default(), held.whole_through.sequence + 1);
-        }
-    }
-
-    /// Proposes what this node goes on from as primary.
-    fn propose_as_primary(&self, node: &Rc<Shared<S>>, transition: Transition, circumstances: Circumstances) {
-        let latest = self.serving.borrow().as_ref().map(|serving| serving.volume.latest_version());
-        if let Some(latest) = latest {
-            self.propose(node, transition, circumstances, latest.sequence + 1);
-        }
-    }
-
-    fn propose(
-        &self,
-        node: &Rc<Shared<S>>,
-        transition: Transition,
-        circumstances: Circumstances,
-        first_sequence: u64,
-    ) {
-        let proposed = self.role.borrow_mut().propose(transition, &node.services.peer, circumstances);
-        let Some(proposed) = proposed else { return };
-        self.proposed_at.set(Some(self.runtime.now()));
-        node.services.surroundings.propose(Command::BeginEpoch {
-            volume: self.id,
-            expected_epoch: proposed.expected_epoch,
-            transition,
-            primary: proposed.primary,
-            in_sync: proposed.in_sync,
-            first_sequence,
-        });
-        self.look_again();
-    }
-
-    /// Starts a resync, unless one is under way.
-    fn bring_up_to_date(self: &Rc<Self>, record: &VolumeRecord) {
-        let (resync, is_resyncing, joiner) = {
-            let serving = self.serving.borrow();
-            let Some(serving) = serving.as_ref().filter(|serving| !serving.is_resyncing.get()) else {
-                return;
-            };
-            let Some(joiner) = serving.mirror.join() else { return };
-            (serving.resync.clone(), serving.is_resyncing.clone(), joiner)
-        };
-        is_resyncing.set(true);
-        let (part, record) = (self.clone(), record.clone());
-        self.runtime.spawn(Box::pin(async move {
-            let outcome = resync.run(&joiner, |newest| common_point(&record, newest)).await;
-            is_resyncing.set(false);
-            if let (Err(error), Some(node)) = (outcome, part.node.upgrade()) {
-                let message =
-                    format!("bringing the replica of volume {} up to date stopped: {error}", record.name);
-                node.services.surroundings.event(&record, message);
-            }
-            part.changed.notify();
-        }));
-    }
-
-    /// Begins a new stream to a replica that had refused the last one, after a while.
-    fn try_again(&self, node: &Rc<Shared<S>>, now: Instant) {
-        let (Some(link), Some(serving)) = (node.link(), &mut *self.serving.borrow_mut()) else { return };
-        let was_just_tried = now.since(serving.tried_at) < node.services.patience.proposal;
-        if !serving.mirror.is_connected() && !was_just_tried {
-            serving.tried_at = now;
-            serving.mirror.connected(link);
-        }
-    }
-
-    /// Begins another stream to a replica that owes an answer in the present one.
-    fn begin_anew(&self, node: &Rc<Shared<S>>, now: Instant) {
-        if let Some(serving) = &*self.serving.borrow() {
-            let was_just_tried = now.since(serving.tried_at) < node.services.patience.replica;
-            if was_just_tried {
-                return;
-            }
-            serving.mirror.disconnected();
-        }
-        self.try_again(node, now);
-    }
-
-    /// Ends service with nothing in flight, and proposes the peer as primary.
-    async fn drain_and_move(&self, node: &Rc<Shared<S>>) {
-        let _turn = self.turn.lock().await;
-        self.wants_hand_over.set(false);
-        let drained = match &mut *self.serving.borrow_mut() {
-            Some(serving) => {
-                serving.is_attached = false;
-                (serving.volume.clone(), serving.mirror.clone())
-            }
-            None => return,
-        };
-        let (volume, mirror) = drained;
-        let drain = async {
-            node.services.hosts.detach(self.id).await;
-            volume.close().await;
-        };
-        // Without an answer of the replica it would take for ever: then what is in flight fails.
-        let patience = self.runtime.sleep(node.services.patience.replica);
-        if !mutant::is(Mutant::HandOverUndrained) {
-            select(Box::pin(drain), patience).await;
-        }
-        let is_drained = volume.in_flight_count() == 0 && mirror.is_level();
-        if is_drained || mutant::is(Mutant::HandOverUndrained) {
-            let circumstances = Circumstances { is_drained: true, ..Circumstances::default() };
-            self.propose_as_primary(node, Transition::Move, circumstances);
-        } else {
-            // The replica went away meanwhile: the volume is opened again in an epoch of its own.
-            self.role.borrow_mut().stop();
-        }
-        // Hosts who were not let out in time are now: what they wait for fails.
-        if let Some(serving) = &mut *self.serving.borrow_mut() {
-            serving.is_attached = !is_drained;
-        }
-        self.stop_serving().await;
-    }
-
-    fn watch_peer(&self, node: &Rc<Shared<S>>, now: Instant) {
-        let is_alive = node.services.surroundings.is_peer_alive();
-        let since = self.peer_missed_since.get().unwrap_or(now);
-        self.peer_missed_since.set((!is_alive).then_some(since));
-    }
-
-    fn misses_peer(&self, patience: std::time::Duration, now: Instant) -> bool {
-        self.peer_missed_since.get().is_some_and(|since| now.since(since) >= patience)
-    }
-}
-
-/// How the replica is, for the primary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Replica {
-    /// It has said that it cannot go on.
-    Lost,
-    /// It has owed an answer for so long.
-    Silent(std::time::Duration),
-    /// It lacks what is not in flight any more.
-    Behind,
-    /// It has everything but what is in flight.
-    Whole,
-    /// It has everything.
-    Level,
-}
-
-/// Through which version a replica that has everything through `newest` has the same as the volume's history.
-fn common_point(record: &VolumeRecord, newest: Version) -> Version {
-    let newest_point = KeptThrough { epoch: newest.epoch, sequence: newest.sequence };
-    match record.common_point(newest_point) {
-        _ if mutant::is(Mutant::CommonPointIgnored) => newest,
-        CommonPoint::Everything => newest,
-        CommonPoint::Through(kept) => Version { epoch: kept.epoch, sequence: kept.sequence },
-        CommonPoint::Unknown => Version::default(),
-    }
-}
-
-fn geometry(record: &VolumeRecord) -> DeviceGeometry {
-    let logical_block_bytes = record.sector.bytes();
-    DeviceGeometry { logical_block_bytes, block_count: record.size_bytes / u64::from(logical_block_bytes) }
 }

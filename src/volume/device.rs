@@ -50,6 +50,14 @@ pub struct DeviceGeometry {
     pub block_count: u64,
 }
 
+impl DeviceGeometry {
+    /// Of a device of so many bytes, which are whole logical blocks.
+    #[must_use]
+    pub fn of_bytes(size_bytes: u64, logical_block_bytes: u32) -> Self {
+        Self { logical_block_bytes, block_count: size_bytes / u64::from(logical_block_bytes) }
+    }
+}
+
 /// Result of [`BlockDevice::compare_and_write`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompareOutcome {

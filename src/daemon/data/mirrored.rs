@@ -209,7 +209,7 @@ impl<P: Pool> Mirrored<P> {
         let is_moved = face.record.primary != record.primary;
         face.record = record.clone();
         if !face.unit.has_device() {
-            face.unit.set_geometry(geometry(record));
+            face.unit.set_geometry(DeviceGeometry::of_bytes(record.size_bytes, record.sector.bytes()));
             if let Ok(saved) = reservations(record)
                 && let Err(error) = face.unit.learn_reservations(&saved)
             {
@@ -408,11 +408,6 @@ impl<P: Pool> Records for Kept<P> {
     fn settled(&self, volume: VolumeId, version: Version) {
         self.pool.keep_holes_after(volume, version);
     }
-}
-
-fn geometry(record: &VolumeRecord) -> DeviceGeometry {
-    let logical_block_bytes = record.sector.bytes();
-    DeviceGeometry { logical_block_bytes, block_count: record.size_bytes / u64::from(logical_block_bytes) }
 }
 
 fn reservations(record: &VolumeRecord) -> Result<PersistedReservations, serde_json::Error> {

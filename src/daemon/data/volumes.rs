@@ -122,7 +122,12 @@ impl<P: Pool> Volumes<P> {
             let saver = ReservationSaver::new(spec.id, Rc::new(Cell::new(epoch)), self.control.clone());
             restored(&spec, &saver).await?
         };
-        let parameters = VolumeParameters { id: spec.id, epoch, next_sequence, geometry: geometry(&spec) };
+        let parameters = VolumeParameters {
+            id: spec.id,
+            epoch,
+            next_sequence,
+            geometry: DeviceGeometry::of_bytes(spec.size_bytes, spec.sector_bytes),
+        };
         let services = VolumeServices {
             store: Rc::new(ServedStore::Local(self.pool.clone())),
             runtime: self.runtime.clone(),
@@ -145,7 +150,11 @@ impl<P: Pool> Volumes<P> {
         access: Rc<dyn AccessAuthority>,
     ) -> Rc<Unit<P>> {
         let services = self.services(&spec, epoch, access);
-        let unit = LogicalUnit::without_device(identity(&spec), geometry(&spec), services);
+        let unit = LogicalUnit::without_device(
+            identity(&spec),
+            DeviceGeometry::of_bytes(spec.size_bytes, spec.sector_bytes),
+            services,
+        );
         self.add(spec, unit.clone());
         unit
     }
@@ -250,11 +259,6 @@ fn identity(spec: &VolumeSpec) -> Identity {
         physical_block_bytes: spec.physical_sector_bytes,
         non_rotating: true,
     }
-}
-
-fn geometry(spec: &VolumeSpec) -> DeviceGeometry {
-    let block_count = spec.size_bytes / u64::from(spec.sector_bytes);
-    DeviceGeometry { logical_block_bytes: spec.sector_bytes, block_count }
 }
 
 /// The target port of a portal group; there is one for each node.
