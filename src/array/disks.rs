@@ -446,6 +446,15 @@ impl Array {
         }
     }
 
+    /// How long the disk that has waited longest has completed nothing, though asked.
+    #[must_use]
+    pub fn stalled_for(&self) -> Duration {
+        let now = self.shared.runtime.now();
+        let watches = self.live().iter().map(|slot| &self.shared.watches[slot.index()]);
+        let asked = watches.filter(|watch| watch.outstanding.get() > 0);
+        asked.map(|watch| now.since(watch.progress.get())).max().unwrap_or_default()
+    }
+
     /// Reads a block of an idle disk, so that its progress can be compared with a stalled one's.
     fn probe(&self, slot: Slot) {
         let array = self.clone();

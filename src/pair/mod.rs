@@ -7,6 +7,8 @@
 //! - a member whose primary is gone for [`Patience::primary`] promises the next epoch, so that what it has
 //!   does not change any more, and takes over;
 //! - a primary alone brings a returning replica up to date, and proposes the larger set;
+//! - a node whose store is gone proposes nothing and serves nothing: its peer takes over, or goes on without it, at
+//!   once; one whose store is stuck waits, and its peer takes over when it has been stuck for [`Patience::primary`];
 //! - a restarted primary begins an epoch before anything else, and serves it when both replicas are level, or
 //!   alone;
 //! - a proposal whose outcome does not show is followed by a restart of the epoch, whose outcome settles it.
@@ -34,6 +36,7 @@ pub use store::{Permit, ServedStore};
 
 use crate::base::runtime::LocalBoxFuture;
 use crate::base::units::VolumeId;
+use crate::cluster::lease::StoreHealth;
 use crate::cluster::state::Command;
 use crate::cluster::state::volume::VolumeRecord;
 use crate::volume::Volume;
@@ -44,8 +47,10 @@ pub trait Surroundings {
     fn propose(&self, command: Command);
     /// Whether this node holds its lease at this moment, having seen the control state that it was given.
     fn has_lease(&self) -> bool;
-    /// Whether the peer can be reached, or was until a moment ago, and its store serves.
+    /// Whether the peer can be reached, or was until a moment ago.
     fn is_peer_alive(&self) -> bool;
+    /// How the store of this node is, and that of the peer, as was last heard of it.
+    fn stores(&self) -> (StoreHealth, StoreHealth);
     /// The newest epoch that was promised for a volume, as saved.
     fn promised(&self, volume: VolumeId) -> u32;
     /// Saves a promise durably. Whether that worked.

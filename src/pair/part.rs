@@ -17,6 +17,7 @@ use super::store::{Permit, ServedStore};
 use crate::base::runtime::{Instant, RuntimeHandle};
 use crate::base::signal::Signal;
 use crate::base::units::{Version, VolumeId};
+use crate::cluster::lease::StoreHealth;
 use crate::cluster::role::{Role, Turn};
 use crate::cluster::state::volume::{Transition, VolumeRecord};
 use crate::mirror::{
@@ -191,11 +192,13 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     pub(super) fn hand_over(&self) -> bool {
         let is_both = self.record.borrow().in_sync.len() == 2;
         let is_attached = self.serving.borrow().as_ref().is_some_and(|serving| serving.is_attached);
-        if is_both && is_attached {
+        let stores = self.node.upgrade().map(|node| node.services.surroundings.stores());
+        let is_possible = is_both && is_attached && stores.is_some_and(|(_, peer)| peer == StoreHealth::Well);
+        if is_possible {
             self.wants_hand_over.set(true);
             self.changed.notify();
         }
-        is_both && is_attached
+        is_possible
     }
 
     /// The volume was deleted.

@@ -10,6 +10,7 @@ use super::node::Shared;
 use super::part::Part;
 use crate::base::runtime::Instant;
 use crate::base::units::Version;
+use crate::cluster::lease::StoreHealth;
 use crate::cluster::role::Circumstances;
 use crate::cluster::state::Command;
 use crate::cluster::state::history::{CommonPoint, KeptThrough};
@@ -25,8 +26,12 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let is_waiting = self.proposed_at.get().is_some_and(|at| now.since(at) < patience.proposal);
         let record = self.record.borrow().clone();
         let own = &node.services.own;
-        if is_waiting || !record.in_sync.contains(own) {
-            return;
+        match node.services.surroundings.stores().0 {
+            StoreHealth::Gone => return self.leave().await,
+            // What it would begin could not be done, and what it would end might be the better half.
+            StoreHealth::Stuck => return,
+            StoreHealth::Well if is_waiting || !record.in_sync.contains(own) => return,
+            StoreHealth::Well => {}
         }
         if self.role.borrow().serving().is_some() {
             return self.decide_as_primary(node, &record, now).await;
@@ -35,7 +40,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             // A newer epoch has begun, with the peer as primary; its record is on its way here.
             return;
         }
-        let misses_peer = self.misses_peer(patience.primary, now);
+        let misses_peer = self.misses_peer(node, now);
         let transition = match record.primary == *own {
             is_primary if record.is_certified() => (is_primary || misses_peer).then_some(Transition::Start),
             true => Some(Transition::Restart),
@@ -44,6 +49,16 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         if let Some(transition) = transition {
             self.propose_to_serve(node, &record, transition).await;
         }
+    }
+
+    /// Serves no more in this life of the node: the local store takes nothing any more.
+    async fn leave(&self) {
+        if self.role.borrow().serving().is_none() && self.serving.borrow().is_none() {
+            return;
+        }
+        let _turn = self.turn.lock().await;
+        self.role.borrow_mut().stop();
+        self.stop_serving().await;
     }
 
     async fn decide_as_primary(self: &Rc<Self>, node: &Rc<Shared<S>>, record: &VolumeRecord, now: Instant) {
@@ -104,7 +119,9 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let serving = self.serving.borrow();
         let serving = serving.as_ref()?;
         let since = |since: Instant| now.since(since.max(serving.since));
-        Some(if let Some((at, is_final)) = serving.refused {
+        Some(if node.services.surroundings.stores().1 == StoreHealth::Gone {
+            Replica::Lost
+        } else if let Some((at, is_final)) = serving.refused {
             if is_final { Replica::Lost } else { Replica::Silent(since(at)) }
         } else if let Some(unlinked) = node.unlinked_since() {
             Replica::Silent(since(unlinked))
@@ -251,12 +268,18 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     }
 
     fn watch_peer(&self, node: &Rc<Shared<S>>, now: Instant) {
-        let is_alive = node.services.surroundings.is_peer_alive();
+        let surroundings = &node.services.surroundings;
+        let is_alive = surroundings.is_peer_alive() && surroundings.stores().1 == StoreHealth::Well;
         let since = self.peer_missed_since.get().unwrap_or(now);
         self.peer_missed_since.set((!is_alive).then_some(since));
     }
 
-    fn misses_peer(&self, patience: Duration, now: Instant) -> bool {
+    fn misses_peer(&self, node: &Rc<Shared<S>>, now: Instant) -> bool {
+        let patience = match node.services.surroundings.stores().1 {
+            // It has said so itself.
+            StoreHealth::Gone => Duration::ZERO,
+            _ => node.services.patience.primary,
+        };
         self.peer_missed_since.get().is_some_and(|since| now.since(since) >= patience)
     }
 }

@@ -24,9 +24,10 @@ use super::hello::{CONTROL_PROTOCOL, Greeted, Introduction};
 use super::messages::control_frame::Content;
 use super::messages::peer_client::PeerClient;
 use super::messages::peer_server::{Peer, PeerServer};
-use super::messages::{ControlFrame, Hello, Ping};
+use super::messages::{self, ControlFrame, Hello, Ping};
 use super::settings::{PEER_PORT, PeerAddress, with_port};
 use super::tls::Keys;
+use crate::cluster::lease::StoreHealth;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::message::Message;
 
@@ -34,14 +35,14 @@ use crate::cluster::quorum::message::Message;
 pub enum LinkEvent {
     /// It is there.
     Up(Link),
-    /// A message came; none for a ping.
+    /// A message or a ping came.
     Heard {
         /// From whom.
         name: NodeName,
         /// By which link.
         link: u64,
         /// What.
-        message: Option<Message>,
+        heard: Heard,
     },
     /// It is gone.
     Down {
@@ -59,6 +60,14 @@ pub enum LinkEvent {
     },
 }
 
+/// What comes over a link.
+pub enum Heard {
+    /// A message.
+    Message(Message),
+    /// The other end is there, and its store is like this.
+    Ping(StoreHealth),
+}
+
 /// A link, for sending.
 pub struct Link {
     /// Distinguishes the links of this process.
@@ -74,9 +83,14 @@ impl Link {
         let _ = self.frames.try_send(Ok(frame(Content::Message(message.encode()))));
     }
 
-    /// Says that this end is there.
-    pub fn ping(&self) {
-        let _ = self.frames.try_send(Ok(frame(Content::Ping(Ping {}))));
+    /// Says that this end is there, and how its store is.
+    pub fn ping(&self, store: StoreHealth) {
+        let store = match store {
+            StoreHealth::Well => messages::StoreHealth::Well,
+            StoreHealth::Stuck => messages::StoreHealth::Stuck,
+            StoreHealth::Gone => messages::StoreHealth::Gone,
+        };
+        let _ = self.frames.try_send(Ok(frame(Content::Ping(Ping { store: store.into() }))));
     }
 }
 
@@ -187,10 +201,10 @@ impl Links {
                 () = frames.closed() => break,
             };
             let Ok(Ok(Some(frame))) = received else { break };
-            let message = match frame.content {
-                Some(Content::Ping(Ping {})) => None,
+            let heard = match frame.content {
+                Some(Content::Ping(ping)) => Heard::Ping(store_of(&ping)),
                 Some(Content::Message(bytes)) => match Message::decode(&bytes) {
-                    Ok(message) => Some(message),
+                    Ok(message) => Heard::Message(message),
                     Err(error) => {
                         tracing::warn!(peer = %name, %error, "a message cannot be read");
                         break;
@@ -198,7 +212,7 @@ impl Links {
                 },
                 Some(Content::Hello(_)) | None => break,
             };
-            let heard = LinkEvent::Heard { name: name.clone(), link, message };
+            let heard = LinkEvent::Heard { name: name.clone(), link, heard };
             if self.events.send(heard).await.is_err() {
                 break;
             }
@@ -243,6 +257,15 @@ async fn next_hello(incoming: &mut Streaming<ControlFrame>) -> Result<Hello, Sta
     match first.map_err(|_| Status::deadline_exceeded("no hello came"))?? {
         Some(ControlFrame { content: Some(Content::Hello(hello)) }) => Ok(hello),
         _ => Err(Status::invalid_argument("the first frame is not a hello")),
+    }
+}
+
+/// Of a kind that is not known here, it serves: whoever said so expects to be asked.
+fn store_of(ping: &Ping) -> StoreHealth {
+    match ping.store() {
+        messages::StoreHealth::Well => StoreHealth::Well,
+        messages::StoreHealth::Stuck => StoreHealth::Stuck,
+        messages::StoreHealth::Gone => StoreHealth::Gone,
     }
 }
 

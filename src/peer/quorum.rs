@@ -10,18 +10,18 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use super::hello::Introduction;
-use super::link::{Link, LinkEvent, Links};
+use super::link::{Heard, Link, LinkEvent, Links};
 use super::log_file::{LogFile, LogFileError};
 use super::settings::{PeerAddress, PeerSettings};
 use super::tls::{Keys, KeysError};
-use crate::cluster::lease::LeaseTerms;
+use crate::cluster::lease::{LeaseTerms, StoreHealth};
 use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::{Effect, ProposalError, Quorum, SeatKind, Setup, View};
 use crate::cluster::raft::log::{Identity, LogError, Recovered, recover};
@@ -109,6 +109,8 @@ pub struct PeerStatus {
     pub build: String,
     /// Why it cannot be reached, as far as is known.
     pub reason: String,
+    /// How its store was when it was last heard of.
+    pub store: StoreHealth,
 }
 
 /// The lease of this node, to be looked at by any thread without waiting.
@@ -117,21 +119,12 @@ pub struct LeaseView {
     shared: Arc<SharedLease>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct SharedLease {
     held_until_ms: AtomicU64,
     from_index: AtomicU64,
-    is_store_healthy: AtomicBool,
-}
-
-impl Default for SharedLease {
-    fn default() -> Self {
-        Self {
-            held_until_ms: AtomicU64::new(0),
-            from_index: AtomicU64::new(0),
-            is_store_healthy: AtomicBool::new(true),
-        }
-    }
+    /// In what way the store is not well; zero when it is.
+    store: AtomicU8,
 }
 
 impl LeaseView {
@@ -149,9 +142,22 @@ impl LeaseView {
         now_ms < self.held_until_ms() && seen_index >= self.shared.from_index.load(Ordering::Acquire)
     }
 
-    /// Says whether the store is well; while it is not, the lease is not renewed.
-    pub fn set_store_health(&self, is_healthy: bool) {
-        self.shared.is_store_healthy.store(is_healthy, Ordering::Release);
+    /// Says how the store is; while it is not well, the lease is not renewed. The others are told.
+    pub fn set_store_health(&self, health: StoreHealth) {
+        let ailment = match health {
+            StoreHealth::Well => 0,
+            StoreHealth::Stuck => STUCK,
+            StoreHealth::Gone => GONE,
+        };
+        self.shared.store.store(ailment, Ordering::Release);
+    }
+
+    fn store_health(&self) -> StoreHealth {
+        match self.shared.store.load(Ordering::Acquire) {
+            STUCK => StoreHealth::Stuck,
+            GONE => StoreHealth::Gone,
+            _ => StoreHealth::Well,
+        }
     }
 
     fn publish(&self, lease: crate::cluster::quorum::Lease) {
@@ -292,6 +298,10 @@ pub fn clock_ms() -> u64 {
     u64::try_from(milliseconds).unwrap_or(0)
 }
 
+/// Values of [`SharedLease::store`].
+const STUCK: u8 = 1;
+const GONE: u8 = 2;
+
 enum Input {
     Link(LinkEvent),
     Propose(Box<Command>, oneshot::Sender<Result<Outcome, ProposalError>>),
@@ -311,6 +321,8 @@ struct Worker {
     status: watch::Sender<Arc<QuorumStatus>>,
     lease: LeaseView,
     next_ping: u32,
+    /// What the others have been told of the store.
+    told_store: StoreHealth,
 }
 
 impl Worker {
@@ -336,6 +348,7 @@ impl Worker {
                 member: None,
                 build: String::new(),
                 reason: String::new(),
+                store: StoreHealth::Well,
             };
             (peer.name.clone(), status)
         });
@@ -352,7 +365,8 @@ impl Worker {
         };
         begin_links(introduction, keys, settings.peers, listeners, inputs)?;
         let (links, waiting) = (BTreeMap::new(), BTreeMap::new());
-        Ok((Self { quorum, links, peers, waiting, state, status, lease, next_ping: 0 }, handle))
+        let (next_ping, told_store) = (0, StoreHealth::Well);
+        Ok((Self { quorum, links, peers, waiting, state, status, lease, next_ping, told_store }, handle))
     }
 
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
@@ -381,12 +395,13 @@ impl Worker {
     }
 
     fn tick(&mut self) {
-        let is_healthy = self.lease.shared.is_store_healthy.load(Ordering::Acquire);
-        self.quorum.set_store_health(is_healthy);
+        let store = self.lease.store_health();
+        self.quorum.set_store_health(store == StoreHealth::Well);
         self.quorum.handle_tick(clock_ms());
         self.next_ping = (self.next_ping + 1) % PING_TICKS;
-        if self.next_ping == 0 {
-            self.links.values().flatten().for_each(|(link, _)| link.ping());
+        if self.next_ping == 0 || store != self.told_store {
+            self.told_store = store;
+            self.links.values().flatten().for_each(|(link, _)| link.ping(store));
         }
     }
 
@@ -407,11 +422,19 @@ impl Worker {
     fn take_event(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Up(link) => self.add(link),
-            LinkEvent::Heard { name, link, message } => {
+            LinkEvent::Heard { name, link, heard } => {
                 let links = self.links.entry(name.clone()).or_default();
-                let Some(heard) = links.iter_mut().find(|(known, _)| known.number == link) else { return };
-                heard.1 = Instant::now();
-                let Some(message) = message else { return };
+                let Some(known) = links.iter_mut().find(|(known, _)| known.number == link) else { return };
+                known.1 = Instant::now();
+                let message = match heard {
+                    Heard::Message(message) => message,
+                    Heard::Ping(store) => {
+                        if let Some(peer) = self.peers.get_mut(&name) {
+                            peer.store = store;
+                        }
+                        return;
+                    }
+                };
                 if let Err(error) = self.quorum.handle_message(clock_ms(), &name, message) {
                     tracing::warn!(peer = %name, %error, "a message of consensus cannot be read");
                     self.remove(&name, link);
@@ -452,6 +475,8 @@ impl Worker {
             tracing::warn!(peer = %name, "the link is gone");
             if let Some(peer) = self.peers.get_mut(name) {
                 (peer.is_reachable, peer.since_unix_ms) = (false, unix_ms());
+                // It may be in another life when it is heard of again.
+                peer.store = StoreHealth::Well;
             }
             self.quorum.handle_peer(name.clone(), None);
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::authority::Authority;
 use super::quorum::{QuorumHandle, QuorumSetup, clock_ms, found, start};
 use super::settings::{PeerAddress, PeerSettings};
+use crate::cluster::lease::StoreHealth;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::volume::{Redundancy, SectorSize};
@@ -164,7 +165,7 @@ fn a_cluster_comes_together_agrees_and_goes_on_without_one() {
     };
     trio.wait("the nodes hold leases", |trio| is_held(trio, 0) && is_held(trio, 1));
     assert!(!is_held(&trio, 2));
-    trio.member(1).lease().set_store_health(false);
+    trio.member(1).lease().set_store_health(StoreHealth::Gone);
     trio.wait("an unhealthy store loses it", |trio| !is_held(trio, 1));
 
     let leader = (0..3).find(|seat| trio.member(0).status().view.leader() == Some(NAMES[*seat])).unwrap();

@@ -47,6 +47,18 @@ impl LeaseTerms {
     }
 }
 
+/// How the store of a node is, for itself and for the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreHealth {
+    /// It serves.
+    #[default]
+    Well,
+    /// It has completed nothing for a while, though asked: no lease is asked for, and somebody else may serve.
+    Stuck,
+    /// It serves no more in this life of the node, which has failed or is about to stop.
+    Gone,
+}
+
 /// A request for a lease, or its renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LeaseRequest {

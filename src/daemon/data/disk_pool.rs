@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -15,6 +16,7 @@ use crate::base::buffer::BufferPool;
 use crate::base::event::{Event, EventSink, Severity};
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
+use crate::cluster::lease::StoreHealth;
 use crate::daemon::config::PoolConfig;
 use crate::daemon::engine::{DiskReport, DiskState as ReportedState, PoolReport};
 use crate::daemon::event_log::EventReporter;
@@ -179,6 +181,16 @@ impl Pool for DiskPool {
         }
     }
 
+    fn health(&self) -> StoreHealth {
+        if self.store.is_offline() {
+            StoreHealth::Gone
+        } else if self.store.array().stalled_for() >= LONGEST_SILENCE {
+            StoreHealth::Stuck
+        } else {
+            StoreHealth::Well
+        }
+    }
+
     fn used_bytes(&self, volume: VolumeId) -> u64 {
         self.store.volume_used_bytes(volume)
     }
@@ -268,6 +280,9 @@ impl DiskPool {
         }
     }
 }
+
+/// How long a disk may complete nothing before the other node may serve: renewing a lease takes a store that works.
+const LONGEST_SILENCE: Duration = Duration::from_secs(1);
 
 fn same_path(known: &str, given: &str) -> bool {
     Path::new(known) == Path::new(given)

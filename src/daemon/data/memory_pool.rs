@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::pool::{Pool, PoolError};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
+use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::PoolReport;
 use crate::store::interface::{BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, StoreError};
 
@@ -140,6 +141,10 @@ impl Pool for MemoryPool {
             used_bytes: self.used_blocks.get() * block,
             ..PoolReport::default()
         }
+    }
+
+    fn health(&self) -> StoreHealth {
+        StoreHealth::Well
     }
 
     fn used_bytes(&self, volume: VolumeId) -> u64 {

@@ -16,6 +16,7 @@ use super::volumes::{Unit, Volumes};
 use crate::base::buffer::BufferPool;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{Version, VolumeId};
+use crate::cluster::lease::StoreHealth;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
@@ -61,6 +62,10 @@ pub struct Mirrored<P: Pool> {
     spec: fn(&ControlState, &VolumeRecord) -> VolumeSpec,
     /// Through which index of the control state the parts know it.
     seen_index: Rc<Cell<u64>>,
+    /// How the store was when it was last looked at.
+    health: Rc<Cell<StoreHealth>>,
+    /// The node is about to stop: its store counts as gone.
+    is_leaving: Cell<bool>,
     faces: Rc<RefCell<BTreeMap<VolumeId, Face<P>>>>,
 }
 
@@ -85,6 +90,7 @@ impl<P: Pool> Mirrored<P> {
         let PairSetup { own, peer, quorum, records, spec } = setup;
         let pool = volumes.pool().clone();
         let seen_index = Rc::new(Cell::new(0));
+        let health = Rc::new(Cell::new(StoreHealth::Well));
         let faces: Rc<RefCell<BTreeMap<VolumeId, Face<P>>>> = Rc::default();
         let around = Around {
             own: own.clone(),
@@ -92,6 +98,7 @@ impl<P: Pool> Mirrored<P> {
             quorum: quorum.clone(),
             records,
             seen_index: seen_index.clone(),
+            health: health.clone(),
             events,
         };
         let newest = {
@@ -110,7 +117,20 @@ impl<P: Pool> Mirrored<P> {
             hosts: Rc::new(Presented { own_group, faces: Rc::clone(&faces) }),
             patience: Patience::LAN,
         });
-        Rc::new(Self { own, own_group, node, volumes, pool, quorum, spec, seen_index, faces })
+        let is_leaving = Cell::new(false);
+        Rc::new(Self {
+            own,
+            own_group,
+            node,
+            volumes,
+            pool,
+            quorum,
+            spec,
+            seen_index,
+            health,
+            is_leaving,
+            faces,
+        })
     }
 
     /// Connects the two nodes' data threads, for as long as the result is kept.
@@ -152,13 +172,27 @@ impl<P: Pool> Mirrored<P> {
             if state.applied_index() > self.seen_index.get() {
                 self.take_state(&state).await;
             }
-            self.quorum.lease().set_store_health(!self.pool.report().offline);
+            self.tell_health().await;
             self.node.look_again();
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return },
                 changed = statuses.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(Patience::LAN.tick) => {}
             }
+        }
+    }
+
+    /// Tells everybody how the store is. When it is gone the lease is given back, so that nobody has to wait for its
+    /// end.
+    async fn tell_health(&self) {
+        let health = if self.is_leaving.get() { StoreHealth::Gone } else { self.pool.health() };
+        let before = self.health.replace(health);
+        if health != before {
+            tracing::warn!(?before, now = ?health, "the store");
+            self.quorum.lease().set_store_health(health);
+        }
+        if health == StoreHealth::Gone && before != StoreHealth::Gone {
+            self.quorum.give_back().await;
         }
     }
 
@@ -221,22 +255,30 @@ impl<P: Pool> Mirrored<P> {
         }
     }
 
-    /// Hands what this node serves over to the other one, as far as that has everything of it, so that hosts need not
-    /// wait for the end of a lease; bounded in time.
+    /// Hands what this node serves over to the other one, as far as that has everything of it, and lets that go on
+    /// alone with all the rest, so that hosts need not wait for the end of a lease or for an answer of this node;
+    /// bounded in time.
     pub async fn leave(&self) {
         let volumes: Vec<VolumeId> = self.faces.borrow().keys().copied().collect();
-        let mut leaving: Vec<VolumeId> = volumes.into_iter().filter(|id| self.node.hand_over(*id)).collect();
+        let leaving: Vec<VolumeId> = volumes.iter().copied().filter(|id| self.node.hand_over(*id)).collect();
+        self.until_none(&leaving, |record| record.primary == self.own).await;
+        self.is_leaving.set(true);
+        self.tell_health().await;
+        self.until_none(&volumes, |record| record.primary != self.own && record.in_sync.contains(&self.own))
+            .await;
+    }
+
+    async fn until_none(&self, volumes: &[VolumeId], is_so: impl Fn(&VolumeRecord) -> bool) {
+        let is_peer_there =
+            || self.quorum.status().peers.iter().any(|peer| peer.kind == SeatKind::Node && peer.is_reachable);
         for _ in 0..LONGEST_LEAVE_TICKS {
-            leaving.retain(|id| {
-                let faces = self.faces.borrow();
-                faces.get(id).is_some_and(|face| face.record.primary == self.own)
-            });
-            if leaving.is_empty() {
-                break;
+            let state = self.quorum.state();
+            let mut records = volumes.iter().filter_map(|id| state.volume_by_id(*id));
+            if !is_peer_there() || !records.any(&is_so) {
+                return;
             }
-            tokio::time::sleep(Patience::LAN.tick).await;
+            tokio::time::sleep(LEAVE_TICK).await;
         }
-        self.quorum.give_back().await;
     }
 }
 
@@ -334,8 +376,9 @@ impl<P: Pool> AccessAuthority for Authority<P> {
     }
 }
 
-/// How many ticks a stop waits for volumes to be taken over: a second and a half.
-const LONGEST_LEAVE_TICKS: u32 = 30;
+/// How often is looked whether a step of a stop is done, and how many times: a second at most.
+const LEAVE_TICK: std::time::Duration = std::time::Duration::from_millis(10);
+const LONGEST_LEAVE_TICKS: u32 = 100;
 
 /// Longest that a host waits for a move that it has asked for.
 const LONGEST_MOVE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -347,6 +390,7 @@ struct Around {
     quorum: QuorumHandle,
     records: Arc<StateDirectory>,
     seen_index: Rc<Cell<u64>>,
+    health: Rc<Cell<StoreHealth>>,
     events: EventReporter,
 }
 
@@ -363,12 +407,19 @@ impl Surroundings for Around {
     }
 
     fn has_lease(&self) -> bool {
-        self.quorum.lease().is_held(clock_ms(), self.seen_index.get())
+        self.health.get() != StoreHealth::Gone
+            && self.quorum.lease().is_held(clock_ms(), self.seen_index.get())
     }
 
     fn is_peer_alive(&self) -> bool {
         let status = self.quorum.status();
         status.peers.iter().any(|peer| peer.name == self.peer && peer.is_reachable)
+    }
+
+    fn stores(&self) -> (StoreHealth, StoreHealth) {
+        let status = self.quorum.status();
+        let peer = status.peers.iter().find(|peer| peer.name == self.peer);
+        (self.health.get(), peer.map_or(StoreHealth::Well, |peer| peer.store))
     }
 
     fn promised(&self, volume: VolumeId) -> u32 {

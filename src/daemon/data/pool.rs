@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::base::units::{Version, VolumeId};
+use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::PoolReport;
 use crate::store::interface::{BlockStore, ChangeLog};
 
@@ -11,6 +12,8 @@ use crate::store::interface::{BlockStore, ChangeLog};
 pub trait Pool: BlockStore + ChangeLog + 'static {
     /// How it is.
     fn report(&self) -> PoolReport;
+    /// How it is, for the lease and for the other node.
+    fn health(&self) -> StoreHealth;
     /// Bytes of a volume's mapped blocks, before parity.
     fn used_bytes(&self, volume: VolumeId) -> u64;
     /// Gives the first sequence number for a volume's writes. A new volume is made known; one that is

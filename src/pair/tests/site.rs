@@ -15,6 +15,7 @@ use crate::base::buffer::BufferPool;
 use crate::base::runtime::{Instant, LocalBoxFuture, Runtime};
 use crate::base::signal::Signal;
 use crate::base::units::{Version, VolumeId};
+use crate::cluster::lease::StoreHealth;
 use crate::cluster::state::Command;
 use crate::cluster::state::volume::VolumeRecord;
 use crate::disk::{Disk, DiskErrorKind, Operation};
@@ -274,8 +275,17 @@ impl Surroundings for Around {
     }
 
     fn is_peer_alive(&self) -> bool {
-        let is_well = |life: Rc<Life>| !life.world.is_paused() && !life.store.is_offline();
-        self.cluster.is_link_up.get() && self.cluster.sites[1 - self.index].life().is_some_and(is_well)
+        let peer = self.cluster.sites[1 - self.index].life();
+        self.cluster.is_link_up.get() && peer.is_some_and(|life| !life.world.is_paused())
+    }
+
+    fn stores(&self) -> (StoreHealth, StoreHealth) {
+        let health = |index: usize| match self.cluster.sites[index].life() {
+            Some(life) if life.store.is_offline() => StoreHealth::Gone,
+            _ => StoreHealth::Well,
+        };
+        let peer = if self.is_peer_alive() { health(1 - self.index) } else { StoreHealth::Well };
+        (health(self.index), peer)
     }
 
     fn promised(&self, volume: VolumeId) -> u32 {

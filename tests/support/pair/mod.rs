@@ -80,8 +80,12 @@ impl Pair {
     }
 
     pub fn kill(&self, member: &str) {
+        self.end(member, "-KILL");
+    }
+
+    pub fn end(&self, member: &str, with: &str) {
         let pid = self.pid(member);
-        signal("-KILL", pid);
+        signal(with, pid);
         wait_until("it is gone", || !is_running(pid));
     }
 
