@@ -13,7 +13,7 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 11] = [
+const PRINTED: [&str; 12] = [
     "Cluster",
     "Member",
     "Status",
@@ -21,6 +21,7 @@ const PRINTED: [&str; 11] = [
     "Node",
     "Witness",
     "Volume",
+    "Resync",
     "Disk",
     "Pool",
     "AccessEntry",

@@ -52,6 +52,9 @@ pub enum Noun {
     /// The pool of disks.
     #[command(subcommand)]
     Pool(PoolVerb),
+    /// The last resorts: what is decided against what the cluster knows.
+    #[command(subcommand)]
+    Force(ForceVerb),
     /// Which initiators may reach which volumes.
     #[command(subcommand)]
     Access(AccessVerb),
@@ -67,6 +70,15 @@ pub enum Noun {
 pub enum ClusterVerb {
     /// Show who is in it, who leads, and who can be reached.
     Show,
+    /// Change settings of the whole cluster; what is not given stays as it is.
+    Set {
+        /// Most that bringing a volume's replica up to date copies in a second, such as 200M; 0 for no limit.
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        resync_limit: Option<u64>,
+        /// Share of a pool in use from which hosts and administrators are warned, in percent.
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=99))]
+        space_warning: Option<u32>,
+    },
 }
 
 /// `gemel node`
@@ -74,11 +86,52 @@ pub enum ClusterVerb {
 pub enum NodeVerb {
     /// List the nodes.
     List,
+    /// Free a node of what it serves, so that it can be worked on; or take it back into service.
+    Maintenance {
+        /// Which.
+        switch: Switch,
+        /// The node; the one that is asked when not given.
+        node: Option<String>,
+    },
+    /// Hand over what a node serves, then end its service until it is started again.
+    Shutdown {
+        /// The node; the one that is asked when not given.
+        node: Option<String>,
+        /// Although volumes go out of service by that.
+        #[arg(long)]
+        force: bool,
+    },
     /// Accept a node or witness that has lost its log, or a new machine in its place, under a new identity.
     Replace {
         /// Its name.
         name: String,
     },
+}
+
+/// `gemel force`
+#[derive(Debug, Subcommand)]
+pub enum ForceVerb {
+    /// Have a node serve a volume although it lacks acknowledged writes, which are lost by that. The node that has them
+    /// must be switched off, and stay so until this is done.
+    Primary {
+        /// The volume.
+        volume: String,
+        /// The node; its own management has to be asked.
+        #[arg(long, value_name = "NODE")]
+        on: String,
+        /// The volume's name once more, for scripts; otherwise it is asked for.
+        #[arg(long, value_name = "VOLUME")]
+        confirm: Option<String>,
+    },
+}
+
+/// Whether something is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// `gemel volume`
@@ -109,6 +162,14 @@ pub enum VolumeVerb {
         /// The node that is to serve it.
         #[arg(long, value_name = "NODE")]
         to: String,
+    },
+    /// Set the node to which a mirrored volume returns by itself, a minute after it is on both nodes again.
+    Home {
+        /// Its name.
+        name: String,
+        /// The node; 'none' leaves the volume where it is.
+        #[arg(value_name = "NODE")]
+        node: String,
     },
     /// List all volumes.
     List,

@@ -7,16 +7,18 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::args::{
-    AccessVerb, Arguments, ChapVerb, ClusterVerb, DiskVerb, EventVerb, NodeVerb, Noun, PoolVerb, VolumeVerb,
+    AccessVerb, Arguments, ChapVerb, ClusterVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb,
+    Switch, VolumeVerb,
 };
 use super::error::CliError;
 use super::{client, demo, show};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
-    AllowAccessRequest, ChapCredential, ClearChapRequest, CreateVolumeRequest, DeleteVolumeRequest,
-    DenyAccessRequest, FailDiskRequest, GetClusterRequest, GetPoolRequest, GetStatusRequest,
-    GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest, ListVolumesRequest, MoveVolumeRequest,
-    ReplaceMemberRequest, ResizeVolumeRequest, SetChapRequest, StreamEventsRequest,
+    AllowAccessRequest, ChangeSettingsRequest, ChapCredential, ClearChapRequest, CreateVolumeRequest,
+    DeleteVolumeRequest, DenyAccessRequest, FailDiskRequest, ForcePrimaryRequest, GetClusterRequest,
+    GetPoolRequest, GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest,
+    ListVolumesRequest, MoveVolumeRequest, ReplaceMemberRequest, ResizeVolumeRequest, SetChapRequest,
+    SetMaintenanceRequest, SetVolumeHomeRequest, ShutdownNodeRequest, StreamEventsRequest,
 };
 
 /// A connected command.
@@ -38,6 +40,14 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             let cluster = session.client.get_cluster(GetClusterRequest {}).await?.into_inner();
             output.one(&cluster, show::cluster)?;
         }
+        Noun::Cluster(ClusterVerb::Set { resync_limit, space_warning }) => {
+            let request = ChangeSettingsRequest {
+                space_warning_percent: space_warning,
+                resync_limit_bytes_per_second: resync_limit,
+            };
+            let cluster = session.client.change_settings(request).await?.into_inner();
+            output.one(&cluster, show::cluster)?;
+        }
         Noun::Node(NodeVerb::List) => {
             let status = session.client.get_status(GetStatusRequest {}).await?.into_inner();
             output.list(&status.nodes, show::nodes)?;
@@ -46,6 +56,22 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             let request = ReplaceMemberRequest { name };
             let cluster = session.client.replace_member(request).await?.into_inner();
             output.one(&cluster, show::cluster)?;
+        }
+        Noun::Node(NodeVerb::Maintenance { switch, node }) => {
+            let request = SetMaintenanceRequest { node: node.unwrap_or_default(), on: switch == Switch::On };
+            let node = session.client.set_maintenance(request).await?.into_inner();
+            output.one(&node, |node| show::nodes(std::slice::from_ref(node)))?;
+        }
+        Noun::Node(NodeVerb::Shutdown { node, force }) => {
+            let request = ShutdownNodeRequest { node: node.clone().unwrap_or_default(), force };
+            session.client.shutdown_node(request).await?;
+            output.done("stops", node.as_deref().unwrap_or("the node"))?;
+        }
+        Noun::Force(ForceVerb::Primary { volume, on, confirm }) => {
+            confirm_by_name(&volume, &on, confirm)?;
+            let request = ForcePrimaryRequest { name: volume, node: on };
+            let volume = session.client.force_primary(request).await?.into_inner();
+            output.one(&volume, show::volume)?;
         }
         Noun::Volume(verb) => session.volume(verb).await?,
         Noun::Disk(verb) => session.disk(verb).await?,
@@ -85,6 +111,10 @@ impl Session {
                 self.client.create_volume(request).await?
             }
             VolumeVerb::Move { name, to } => self.client.move_volume(MoveVolumeRequest { name, to }).await?,
+            VolumeVerb::Home { name, node } => {
+                let home = if node == "none" { String::new() } else { node };
+                self.client.set_volume_home(SetVolumeHomeRequest { name, home }).await?
+            }
             VolumeVerb::Show { name } => self.client.get_volume(GetVolumeRequest { name }).await?,
             VolumeVerb::Resize { name, size, shrink } => {
                 let request = ResizeVolumeRequest { name, size_bytes: size, shrink };
@@ -172,6 +202,28 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Refuses unless the volume's name was given once more: what follows loses data.
+fn confirm_by_name(volume: &str, node: &str, given: Option<String>) -> Result<(), CliError> {
+    let given = match given {
+        Some(given) => given,
+        None => {
+            eprintln!(
+                "Node {node} lacks the newest writes of volume {volume}: they are lost for good by this, also when the \
+                 node that has them comes back.\nThat node must be switched off now, or hosts may use both.\nType the \
+                 volume's name to go on:"
+            );
+            let mut line = String::new();
+            let read = std::io::stdin().lock().read_line(&mut line);
+            read.map_err(|error| CliError::Local(format!("cannot read from standard input: {error}")))?;
+            line.trim().to_owned()
+        }
+    };
+    if given == volume {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!("the name does not match: nothing was done; it is {volume}")))
 }
 
 /// The first line of `file`, or of standard input.

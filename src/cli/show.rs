@@ -8,6 +8,7 @@ use crate::rpc::management::{
     Volume, VolumeState, WitnessState,
 };
 use crate::rpc::size::show as size;
+use crate::rpc::time::show_duration;
 
 /// One page: is it healthy, what must I do, what is there.
 pub fn status(status: &Status) -> String {
@@ -20,6 +21,9 @@ pub fn status(status: &Status) -> String {
     for attention in &status.attention {
         let severity = name::<Severity>(attention.severity);
         let _ = writeln!(page, "  {severity}: {}\n    -> {}", attention.message, attention.action);
+    }
+    if !status.summary.is_empty() {
+        let _ = writeln!(page, "\n{}", status.summary);
     }
     page.push_str("\nNodes\n");
     page.push_str(&nodes(&status.nodes));
@@ -75,12 +79,18 @@ pub fn cluster(cluster: &Cluster) -> String {
             member.reason.clone(),
         ]
     });
+    let limit = match cluster.resync_limit_bytes_per_second {
+        0 => "no limit".to_owned(),
+        limit => format!("{}/s", size(limit)),
+    };
     format!(
-        "Cluster {} ({}): {majority}\nLeader {leader}, term {}, applied through {}\n\nMembers\n{}",
+        "Cluster {} ({}): {majority}\nLeader {leader}, term {}, applied through {}\nResync {limit}, space warning at \
+         {} %\n\nMembers\n{}",
         cluster.name,
         cluster.uuid,
         cluster.term,
         cluster.applied_index,
+        cluster.space_warning_percent,
         table(&["NAME", "KIND", "VOTES", "LINK", "SINCE", "VERSION", "REASON"], rows)
     )
 }
@@ -142,8 +152,14 @@ pub fn volume(volume: &Volume) -> String {
         ("id", volume.id.to_string()),
         ("sessions", volume.sessions.to_string()),
         ("created", crate::rpc::time::show(volume.created_ms)),
+        ("since", volume.reason.clone()),
+        ("home", volume.home.clone()),
+        ("trouble", volume.trouble.clone()),
     ];
-    facts.iter().fold(String::new(), |text, (name, value)| format!("{text}{name:<10}{value}\n"))
+    facts
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .fold(String::new(), |text, (name, value)| format!("{text}{name:<10}{value}\n"))
 }
 
 /// A table of disks.
@@ -185,16 +201,6 @@ pub fn event(event: &Event) -> String {
 
 fn percent(part: u64, whole: u64) -> u64 {
     u64::try_from(u128::from(part) * 100 / u128::from(whole.max(1))).unwrap_or(u64::MAX)
-}
-
-fn show_duration(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m"),
-        (0, _, _) => format!("{hours}h{minutes:02}m"),
-        _ => format!("{days}d{hours:02}h"),
-    }
 }
 
 /// Columns as wide as their widest cell; the last one is not padded.
@@ -241,12 +247,5 @@ mod tests {
             ..Event::default()
         });
         assert_eq!(shown, "2026-01-01T00:00:00Z warning disk-failed: disk 2 failed (errno=5)\n");
-    }
-
-    #[test]
-    fn durations_keep_two_units() {
-        assert_eq!(show_duration(59), "59s");
-        assert_eq!(show_duration(3_700), "1h01m");
-        assert_eq!(show_duration(90_000), "1d01h");
     }
 }

@@ -81,6 +81,9 @@ pub enum Request {
     /// Hand a mirrored volume that this node serves over to the other one. Whether that can be as things are; the
     /// control state shows when it has come about.
     HandOver(VolumeId, Reply<bool>),
+    /// Make this node the primary of a volume of which it lacks what was acknowledged; the control state shows when it
+    /// has come about.
+    ForcePrimary(VolumeId, Reply<()>),
     /// Take a disk, named by identity or path, out of service.
     FailDisk(String, Reply<()>),
     /// Say how things are.

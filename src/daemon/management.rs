@@ -61,6 +61,41 @@ impl Management for ManagementService {
         answer(self.control.create_volume(request.into_inner()).await)
     }
 
+    async fn change_settings(
+        &self,
+        request: Request<messages::ChangeSettingsRequest>,
+    ) -> Answer<messages::Cluster> {
+        answer(self.control.change_settings(request.into_inner()).await)
+    }
+
+    async fn set_maintenance(
+        &self,
+        request: Request<messages::SetMaintenanceRequest>,
+    ) -> Answer<messages::Node> {
+        answer(self.control.set_maintenance(request.into_inner()).await)
+    }
+
+    async fn shutdown_node(
+        &self,
+        request: Request<messages::ShutdownNodeRequest>,
+    ) -> Answer<messages::ShutdownNodeResponse> {
+        answer(self.control.shutdown(&request.into_inner()).map(|()| messages::ShutdownNodeResponse {}))
+    }
+
+    async fn set_volume_home(
+        &self,
+        request: Request<messages::SetVolumeHomeRequest>,
+    ) -> Answer<messages::Volume> {
+        answer(self.control.set_volume_home(request.into_inner()).await)
+    }
+
+    async fn force_primary(
+        &self,
+        request: Request<messages::ForcePrimaryRequest>,
+    ) -> Answer<messages::Volume> {
+        answer(self.control.force_primary(request.into_inner()).await)
+    }
+
     async fn list_volumes(
         &self,
         _: Request<messages::ListVolumesRequest>,

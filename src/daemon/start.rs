@@ -199,6 +199,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = control.stop_wanted() => {}
         () = ended => return Err("the data thread has ended; the log says why".into()),
     }
     notify::notify(notify::STOPPING);

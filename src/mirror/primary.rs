@@ -183,6 +183,12 @@ impl<S: BlockStore + 'static> Mirror<S> {
         Some(version)
     }
 
+    /// The version through which everything was acknowledged.
+    #[must_use]
+    pub fn acknowledged(&self) -> Version {
+        self.shared.chain.borrow().let_go()
+    }
+
     /// Whether it has ended: by [`Mirror::close`], or with the local store.
     #[must_use]
     pub fn is_closed(&self) -> bool {

@@ -9,6 +9,9 @@
 //! - a primary alone brings a returning replica up to date, and proposes the larger set;
 //! - a node whose store is gone proposes nothing and serves nothing: its peer takes over, or goes on without it, at
 //!   once; one whose store is stuck waits, and its peer takes over when it has been stuck for [`Patience::primary`];
+//! - a node that has less than was acknowledged, as its disks have lost what they had confirmed, serves nothing of it
+//!   and gives way to the other member, if there is one;
+//! - a volume leaves a node in maintenance, and returns to its home when it was on both for [`Patience::home`];
 //! - a restarted primary begins an epoch before anything else, and serves it when both replicas are level, or
 //!   alone;
 //! - a proposal whose outcome does not show is followed by a restart of the epoch, whose outcome settles it.
@@ -31,7 +34,7 @@ mod tests;
 use std::time::Duration;
 
 pub use node::{Node, NodeServices};
-pub use part::{PartReport, PartState};
+pub use part::{ForceRefused, PartReport, PartState};
 pub use store::{Permit, ServedStore};
 
 use crate::base::runtime::LocalBoxFuture;
@@ -51,18 +54,24 @@ pub trait Surroundings {
     fn is_peer_alive(&self) -> bool;
     /// How the store of this node is, and that of the peer, as was last heard of it.
     fn stores(&self) -> (StoreHealth, StoreHealth);
+    /// What is the matter with the peer, for people, as the end of a sentence that begins with its name.
+    fn peer_trouble(&self) -> String;
     /// The newest epoch that was promised for a volume, as saved.
     fn promised(&self, volume: VolumeId) -> u32;
     /// Saves a promise durably. Whether that worked.
     fn save_promise(&self, volume: VolumeId, epoch: u32) -> LocalBoxFuture<'static, bool>;
-    /// Something that an administrator should find in the event log.
+    /// Something that an administrator should find in the event log: epochs that begin are there already.
     fn event(&self, volume: &VolumeRecord, message: String);
 }
 
 /// Who lets hosts use volumes.
 pub trait Hosts<S: crate::store::interface::BlockStore + 'static> {
-    /// Hosts may use the volume from now on. Whether that worked.
-    fn attach(&self, record: &VolumeRecord, volume: Volume<ServedStore<S>>) -> LocalBoxFuture<'static, bool>;
+    /// Hosts may use the volume from now on; or why they can't, for people.
+    fn attach(
+        &self,
+        record: &VolumeRecord,
+        volume: Volume<ServedStore<S>>,
+    ) -> LocalBoxFuture<'static, Result<(), String>>;
     /// Hosts may not use it any more: no command begins from the call on. Complete when none is in progress; what
     /// they wait for in the volume is failed between the call and the first poll.
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()>;
@@ -75,6 +84,8 @@ pub struct Patience {
     pub replica: Duration,
     /// For the primary, before a replica takes over. Longer, so that a primary that lives wins.
     pub primary: Duration,
+    /// With a volume on both nodes, before it returns to its home.
+    pub home: Duration,
     /// For the outcome of a proposal, before another one is made.
     pub proposal: Duration,
     /// Between two times at which both stores are told what both have.
@@ -88,6 +99,7 @@ impl Patience {
     pub const LAN: Self = Self {
         replica: Duration::from_millis(1000),
         primary: Duration::from_millis(1500),
+        home: Duration::from_secs(60),
         proposal: Duration::from_millis(1000),
         settled: Duration::from_millis(1000),
         tick: Duration::from_millis(50),

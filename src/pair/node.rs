@@ -4,14 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 
-use super::part::{Part, PartReport};
+use super::part::{ForceRefused, Part, PartReport};
 use super::{Hosts, Patience, Surroundings};
 use crate::base::buffer::BufferPool;
 use crate::base::runtime::{Instant, LocalBoxFuture, RuntimeHandle};
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
-use crate::cluster::state::volume::{Redundancy, VolumeRecord};
+use crate::cluster::state::volume::{Redundancy, VolumeRecord, Watermark};
 use crate::mirror::{Fence, FromReplica, Held, Records, ReplicaLink, ReplicaStream, Replicas};
 use crate::store::interface::{BlockStore, ChangeLog};
 
@@ -51,6 +51,10 @@ pub(super) struct Shared<S: BlockStore + 'static> {
     /// The connection that carries this node's mirrors, and since when there is none.
     link: RefCell<Option<Rc<dyn ReplicaLink>>>,
     unlinked_since: Cell<Instant>,
+    /// Whether this node, and the peer, are to be free of what they serve.
+    pub(super) in_maintenance: Cell<(bool, bool)>,
+    /// Most that a resync copies a second.
+    pub(super) resync_limit: Cell<Option<u64>>,
 }
 
 impl<S: BlockStore + 'static> Clone for Node<S> {
@@ -68,14 +72,29 @@ impl<S: BlockStore + ChangeLog + 'static> Node<S> {
             let (store, records) = (services.store.clone(), services.records.clone());
             let replicas = Replicas::new(store, fence, records, services.runtime.clone());
             let unlinked_since = Cell::new(services.runtime.now());
-            let (parts, link) = (RefCell::default(), RefCell::default());
-            Shared { services, parts, replicas, link, unlinked_since }
+            Shared {
+                services,
+                parts: RefCell::default(),
+                replicas,
+                link: RefCell::default(),
+                unlinked_since,
+                in_maintenance: Cell::default(),
+                resync_limit: Cell::default(),
+            }
         });
         Self { shared }
     }
 
     /// Takes the control state as committed.
     pub fn handle_state(&self, state: &ControlState) {
+        let services = &self.shared.services;
+        let is_in_maintenance =
+            |own: &NodeName| state.nodes().any(|(name, node)| name == own && node.is_in_maintenance);
+        self.shared.in_maintenance.set((is_in_maintenance(&services.own), is_in_maintenance(&services.peer)));
+        let limit = state.settings().resync_limit_bytes_per_second;
+        if self.shared.resync_limit.replace(limit) != limit {
+            self.shared.all_parts().iter().for_each(|part| part.limit_resync(limit));
+        }
         for record in state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored) {
             self.shared.part(record).take_record(record);
         }
@@ -120,11 +139,28 @@ impl<S: BlockStore + ChangeLog + 'static> Node<S> {
         self.shared.all_parts().iter().for_each(|part| part.look_again());
     }
 
-    /// Moves a volume that this node serves to the peer. The control state shows whether it came about.
-    /// False when it can't be moved as things are.
+    /// Moves a volume that this node serves to the peer, for this reason. The control state shows whether it came
+    /// about. False when it can't be moved as things are.
     #[must_use]
-    pub fn hand_over(&self, volume: VolumeId) -> bool {
-        self.shared.parts.borrow().get(&volume).is_some_and(|part| part.hand_over())
+    pub fn hand_over(&self, volume: VolumeId, reason: &str) -> bool {
+        self.shared.parts.borrow().get(&volume).is_some_and(|part| part.hand_over(reason))
+    }
+
+    /// Makes this node the primary of a volume of which it lacks what was acknowledged, as an operator wants. The
+    /// present primary must be fenced. The control state shows what came of it.
+    ///
+    /// # Errors
+    /// Why that can't be as things are.
+    pub async fn force(&self, volume: VolumeId) -> Result<(), ForceRefused> {
+        let part = self.shared.parts.borrow().get(&volume).cloned();
+        part.ok_or(ForceRefused::Unknown)?.force(&self.shared).await
+    }
+
+    /// What has been acknowledged of the volumes that this node serves, where it is more than is on record.
+    #[must_use]
+    pub fn watermarks(&self) -> BTreeMap<VolumeId, Watermark> {
+        let parts = self.shared.all_parts();
+        parts.iter().filter_map(|part| Some((part.id, part.watermark()?))).collect()
     }
 
     /// Whether hosts may use a volume here at this moment.

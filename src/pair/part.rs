@@ -19,7 +19,7 @@ use crate::base::signal::Signal;
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::cluster::role::{Role, Turn};
-use crate::cluster::state::volume::{Transition, VolumeRecord};
+use crate::cluster::state::volume::{Transition, VolumeRecord, Watermark};
 use crate::mirror::{
     Coverage, FromReplica, Held, Mirror, MirrorEvent, ReplicaLink, Requirement, Resync, ResyncProgress,
 };
@@ -43,7 +43,12 @@ pub(super) struct Part<S: BlockStore + 'static> {
     pub(super) changed: Signal,
     pub(super) proposed_at: Cell<Option<Instant>>,
     pub(super) peer_missed_since: Cell<Option<Instant>>,
-    pub(super) wants_hand_over: Cell<bool>,
+    /// Why the volume is to be handed over, when it is.
+    pub(super) hand_over_reason: RefCell<Option<String>>,
+    /// Since when the volume is on both nodes, while it is.
+    pub(super) on_both_since: Cell<Option<Instant>>,
+    /// Why this node can't serve the volume, for people, when that is so.
+    pub(super) problem: RefCell<Option<String>>,
     pub(super) has_ended: Cell<bool>,
     pub(super) told_settled_at: Cell<Instant>,
 }
@@ -56,8 +61,8 @@ pub(super) struct Serving<S: BlockStore + 'static> {
     pub(super) resync: Rc<Resync<S, ServedStore<S>>>,
     pub(super) since: Instant,
     pub(super) is_attached: bool,
-    /// When the replica said that it cannot go on in this epoch, and whether that is its last word.
-    pub(super) refused: Option<(Instant, bool)>,
+    /// That the replica cannot go on in this epoch, when it has said so.
+    pub(super) refused: Option<Refused>,
     /// When a stream was begun over the present link.
     pub(super) tried_at: Instant,
     /// A resync is under way.
@@ -66,8 +71,15 @@ pub(super) struct Serving<S: BlockStore + 'static> {
     pub(super) is_unsettled: bool,
 }
 
+/// What a replica has said.
+pub(super) struct Refused {
+    pub(super) at: Instant,
+    /// Why, if that is its last word.
+    pub(super) last_word: Option<String>,
+}
+
 /// How a volume is on a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartReport {
     /// What the node does with it.
     pub state: PartState,
@@ -75,6 +87,27 @@ pub struct PartReport {
     pub epoch: u32,
     /// How far the peer is brought up to date, while it is.
     pub resync: Option<ResyncProgress>,
+    /// Why this node can't serve it, for people, when that is so.
+    pub problem: Option<String>,
+}
+
+/// Why a node can't be made primary by force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForceRefused {
+    /// There is no such mirrored volume.
+    #[error("this node has no such mirrored volume")]
+    Unknown,
+    /// It has what was acknowledged.
+    #[error(
+        "this node has everything that was acknowledged: it serves the volume by itself as soon as it may"
+    )]
+    NotNeeded,
+    /// The node that serves, or may, is there.
+    #[error("the other node can be reached: it has what this one lacks")]
+    PeerThere,
+    /// The store or the state directory.
+    #[error("the pool or the state directory of this node does not take it")]
+    Store,
 }
 
 /// What a node does with a volume.
@@ -109,7 +142,9 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             changed: Signal::default(),
             proposed_at: Cell::new(None),
             peer_missed_since: Cell::new(None),
-            wants_hand_over: Cell::new(false),
+            hand_over_reason: RefCell::default(),
+            on_both_since: Cell::new(None),
+            problem: RefCell::default(),
             has_ended: Cell::new(false),
             told_settled_at: Cell::new(services.runtime.now()),
         });
@@ -125,6 +160,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             let turn = self.role.borrow_mut().handle_record(&record);
             if turn != Turn::Stay {
                 self.proposed_at.set(None);
+                self.problem.take();
             }
             match turn {
                 Turn::Stay => {}
@@ -179,9 +215,11 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let Some(event) = event else { return };
         if let Some(serving) = &mut *self.serving.borrow_mut() {
             serving.refused = match event {
-                MirrorEvent::ReplicaLost { .. } => Some((self.runtime.now(), true)),
+                MirrorEvent::ReplicaLost { reason } => {
+                    Some(Refused { at: self.runtime.now(), last_word: Some(reason.to_string()) })
+                }
                 // This node may be deposed, or learns of its own next epoch later than the replica.
-                MirrorEvent::Fenced { .. } => Some((self.runtime.now(), false)),
+                MirrorEvent::Fenced { .. } => Some(Refused { at: self.runtime.now(), last_word: None }),
                 MirrorEvent::Streaming | MirrorEvent::Behind | MirrorEvent::Whole => None,
             };
         }
@@ -189,16 +227,22 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     }
 
     /// False when the volume can't be handed over as things are.
-    pub(super) fn hand_over(&self) -> bool {
+    pub(super) fn hand_over(&self, reason: &str) -> bool {
         let is_both = self.record.borrow().in_sync.len() == 2;
         let is_attached = self.serving.borrow().as_ref().is_some_and(|serving| serving.is_attached);
         let stores = self.node.upgrade().map(|node| node.services.surroundings.stores());
         let is_possible = is_both && is_attached && stores.is_some_and(|(_, peer)| peer == StoreHealth::Well);
         if is_possible {
-            self.wants_hand_over.set(true);
+            *self.hand_over_reason.borrow_mut() = Some(reason.to_owned());
             self.changed.notify();
         }
         is_possible
+    }
+
+    pub(super) fn limit_resync(&self, bytes_per_second: Option<u64>) {
+        if let Some(serving) = &*self.serving.borrow() {
+            serving.resync.limit(bytes_per_second);
+        }
     }
 
     /// The volume was deleted.
@@ -220,7 +264,33 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             None => PartState::Behind,
         };
         let resync = serving.as_ref().filter(|serving| serving.is_resyncing.get());
-        PartReport { state, epoch: record.epoch, resync: resync.map(|serving| serving.resync.progress()) }
+        PartReport {
+            state,
+            epoch: record.epoch,
+            resync: resync.map(|serving| serving.resync.progress()),
+            problem: self.problem.borrow().clone(),
+        }
+    }
+
+    /// What has been acknowledged, when that is more than is on record.
+    pub(super) fn watermark(&self) -> Option<Watermark> {
+        let (record, serving) = (self.record.borrow(), self.serving.borrow());
+        let acknowledged = serving.as_ref().filter(|serving| serving.is_attached)?.mirror.acknowledged();
+        let watermark = Watermark { epoch: acknowledged.epoch, sequence: acknowledged.sequence };
+        (watermark.epoch <= record.epoch && watermark > record.watermark).then_some(watermark)
+    }
+
+    /// What this node lacks of what was acknowledged, for people: its disks have lost what they had confirmed.
+    pub(super) fn lost_tail(&self, record: &VolumeRecord, held: Held) -> Option<String> {
+        let mark = Version { epoch: record.watermark.epoch, sequence: record.watermark.sequence };
+        if held.latest >= mark {
+            return None;
+        }
+        Some(format!(
+            "its disks have lost writes that they had confirmed: they have version {}/{} of the volume, and {}/{} \
+             had been acknowledged",
+            held.latest.epoch, held.latest.sequence, mark.epoch, mark.sequence
+        ))
     }
 
     // The fence.
@@ -288,16 +358,16 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         if self.promised.get() > epoch {
             return; // a newer epoch is on its way here
         }
-        let refuse = |why: &str| {
-            let message = format!("volume {} cannot be served in epoch {epoch}: {why}", record.name);
-            node.services.surroundings.event(record, message);
-        };
+        let refuse = |why: &str| self.complain(node, record, why);
         if !self.save_promise().await {
             return refuse("the state directory does not take the epoch");
         }
         let Ok(held) = node.replicas.end(self.id).await else { return refuse("the pool is offline") };
         let is_whole = node.services.records.coverage(self.id) == Coverage::Whole;
         let is_forced = record.began_by == Some(Transition::Force);
+        if let Some(lost) = self.lost_tail(record, held) {
+            return refuse(&lost);
+        }
         let may_go_on = is_whole || (is_forced && node.replicas.adopt(self.id).await);
         if !may_go_on {
             return refuse("this node does not have everything of it");
@@ -330,6 +400,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             VolumeServices { store: Rc::new(served), runtime: runtime.clone(), pool },
         );
         let resync = Rc::new(Resync::new(store, volume.clone(), runtime.clone()));
+        resync.limit(node.resync_limit.get());
         if let Some(link) = node.link() {
             mirror.connected(link);
         }
@@ -346,6 +417,14 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             is_unsettled: is_both && !is_settled,
         });
         self.changed.notify();
+    }
+
+    /// Says once why this node can't serve the volume.
+    pub(super) fn complain(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, why: &str) {
+        if self.problem.replace(Some(why.to_owned())).as_deref() != Some(why) {
+            let message = format!("node {} cannot serve volume {}: {why}", node.services.own, record.name);
+            node.services.surroundings.event(record, message);
+        }
     }
 
     /// Goes on serving in a newer epoch.
@@ -399,7 +478,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             // An error means that the store takes nothing any more.
             let _ = node.services.store.flush().await;
         }
-        self.wants_hand_over.set(false);
+        self.hand_over_reason.take();
     }
 
     /// Lets hosts in as soon as they may come.
@@ -419,7 +498,16 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             _ => return,
         };
         let record = self.record.borrow().clone();
-        let is_attached = node.services.hosts.attach(&record, volume).await;
+        let is_attached = match node.services.hosts.attach(&record, volume).await {
+            Ok(()) => true,
+            Err(why) => {
+                self.complain(node, &record, &why);
+                false
+            }
+        };
+        if is_attached {
+            self.problem.take();
+        }
         if let Some(serving) = &mut *self.serving.borrow_mut() {
             serving.is_attached = is_attached;
             serving.is_unsettled = false;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::future::select;
 
 use super::mutant::{self, Mutant};
-use super::node::Shared;
-use super::part::Part;
+use super::node::{NodeServices, Shared};
+use super::part::{ForceRefused, Part};
 use crate::base::runtime::Instant;
 use crate::base::units::Version;
 use crate::cluster::lease::StoreHealth;
@@ -78,23 +78,31 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let is_both = record.in_sync.len() == 2;
         if self.role.borrow().is_undecided() {
             // The outcome does not show: a newer epoch does away with it.
-            return self.propose_as_primary(node, Transition::Restart, Circumstances::default());
+            let reason = "what came of an earlier decision was not seen";
+            return self.propose_as_primary(node, Transition::Restart, Circumstances::default(), reason);
         }
-        if !is_both || !matches!(replica, Replica::Whole | Replica::Level) {
+        let is_on_both = is_both && matches!(replica, Replica::Whole | Replica::Level);
+        let on_both_since = self.on_both_since.get().unwrap_or(now);
+        self.on_both_since.set(is_on_both.then_some(on_both_since));
+        if !is_on_both {
             // Whoever asked for it asks again: hosts are not to be surprised by it much later.
-            self.wants_hand_over.set(false);
+            self.hand_over_reason.take();
+        } else if let Some(reason) = self.better_elsewhere(node, record, now.since(on_both_since)) {
+            self.hand_over(&reason);
         }
-        if self.wants_hand_over.get() {
-            return self.drain_and_move(node).await;
+        let reason = self.hand_over_reason.borrow_mut().take();
+        if let Some(reason) = reason {
+            return self.drain_and_move(node, &reason).await;
         }
         let is_silent = matches!(replica, Replica::Silent(since) if since >= patience.replica);
         if is_both && (is_silent || matches!(replica, Replica::Lost | Replica::Behind)) {
+            let reason = self.why_without(node, replica);
             if let Some(serving) =
                 self.serving.borrow().as_ref().filter(|_| mutant::is(Mutant::ShrinkOnProposal))
             {
                 serving.mirror.require(Requirement::Local);
             }
-            return self.propose_as_primary(node, Transition::Shrink, Circumstances::default());
+            return self.propose_as_primary(node, Transition::Shrink, Circumstances::default(), &reason);
         }
         match replica {
             Replica::Silent(since) if since >= patience.replica => self.begin_anew(node, now),
@@ -106,9 +114,13 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
                 if let Some(serving) = serving.as_ref().filter(|_| !mutant::is(Mutant::ExpandWithoutBoth)) {
                     serving.mirror.require(Requirement::Both);
                 }
+                let copied =
+                    serving.as_ref().map_or(0, |serving| serving.resync.progress().copied_in_all_blocks);
                 drop(serving);
                 let circumstances = Circumstances { is_peer_complete: true, ..Circumstances::default() };
-                self.propose_as_primary(node, Transition::Expand, circumstances);
+                let peer = &node.services.peer;
+                let reason = format!("node {peer} has everything again; {copied} blocks were copied to it");
+                self.propose_as_primary(node, Transition::Expand, circumstances, &reason);
             }
             _ => {}
         }
@@ -121,8 +133,8 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let since = |since: Instant| now.since(since.max(serving.since));
         Some(if node.services.surroundings.stores().1 == StoreHealth::Gone {
             Replica::Lost
-        } else if let Some((at, is_final)) = serving.refused {
-            if is_final { Replica::Lost } else { Replica::Silent(since(at)) }
+        } else if let Some(refused) = &serving.refused {
+            if refused.last_word.is_some() { Replica::Lost } else { Replica::Silent(since(refused.at)) }
         } else if let Some(unlinked) = node.unlinked_since() {
             Replica::Silent(since(unlinked))
         } else if serving.mirror.behind().is_some() {
@@ -139,9 +151,49 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         })
     }
 
+    /// Why a volume should be on the other node, where nothing speaks against that.
+    fn better_elsewhere(
+        &self,
+        node: &Rc<Shared<S>>,
+        record: &VolumeRecord,
+        on_both_for: Duration,
+    ) -> Option<String> {
+        let NodeServices { own, peer, patience, .. } = &node.services;
+        match node.in_maintenance.get() {
+            (true, false) if on_both_for >= patience.proposal => {
+                Some(format!("node {own} is in maintenance"))
+            }
+            (false, false) if record.home.as_ref() == Some(peer) && on_both_for >= patience.home => {
+                Some(format!("node {peer} is its home"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Why the primary goes on without its replica, for people.
+    fn why_without(&self, node: &Rc<Shared<S>>, replica: Replica) -> String {
+        let NodeServices { peer, surroundings, .. } = &node.services;
+        let serving = self.serving.borrow();
+        let refused = serving.as_ref().and_then(|serving| serving.refused.as_ref());
+        match (replica, refused.and_then(|refused| refused.last_word.as_ref())) {
+            (_, Some(last_word)) => format!("node {peer}: {last_word}"),
+            (Replica::Silent(since), _) if node.link().is_some() => {
+                format!("node {peer} has owed an answer for {:.1} s", since.as_secs_f64())
+            }
+            (Replica::Behind, _) => format!("node {peer} lacks writes that it is not sent any more"),
+            _ => format!("node {peer} {}", surroundings.peer_trouble()),
+        }
+    }
+
     /// Proposes what this node, which does not serve, would begin to serve: nothing is taken of the present
     /// epoch from here on, so what there is stays what it is.
     async fn propose_to_serve(&self, node: &Rc<Shared<S>>, record: &VolumeRecord, transition: Transition) {
+        let reason = match transition {
+            Transition::TakeOver => {
+                format!("node {} {}", node.services.peer, node.services.surroundings.peer_trouble())
+            }
+            _ => format!("node {} begins to serve it again", node.services.own),
+        };
         let held = if mutant::is(Mutant::TakeOverWithoutPromise) && transition == Transition::TakeOver {
             self.held()
         } else {
@@ -151,16 +203,71 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             let Ok(held) = node.replicas.end(self.id).await else { return };
             held
         };
-        if self.record.borrow().epoch == record.epoch {
-            self.propose(node, transition, Circumstances::default(), held.whole_through.sequence + 1);
+        if self.record.borrow().epoch != record.epoch {
+            return;
+        }
+        let circumstances = Circumstances::default();
+        let Some(lost) = self.lost_tail(record, held) else {
+            return self.propose(node, transition, circumstances, held.whole_through.sequence + 1, &reason);
+        };
+        self.complain(node, record, &lost);
+        if transition == Transition::Restart && record.in_sync.len() == 2 {
+            // The other member may have it all, and is not asked to take it from here.
+            let reason = format!("node {}: {lost}", node.services.own);
+            let first = record.epoch_starts.values().next_back().copied().unwrap_or(0);
+            let first = first.max(record.watermark.sequence + 1);
+            self.propose(node, Transition::Yield, circumstances, first, &reason);
+        } else {
+            // It is looked at again when something has changed.
+            self.proposed_at.set(Some(self.runtime.now()));
         }
     }
 
+    /// Makes this node primary as an operator wants.
+    pub(super) async fn force(&self, node: &Rc<Shared<S>>) -> Result<(), ForceRefused> {
+        let record = self.record.borrow().clone();
+        let NodeServices { own, surroundings, records, .. } = &node.services;
+        if record.primary != *own && surroundings.is_peer_alive() {
+            return Err(ForceRefused::PeerThere);
+        }
+        if self.serving.borrow().is_some() {
+            return Err(ForceRefused::NotNeeded);
+        }
+        if !self.promise(record.epoch + 1).await {
+            return Err(ForceRefused::Store);
+        }
+        let held = node.replicas.end(self.id).await.map_err(|_| ForceRefused::Store)?;
+        let kept = records.coverage(self.id).least(held.whole_through);
+        let has_lost = self.lost_tail(&record, held).is_some();
+        if record.in_sync.contains(own) && !has_lost {
+            return Err(ForceRefused::NotNeeded);
+        }
+        let proposed =
+            self.role.borrow_mut().propose(Transition::Force, &node.services.peer, Circumstances::default());
+        let proposed = proposed.filter(|_| self.record.borrow().epoch == record.epoch);
+        let Some(proposed) = proposed else { return Err(ForceRefused::NotNeeded) };
+        self.proposed_at.set(Some(self.runtime.now()));
+        surroundings.propose(Command::ForcePrimary {
+            volume: self.id,
+            expected_epoch: proposed.expected_epoch,
+            primary: proposed.primary,
+            kept_through: KeptThrough { epoch: kept.epoch, sequence: kept.sequence },
+            forced_unix_ms: 0,
+        });
+        Ok(())
+    }
+
     /// Proposes what this node goes on from as primary.
-    fn propose_as_primary(&self, node: &Rc<Shared<S>>, transition: Transition, circumstances: Circumstances) {
+    fn propose_as_primary(
+        &self,
+        node: &Rc<Shared<S>>,
+        transition: Transition,
+        circumstances: Circumstances,
+        reason: &str,
+    ) {
         let latest = self.serving.borrow().as_ref().map(|serving| serving.volume.latest_version());
         if let Some(latest) = latest {
-            self.propose(node, transition, circumstances, latest.sequence + 1);
+            self.propose(node, transition, circumstances, latest.sequence + 1, reason);
         }
     }
 
@@ -170,6 +277,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         transition: Transition,
         circumstances: Circumstances,
         first_sequence: u64,
+        reason: &str,
     ) {
         let proposed = self.role.borrow_mut().propose(transition, &node.services.peer, circumstances);
         let Some(proposed) = proposed else { return };
@@ -181,6 +289,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             primary: proposed.primary,
             in_sync: proposed.in_sync,
             first_sequence,
+            reason: reason.to_owned(),
         });
         self.look_again();
     }
@@ -232,9 +341,8 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
     }
 
     /// Ends service with nothing in flight, and proposes the peer as primary.
-    async fn drain_and_move(&self, node: &Rc<Shared<S>>) {
+    async fn drain_and_move(&self, node: &Rc<Shared<S>>, reason: &str) {
         let _turn = self.turn.lock().await;
-        self.wants_hand_over.set(false);
         let drained = match &mut *self.serving.borrow_mut() {
             Some(serving) => {
                 serving.is_attached = false;
@@ -255,7 +363,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         let is_drained = volume.in_flight_count() == 0 && mirror.is_level();
         if is_drained || mutant::is(Mutant::HandOverUndrained) {
             let circumstances = Circumstances { is_drained: true, ..Circumstances::default() };
-            self.propose_as_primary(node, Transition::Move, circumstances);
+            self.propose_as_primary(node, Transition::Move, circumstances, reason);
         } else {
             // The replica went away meanwhile: the volume is opened again in an epoch of its own.
             self.role.borrow_mut().stop();

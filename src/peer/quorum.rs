@@ -604,7 +604,9 @@ fn random() -> Result<u64, QuorumError> {
     Ok(number.max(1))
 }
 
-fn unix_ms() -> u64 {
+/// The wall clock, in milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }

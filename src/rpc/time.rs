@@ -12,11 +12,30 @@ pub fn show(unix_ms: u64) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
+/// A length of time for people, in its two largest units.
+#[must_use]
+pub fn show_duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m"),
+        (0, _, _) => format!("{hours}h{minutes:02}m"),
+        _ => format!("{days}d{hours:02}h"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn every_number_can_be_shown() {
         assert_eq!(super::show(1_500), "1970-01-01T00:00:01.500Z");
         assert_eq!(super::show(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
+
+    #[test]
+    fn durations_keep_two_units() {
+        assert_eq!(super::show_duration(59), "59s");
+        assert_eq!(super::show_duration(3_700), "1h01m");
+        assert_eq!(super::show_duration(90_000), "1d01h");
     }
 }

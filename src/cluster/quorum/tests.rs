@@ -106,6 +106,7 @@ fn begin(transition: Transition, expected_epoch: u32, primary: &str, in_sync: &[
         primary: primary.parse().unwrap(),
         in_sync: in_sync.iter().map(|node| node.parse().unwrap()).collect(),
         first_sequence: 1,
+        reason: String::new(),
     }
 }
 

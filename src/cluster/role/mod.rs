@@ -92,7 +92,8 @@ impl Role {
             return Turn::Stay;
         }
         let is_own = self.undecided.iter().any(|proposed| proposed.is(record));
-        let is_handed_over = record.began_by == Some(Transition::Move) && known.is_some();
+        let is_handing_over = matches!(record.began_by, Some(Transition::Move | Transition::Yield));
+        let is_handed_over = is_handing_over && known.is_some();
         let was_serving = self.serving.is_some();
         self.undecided.clear();
         self.view = Some(record.clone());
@@ -153,24 +154,29 @@ impl Role {
         let is_both = view.in_sync.len() == 2;
         let Circumstances { is_drained, is_peer_complete } = circumstances;
         let is_allowed = match transition {
+            Transition::Yield => is_primary && !is_serving && is_both,
             Transition::Restart => is_primary && (!is_serving || !self.undecided.is_empty()),
             Transition::Shrink => is_primary && is_both,
             Transition::Expand => is_serving && !is_both && is_peer_complete,
             Transition::TakeOver => !is_primary,
             Transition::Move | Transition::Stop => is_serving && is_both && is_drained,
             Transition::Start => !is_serving && view.is_certified(),
-            Transition::Force => false,
+            // Also a member's, which has lost what was acknowledged: the control state knows.
+            Transition::Force => !is_serving,
         };
-        if !is_member || !is_allowed || self.undecided.len() == MOST_UNDECIDED {
+        let may_propose = is_member || transition == Transition::Force;
+        if !may_propose || !is_allowed || self.undecided.len() == MOST_UNDECIDED {
             return None;
         }
         let alone = BTreeSet::from([self.own.clone()]);
         let in_sync = match transition {
-            Transition::Shrink | Transition::TakeOver => alone,
+            Transition::Shrink | Transition::TakeOver | Transition::Force => alone,
+            Transition::Yield => BTreeSet::from([peer.clone()]),
             Transition::Expand => BTreeSet::from([self.own.clone(), peer.clone()]),
             _ => view.in_sync.clone(),
         };
-        let primary = if transition == Transition::Move { peer } else { &self.own };
+        let gives_way = matches!(transition, Transition::Move | Transition::Yield);
+        let primary = if gives_way { peer } else { &self.own };
         let proposed = Proposed { expected_epoch: view.epoch, transition, primary: primary.clone(), in_sync };
         if matches!(transition, Transition::Move | Transition::Stop) {
             self.serving = None;

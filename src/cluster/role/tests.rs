@@ -74,6 +74,7 @@ impl World {
             primary,
             in_sync,
             first_sequence,
+            reason: String::new(),
         })
     }
 

@@ -103,6 +103,24 @@ pub enum Command {
         in_sync: BTreeSet<NodeName>,
         /// First sequence number of the new epoch.
         first_sequence: u64,
+        /// Why, for people; cut off after [`LONGEST_REASON`](super::volume::LONGEST_REASON).
+        #[serde(default)]
+        reason: String,
+    },
+    /// Sets the node to which a mirrored volume returns by itself when it is on both again, or that it stays where it
+    /// is.
+    SetHome {
+        /// Which volume.
+        volume: VolumeName,
+        /// The node, if there is to be one.
+        home: Option<NodeName>,
+    },
+    /// A node is, or is no more, to be free of what it serves. Idempotent.
+    SetMaintenance {
+        /// The node.
+        node: NodeName,
+        /// Whether it is.
+        is_on: bool,
     },
     /// Lets an initiator, or everyone, see and use a volume. Idempotent.
     AllowInitiator {
@@ -118,8 +136,8 @@ pub enum Command {
         /// Whom.
         initiator: AllowedInitiator,
     },
-    /// An operator makes a node primary that is not in sync, giving up what it lacks (I3's exception).
-    /// Whoever proposes it has made sure that the present primary is fenced.
+    /// An operator makes a node primary that is not in sync, or that has lost what it had acknowledged, giving up what
+    /// it lacks (I3's exception). Whoever proposes it has made sure that the present primary is fenced.
     ForcePrimary {
         /// Which volume.
         volume: VolumeId,
@@ -132,8 +150,8 @@ pub enum Command {
         /// When, in milliseconds since 1970.
         forced_unix_ms: u64,
     },
-    /// Records, for volumes in their present epochs, what has been acknowledged. It only grows; what is
-    /// older than the record, or of another epoch, is passed over.
+    /// Records what has been acknowledged of volumes. It only grows; what is older than the record, or was given up,
+    /// is passed over.
     RecordWatermarks {
         /// Epoch and acknowledged sequence number, by volume.
         watermarks: BTreeMap<VolumeId, Watermark>,

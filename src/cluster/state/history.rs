@@ -59,7 +59,7 @@ impl VolumeRecord {
         if kept == newest { CommonPoint::Everything } else { CommonPoint::Through(kept) }
     }
 
-    fn forks_after(&self, epoch: u32) -> impl Iterator<Item = &KeptThrough> {
+    pub(super) fn forks_after(&self, epoch: u32) -> impl Iterator<Item = &KeptThrough> {
         let forks: &BTreeMap<u32, KeptThrough> = &self.forks;
         forks.range(epoch.saturating_add(1)..).map(|(_, kept)| kept)
     }

@@ -123,7 +123,7 @@ impl ControlState {
             return Err(DecodeError::Newer { format });
         }
         let mut state: Self = serde_json::from_slice(bytes).map_err(DecodeError::malformed)?;
-        // What format 1 did not have yet has been filled in; from now on it is kept.
+        // What older formats did not have yet has been filled in; from now on it is kept.
         state.format = FORMAT;
         match state.flaw() {
             None => Ok(state),
@@ -170,16 +170,25 @@ impl ControlState {
                 self.delete_volume(&name, force, deleted_unix_ms)
             }
             Command::VolumePurged { volume, node } => Ok(self.volume_purged(volume, &node)),
-            Command::BeginEpoch { volume, expected_epoch, transition, primary, in_sync, first_sequence } => {
-                self.begin_epoch(Proposal {
-                    volume,
-                    expected_epoch,
-                    transition,
-                    primary,
-                    in_sync,
-                    first_sequence,
-                })
-            }
+            Command::BeginEpoch {
+                volume,
+                expected_epoch,
+                transition,
+                primary,
+                in_sync,
+                first_sequence,
+                reason,
+            } => self.begin_epoch(Proposal {
+                volume,
+                expected_epoch,
+                transition,
+                primary,
+                in_sync,
+                first_sequence,
+                reason,
+            }),
+            Command::SetHome { volume, home } => self.set_home(&volume, home),
+            Command::SetMaintenance { node, is_on } => self.set_maintenance(node, is_on),
             Command::ForcePrimary { volume, expected_epoch, primary, kept_through, forced_unix_ms: _ } => {
                 self.force_primary(volume, expected_epoch, primary, kept_through)
             }
@@ -276,6 +285,9 @@ pub struct BadUuid;
 pub struct Settings {
     /// Share of a pool in use from which hosts and administrators are warned, in percent.
     pub space_warning_percent: u8,
+    /// Most that bringing a volume's replica up to date copies a second; none without a limit: redundancy comes
+    /// first.
+    pub resync_limit_bytes_per_second: Option<u64>,
 }
 
 impl Settings {
@@ -289,7 +301,7 @@ impl Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { space_warning_percent: 80 }
+        Self { space_warning_percent: 80, resync_limit_bytes_per_second: None }
     }
 }
 
@@ -329,4 +341,4 @@ struct Header {
 }
 
 /// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;

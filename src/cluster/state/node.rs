@@ -16,6 +16,9 @@ pub struct Node {
     /// Where it is; empty until it was said.
     #[serde(default)]
     pub description: Description,
+    /// Whether it is to be free of what it serves, as somebody works on it.
+    #[serde(default)]
+    pub is_in_maintenance: bool,
 }
 
 /// Where a node or the witness is, and how it proves who it is.
@@ -69,7 +72,8 @@ impl ControlState {
         let Some(portal_group_tag) = free else {
             return Err(Rejection::LimitReached { what: "nodes", limit: MOST_NODES });
         };
-        self.nodes.insert(name, Node { portal_group_tag, description: Description::default() });
+        let node = Node { portal_group_tag, description: Description::default(), is_in_maintenance: false };
+        self.nodes.insert(name, node);
         Ok(Outcome::Changed)
     }
 
@@ -85,6 +89,12 @@ impl ControlState {
         }
         node.description = description;
         Ok(Outcome::Changed)
+    }
+
+    pub(super) fn set_maintenance(&mut self, name: NodeName, is_on: bool) -> Result<Outcome, Rejection> {
+        let node = self.nodes.get_mut(&name).ok_or(Rejection::NoSuchNode(name))?;
+        let before = std::mem::replace(&mut node.is_in_maintenance, is_on);
+        Ok(if before == is_on { Outcome::Unchanged } else { Outcome::Changed })
     }
 
     pub(super) fn set_witness(&mut self, description: Description) -> Result<Outcome, Rejection> {

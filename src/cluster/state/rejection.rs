@@ -70,6 +70,9 @@ pub enum Rejection {
         /// Size asked for.
         to_bytes: u64,
     },
+    /// What is asked needs a mirror, and the volume has none.
+    #[error("volume {0} has no mirror: it is on one node alone")]
+    NotMirrored(VolumeName),
     /// Hosts have reservations or registrations on the volume.
     #[error(
         "volume {volume} has {registration_count} persistent registrations: a cluster uses it; stop that \

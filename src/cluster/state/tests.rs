@@ -93,6 +93,7 @@ fn epoch(
         primary: primary.parse().unwrap(),
         in_sync: in_sync.iter().map(|node| node.parse().unwrap()).collect(),
         first_sequence: u64::from(expected_epoch) * 10 + 1,
+        reason: String::new(),
     }
 }
 
@@ -255,6 +256,7 @@ fn sequence_numbers_of_epochs_never_go_back() {
         primary: "a".parse().unwrap(),
         in_sync: BTreeSet::from(["a".parse().unwrap()]),
         first_sequence,
+        reason: String::new(),
     };
     machine.must(begin(0, 100));
     machine.must(begin(1, 100));
@@ -352,8 +354,9 @@ fn chap_secrets_are_long_enough_one_way_only_and_hidden() {
 #[test]
 fn settings_have_ranges() {
     let mut machine = Machine::with_nodes(&[]);
-    let change =
-        |space_warning_percent| Command::ChangeSettings { settings: Settings { space_warning_percent } };
+    let change = |space_warning_percent| Command::ChangeSettings {
+        settings: Settings { space_warning_percent, ..Settings::default() },
+    };
     assert_eq!(machine.apply(change(80)), Ok(Outcome::Unchanged));
     assert_eq!(machine.apply(change(70)), Ok(Outcome::Changed));
     for percent in [0, 100] {
@@ -368,8 +371,8 @@ fn damaged_and_newer_states_are_refused() {
     let text = String::from_utf8(machine.state.encode()).unwrap();
     let decode = |text: &str| ControlState::decode(text.as_bytes());
     assert_eq!(decode(&text).unwrap(), machine.state);
-    let newer = text.replace("\"format\":2", "\"format\":3");
-    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 3 })));
+    let newer = text.replace("\"format\":3", "\"format\":4");
+    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 4 })));
     assert!(matches!(decode(&text[..text.len() - 1]), Err(DecodeError::Malformed { .. })));
     for (good, bad) in
         [("\"name\":\"x\"", "\"name\":\"X\""), ("\"sector\":512", "\"sector\":520"), ("07070707", "0707070")]
@@ -421,7 +424,23 @@ fn format_2_is_still_read() {
     for (index, command) in (1..).zip(log) {
         state.apply(index, command).unwrap();
     }
+    // Format 2 kept no reasons, and missed what a force had given up.
+    state.volumes.values_mut().for_each(|record| {
+        record.reason.clear();
+        record.watermark = Watermark { epoch: 4, sequence: 33 };
+    });
     let fixture = include_bytes!("fixtures/state-2.json");
+    assert_eq!(ControlState::decode(fixture).unwrap(), state);
+}
+
+#[test]
+fn format_3_is_still_read() {
+    let log: Vec<Command> = serde_json::from_str(include_str!("fixtures/commands-3.json")).unwrap();
+    let mut state = ControlState::new();
+    for (index, command) in (1..).zip(log) {
+        state.apply(index, command).unwrap();
+    }
+    let fixture = include_bytes!("fixtures/state-3.json");
     assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
 }
 
@@ -513,6 +532,7 @@ fn a_take_over_in_the_middle_of_a_settling_gives_up_what_was_in_flight_before() 
         primary: "b".parse().unwrap(),
         in_sync: BTreeSet::from(["b".parse().unwrap()]),
         first_sequence: 9,
+        reason: String::new(),
     });
     let record = machine.record("x");
     assert_eq!(record.epoch_starts[&3], 11, "numbers that were given are not given again");
@@ -538,9 +558,20 @@ fn watermarks_only_grow_and_belong_to_their_epoch() {
     assert_eq!(machine.apply(record(1, 19)), Ok(Outcome::Unchanged));
     assert_eq!(machine.apply(record(2, 30)), Ok(Outcome::Unchanged), "of an epoch that has not begun");
     machine.must(epoch(1, 1, Transition::Restart, "a", &["a"]));
-    assert_eq!(machine.apply(record(1, 40)), Ok(Outcome::Unchanged), "of an epoch that is over");
+    // A primary goes on into an epoch with writes of the one before in flight.
+    machine.must(record(1, 40));
     machine.must(record(2, 41));
     assert_eq!(machine.record("x").watermark, Watermark { epoch: 2, sequence: 41 });
+    // What an operator has given up does not come back.
+    machine.must(epoch(1, 2, Transition::Restart, "a", &["a"]));
+    machine
+        .state
+        .volumes
+        .get_mut(&VolumeId(1))
+        .unwrap()
+        .forks
+        .insert(3, KeptThrough { epoch: 2, sequence: 30 });
+    assert_eq!(machine.apply(record(2, 42)), Ok(Outcome::Unchanged));
 }
 
 #[test]
@@ -610,12 +641,14 @@ fn any_command(random: &mut ChaCha8Rng) -> Command {
                 Transition::Expand,
                 Transition::TakeOver,
                 Transition::Move,
+                Transition::Yield,
             ]
             .choose(random)
             .unwrap(),
             primary: node(random),
             in_sync: (0..random.random_range(0..3)).map(|_| node(random)).collect(),
             first_sequence: random.random_range(0..5),
+            reason: String::new(),
         },
         10 => Command::AllowInitiator {
             volume: volume(random),

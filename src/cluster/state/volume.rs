@@ -51,6 +51,12 @@ pub struct VolumeRecord {
     /// Why the present epoch began; unknown in states of format 1, and before the first.
     #[serde(default)]
     pub began_by: Option<Transition>,
+    /// What its proposer said of that, for people.
+    #[serde(default)]
+    pub reason: String,
+    /// The node to which it returns by itself when it is on both again.
+    #[serde(default)]
+    pub home: Option<NodeName>,
     /// What is known to have been acknowledged, at least.
     #[serde(default)]
     pub watermark: Watermark,
@@ -183,6 +189,8 @@ pub enum Transition {
     TakeOver,
     /// The primary hands over to an in-sync node with nothing in flight: the set stays.
     Move,
+    /// The primary, which does not serve, gives way to the other node, alone: it has lost what was acknowledged.
+    Yield,
     /// The primary stops on purpose with nothing in flight: the certificate that both are equal.
     Stop,
     /// Either node starts from the certificate, which is consumed by this.
@@ -232,6 +240,7 @@ pub(super) struct Proposal {
     pub primary: NodeName,
     pub in_sync: BTreeSet<NodeName>,
     pub first_sequence: u64,
+    pub reason: String,
 }
 
 impl ControlState {
@@ -293,6 +302,8 @@ impl ControlState {
             access: BTreeSet::new(),
             reservations: SavedReservations::default(),
             began_by: None,
+            reason: String::new(),
+            home: None,
             watermark: Watermark::default(),
             forks: BTreeMap::new(),
         };
@@ -349,7 +360,8 @@ impl ControlState {
     }
 
     pub(super) fn begin_epoch(&mut self, proposal: Proposal) -> Result<Outcome, Rejection> {
-        let Proposal { volume: id, expected_epoch, transition, primary, in_sync, first_sequence } = proposal;
+        let Proposal { volume: id, expected_epoch, transition, primary, in_sync, first_sequence, reason } =
+            proposal;
         if let Some(unknown) = in_sync.iter().find(|node| !self.nodes.contains_key(*node)) {
             return Err(Rejection::NoSuchNode(unknown.clone()));
         }
@@ -362,7 +374,25 @@ impl ControlState {
         if !record.allows(transition, &primary, &in_sync) {
             return Err(Rejection::BadTransition { volume });
         }
-        record.begin(transition, primary, in_sync, first_sequence).map(|epoch| Outcome::EpochBegun { epoch })
+        let epoch = record.begin(transition, primary, in_sync, first_sequence)?;
+        record.reason = reason.chars().take(LONGEST_REASON).collect();
+        Ok(Outcome::EpochBegun { epoch })
+    }
+
+    pub(super) fn set_home(
+        &mut self,
+        name: &VolumeName,
+        home: Option<NodeName>,
+    ) -> Result<Outcome, Rejection> {
+        if let Some(unknown) = home.as_ref().filter(|node| !self.nodes.contains_key(*node)) {
+            return Err(Rejection::NoSuchNode(unknown.clone()));
+        }
+        let record = self.volume_mut(name)?;
+        if home.is_some() && record.redundancy == Redundancy::Local {
+            return Err(Rejection::NotMirrored(name.clone()));
+        }
+        let before = std::mem::replace(&mut record.home, home);
+        Ok(if before == record.home { Outcome::Unchanged } else { Outcome::Changed })
     }
 
     pub(super) fn force_primary(
@@ -378,8 +408,10 @@ impl ControlState {
         let record = self.volumes.get_mut(&id).ok_or(Rejection::NoSuchVolumeId(id))?;
         let volume = record.name.clone();
         record.check_epoch(expected_epoch)?;
-        // A member needs no force, and a local volume has nothing anywhere else.
-        let is_member = record.in_sync.contains(&primary);
+        // A member needs no force, unless it has lost what was acknowledged, and a local volume has nothing anywhere
+        // else.
+        let kept = Watermark { epoch: kept_through.epoch, sequence: kept_through.sequence };
+        let is_member = record.in_sync.contains(&primary) && kept >= record.watermark;
         if is_member || record.redundancy == Redundancy::Local || kept_through.epoch > record.epoch {
             return Err(Rejection::BadTransition { volume });
         }
@@ -388,6 +420,9 @@ impl ControlState {
         let in_sync = BTreeSet::from([primary.clone()]);
         let epoch = record.begin(Transition::Force, primary, in_sync, first_sequence)?;
         record.fork(epoch, kept_through);
+        // What is given up is not missed any more.
+        record.watermark = record.watermark.min(kept);
+        record.reason = "an administrator forced it, giving up what this node lacks".to_owned();
         Ok(Outcome::EpochBegun { epoch })
     }
 
@@ -395,7 +430,12 @@ impl ControlState {
         let mut outcome = Outcome::Unchanged;
         for (id, watermark) in watermarks {
             let Some(record) = self.volumes.get_mut(&id) else { continue };
-            if watermark.epoch == record.epoch && watermark > record.watermark {
+            // A primary may go on into an epoch with writes of the one before in flight.
+            let is_kept = watermark.epoch <= record.epoch
+                && record
+                    .forks_after(watermark.epoch)
+                    .all(|kept| kept.epoch >= watermark.epoch && kept.sequence >= watermark.sequence);
+            if is_kept && watermark > record.watermark {
                 record.watermark = watermark;
                 outcome = Outcome::Changed;
             }
@@ -527,7 +567,7 @@ impl VolumeRecord {
                     let is_larger = in_sync.is_superset(&self.in_sync) && *in_sync != self.in_sync;
                     is_same_primary && is_larger && self.redundancy == Redundancy::Mirrored
                 }
-                Transition::TakeOver => !is_same_primary && in_sync.len() == 1,
+                Transition::TakeOver | Transition::Yield => !is_same_primary && in_sync.len() == 1,
                 Transition::Move => !is_same_primary && *in_sync == self.in_sync,
                 Transition::Stop => is_same_primary && *in_sync == self.in_sync && in_sync.len() == 2,
                 Transition::Start => self.is_certified() && *in_sync == self.in_sync,
@@ -535,6 +575,9 @@ impl VolumeRecord {
             }
     }
 }
+
+/// Characters of the reason of an epoch that are kept.
+pub const LONGEST_REASON: usize = 400;
 
 fn check_size(size_bytes: u64) -> Result<(), Rejection> {
     let is_in_range = (SMALLEST_VOLUME_BYTES..=LARGEST_VOLUME_BYTES).contains(&size_bytes);

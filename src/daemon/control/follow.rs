@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decisions::Told;
 use super::{Control, machine};
 use crate::base::units::VolumeId;
 use crate::cluster::state::Command;
@@ -22,6 +23,7 @@ struct Done {
     rules: Option<AccessRules>,
     /// What is wrong with volumes, as it was reported.
     reported: BTreeMap<VolumeId, String>,
+    told: Told,
 }
 
 impl Control {
@@ -42,6 +44,7 @@ impl Control {
     }
 
     async fn catch_up(&self, quorum: &QuorumHandle, done: &mut Done) {
+        self.tell_decisions(&quorum.state(), &mut done.told);
         let mut turn = self.turn().await;
         let rules = self.access_rules();
         if done.rules.as_ref() != Some(&rules) && self.send_access().await.is_ok() {

@@ -17,11 +17,23 @@ impl Control {
     /// The cluster and its members.
     pub fn cluster(&self) -> messages::Cluster {
         let cluster = self.machine.read(|state| state.cluster().cloned());
+        let (space_warning_percent, resync_limit_bytes_per_second) = self.machine.read(|state| {
+            let settings = state.settings();
+            let limit = settings.resync_limit_bytes_per_second.unwrap_or(0);
+            (u32::from(settings.space_warning_percent), limit)
+        });
         let (name, uuid) = cluster
             .map_or_else(Default::default, |cluster| (cluster.name.to_string(), cluster.uuid.to_string()));
         let Some(quorum) = self.machine.quorum() else {
             let has_majority = true;
-            return messages::Cluster { name, uuid, has_majority, ..messages::Cluster::default() };
+            return messages::Cluster {
+                name,
+                uuid,
+                has_majority,
+                space_warning_percent,
+                resync_limit_bytes_per_second,
+                ..messages::Cluster::default()
+            };
         };
         let QuorumStatus { view, peers } = &*quorum.status();
         let own = messages::Member {
@@ -52,6 +64,8 @@ impl Control {
             term: view.leadership.term,
             applied_index: view.applied_index,
             members,
+            space_warning_percent,
+            resync_limit_bytes_per_second,
         }
     }
 
@@ -97,7 +111,12 @@ impl Control {
             let is_up = peer.as_ref().is_some_and(|peer| peer.is_reachable);
             messages::Node {
                 name: name.to_string(),
-                state: if is_up { NodeState::Up } else { NodeState::Down }.into(),
+                state: match is_up {
+                    true if node.is_in_maintenance => NodeState::Maintenance,
+                    true => NodeState::Up,
+                    false => NodeState::Down,
+                }
+                .into(),
                 version: peer.map_or_else(String::new, |peer| peer.build),
                 portal_group_tag: node.portal_group_tag.into(),
                 ..messages::Node::default()

@@ -5,9 +5,12 @@
 //! changes nothing; management commands take effect one after the other.
 
 mod access;
+mod decisions;
 mod follow;
 mod machine;
 mod members;
+mod operation;
+mod redundancy;
 mod status;
 mod volumes;
 
@@ -41,6 +44,8 @@ pub struct Control {
     // one. The data thread's own requests do not take it, so they can be served while a change waits
     // for the data thread. In it: the volumes that a node of a pair has opened.
     changing: Mutex<BTreeSet<VolumeId>>,
+    /// An administrator wants the process to end.
+    stop_wanted: tokio::sync::Notify,
 }
 
 /// Why something was not done. The text says what to do.
@@ -81,7 +86,8 @@ impl Control {
             }
         };
         let (node, changing) = (config.node.clone(), Mutex::default());
-        Ok(Self { node, machine, engine, events, started: Instant::now(), changing })
+        let stop_wanted = tokio::sync::Notify::new();
+        Ok(Self { node, machine, engine, events, started: Instant::now(), changing, stop_wanted })
     }
 
     /// The volumes that this node serves and no other can.
@@ -166,6 +172,7 @@ impl Control {
                     primary: record.primary.clone(),
                     in_sync: record.in_sync.clone(),
                     first_sequence,
+                    reason: format!("node {} opens it anew", record.primary),
                 })
             };
             volumes.into_iter().map(command).collect::<Result<Vec<_>, Rejection>>()

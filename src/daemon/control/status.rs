@@ -1,10 +1,11 @@
 //! How things are: the control state and the data thread's report as messages.
 
+use super::redundancy::resync;
 use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
-use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport};
+use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport, VolumeReport};
 use crate::pair::PartState;
 use crate::rpc::management as messages;
 use crate::rpc::management::{Health, NodeState, PoolState, Severity, VolumeState};
@@ -13,19 +14,18 @@ impl Control {
     /// One page: is it healthy, what must be done, what is there.
     pub async fn status(&self) -> Result<messages::Status, Refusal> {
         let report = self.report().await?;
-        let mut others = self.attention_to_members();
-        let health = match health(&report.pool) {
-            Health::Ok if !others.is_empty() => Health::Degraded,
-            health => health,
-        };
+        let mut items = self.attention_to_members();
         Ok(self.machine.read(|state| messages::Status {
-            health: health.into(),
-            cluster: state.cluster().map_or_else(String::new, |cluster| cluster.name.to_string()),
-            attention: {
-                others.extend(attention(state, &report.pool));
-                others.sort_by_key(|item| std::cmp::Reverse(item.severity));
-                others
+            health: {
+                items.extend(self.attention_to_volumes(state, &report));
+                items.extend(self.attention_to_maintenance(state));
+                items.extend(attention(state, &report.pool));
+                items.sort_by_key(|item| std::cmp::Reverse(item.severity));
+                self.health(state, &report, &items).into()
             },
+            cluster: state.cluster().map_or_else(String::new, |cluster| cluster.name.to_string()),
+            attention: items,
+            summary: self.next_loss(state, &report),
             nodes: {
                 let mut nodes = self.other_nodes(state);
                 nodes.push(self.node_message(state, &report));
@@ -52,18 +52,12 @@ impl Control {
         report: &EngineReport,
     ) -> messages::Volume {
         let served = report.volumes.iter().find(|volume| volume.id == record.id);
-        let part = served.and_then(|served| served.part);
-        let is_served = part.is_none_or(|part| part.state == PartState::Serving);
-        let is_online = match record.primary == self.node {
-            true => served.is_some() && is_served && !report.pool.offline,
-            // Its primary knows better; what is known here is whether it is there.
-            false => self.is_reachable(&record.primary),
-        };
+        let part = served.and_then(|served| served.part.as_ref());
         messages::Volume {
             name: record.name.to_string(),
             size_bytes: record.size_bytes,
             used_bytes: served.map_or(0, |served| served.used_bytes),
-            state: volume_state(record, is_online, part.and_then(|part| part.resync).is_some()).into(),
+            state: self.volume_state(record, served, report).into(),
             primary: record.primary.to_string(),
             epoch: record.epoch,
             id: record.id.0,
@@ -72,14 +66,70 @@ impl Control {
             physical_sector_bytes: record.sector.physical_bytes(),
             sessions: clamp(served.map_or(0, |served| served.sessions)),
             created_ms: record.created_unix_ms,
+            reason: record.reason.clone(),
+            resync: part.and_then(|part| part.resync.as_ref()).map(resync),
+            home: record.home.as_ref().map_or_else(String::new, ToString::to_string),
+            trouble: part.and_then(|part| part.problem.clone()).unwrap_or_default(),
         }
+    }
+
+    /// How a volume is, as far as this node knows.
+    pub(super) fn volume_state(
+        &self,
+        record: &VolumeRecord,
+        served: Option<&VolumeReport>,
+        report: &EngineReport,
+    ) -> VolumeState {
+        let part = served.and_then(|served| served.part.as_ref());
+        let is_served = part.is_none_or(|part| part.state == PartState::Serving);
+        let is_online = match record.primary == self.node {
+            true => served.is_some() && is_served && !report.pool.offline,
+            // Its primary knows better; what is known here is whether it is there.
+            false => self.is_reachable(&record.primary),
+        };
+        let is_resyncing = part.is_some_and(|part| part.resync.is_some());
+        volume_state(record, is_online, is_resyncing)
+    }
+
+    fn health(
+        &self,
+        state: &ControlState,
+        report: &EngineReport,
+        attention: &[messages::Attention],
+    ) -> Health {
+        let is_offline = |record: &VolumeRecord| {
+            let served = report.volumes.iter().find(|volume| volume.id == record.id);
+            self.volume_state(record, served, report) == VolumeState::Offline
+        };
+        match health(&report.pool) {
+            Health::Down => Health::Down,
+            _ if state.volumes().any(is_offline) => Health::Down,
+            Health::Ok if attention.iter().any(|item| item.severity() != Severity::Info) => Health::Degraded,
+            health => health,
+        }
+    }
+
+    fn attention_to_maintenance(&self, state: &ControlState) -> Vec<messages::Attention> {
+        let nodes = state.nodes().filter(|(_, node)| node.is_in_maintenance);
+        let item = |name: &NodeName| messages::Attention {
+            severity: Severity::Info.into(),
+            message: format!(
+                "node {name} is in maintenance: it serves no mirrored volume and may be switched off"
+            ),
+            action: format!("when the work is done: gemel node maintenance off {name}"),
+        };
+        nodes.map(|(name, _)| item(name)).collect()
     }
 
     fn node_message(&self, state: &ControlState, report: &EngineReport) -> messages::Node {
         let node = state.nodes().find(|(name, _)| **name == self.node).map(|(_, node)| node);
         messages::Node {
             name: self.node.to_string(),
-            state: NodeState::Up.into(),
+            state: if node.is_some_and(|node| node.is_in_maintenance) {
+                NodeState::Maintenance.into()
+            } else {
+                NodeState::Up.into()
+            },
             version: env!("CARGO_PKG_VERSION").to_owned(),
             portals: report.portals.iter().map(ToString::to_string).collect(),
             portal_group_tag: node.map_or(0, |node| node.portal_group_tag.into()),

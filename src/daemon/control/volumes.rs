@@ -98,6 +98,11 @@ impl Control {
                 "node {primary} serves volume {name}, and has to be asked to move it: gemel --cluster ADDRESS of {primary}"
             )));
         }
+        if record.home.as_ref().is_some_and(|home| *home != to) {
+            // It would return by itself in a minute.
+            let command = Command::SetHome { volume: name.clone(), home: Some(to.clone()) };
+            self.machine.apply(vec![command]).await?;
+        }
         if !self.engine.ask(|reply| Request::HandOver(id, reply)).await? {
             return Err(Refusal::Impossible(format!(
                 "volume {name} is not in sync on both nodes, so {to} cannot take it: `gemel status` says how far it is"
@@ -108,19 +113,22 @@ impl Control {
                 "volume {name} was not taken by {to} in time; `gemel status` says who serves it"
             )));
         }
-        self.events.info("volume-moved", format!("volume {name} was moved from {primary} to {to}"), &[]);
         self.volume(name.as_str()).await
     }
 
     /// The node that is primary of fewer volumes.
     fn less_busy_node(&self, state: &ControlState) -> NodeName {
         let load = |node: &NodeName| state.volumes().filter(|record| record.primary == *node).count();
-        let nodes = state.nodes().map(|(name, _)| name);
+        let nodes = state.nodes().filter(|(_, node)| !node.is_in_maintenance).map(|(name, _)| name);
         nodes.min_by_key(|name| load(name)).cloned().unwrap_or_else(|| self.node.clone())
     }
 
     /// Waits a while until a volume of a pair is what is wanted.
-    async fn volume_becomes(&self, name: &VolumeName, is_wanted: impl Fn(&VolumeRecord) -> bool) -> bool {
+    pub(super) async fn volume_becomes(
+        &self,
+        name: &VolumeName,
+        is_wanted: impl Fn(&VolumeRecord) -> bool,
+    ) -> bool {
         let Some(quorum) = self.machine.quorum() else { return false };
         let mut states = quorum.watch();
         let wanted = states.wait_for(|state| state.volume(name).is_some_and(&is_wanted));

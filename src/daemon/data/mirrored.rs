@@ -29,7 +29,7 @@ use crate::mirror::{Coverage, Records};
 use crate::pair::{Hosts, Node, NodeServices, Patience, ServedStore, Surroundings};
 use crate::peer::hello::Introduction;
 use crate::peer::mirror_stream::{MirrorConnections, MirrorSetup};
-use crate::peer::quorum::{QuorumHandle, clock_ms};
+use crate::peer::quorum::{QuorumHandle, clock_ms, unix_ms};
 use crate::peer::settings::PeerSettings;
 use crate::peer::tls::Keys;
 use crate::scsi::asymmetric_access::{AccessAuthority, AccessState, ActivationFailed, GroupAccess};
@@ -166,6 +166,7 @@ impl<P: Pool> Mirrored<P> {
 
     /// Follows the control state, the lease and the reachability of the peer until the quorum has ended.
     pub async fn follow(self: Rc<Self>) {
+        let mut told_at = tokio::time::Instant::now();
         let (mut states, mut statuses) = (self.quorum.watch(), self.quorum.watch_status());
         loop {
             let state = states.borrow_and_update().clone();
@@ -174,11 +175,27 @@ impl<P: Pool> Mirrored<P> {
             }
             self.tell_health().await;
             self.node.look_again();
+            if told_at.elapsed() >= WATERMARK_PERIOD {
+                told_at = tokio::time::Instant::now();
+                self.record_watermarks();
+            }
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return },
                 changed = statuses.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(Patience::LAN.tick) => {}
             }
+        }
+    }
+
+    /// Puts on record what was acknowledged, so that a node whose disks lose it is found out.
+    fn record_watermarks(&self) {
+        let watermarks = self.node.watermarks();
+        if !watermarks.is_empty() {
+            let quorum = self.quorum.clone();
+            // One that comes to nothing is followed by a newer one.
+            tokio::task::spawn_local(
+                async move { quorum.apply(Command::RecordWatermarks { watermarks }).await },
+            );
         }
     }
 
@@ -260,7 +277,9 @@ impl<P: Pool> Mirrored<P> {
     /// bounded in time.
     pub async fn leave(&self) {
         let volumes: Vec<VolumeId> = self.faces.borrow().keys().copied().collect();
-        let leaving: Vec<VolumeId> = volumes.iter().copied().filter(|id| self.node.hand_over(*id)).collect();
+        let reason = format!("node {} stops", self.own);
+        let leaving: Vec<VolumeId> =
+            volumes.iter().copied().filter(|id| self.node.hand_over(*id, &reason)).collect();
         self.until_none(&leaving, |record| record.primary == self.own).await;
         self.is_leaving.set(true);
         self.tell_health().await;
@@ -300,23 +319,29 @@ struct Presented<P: Pool> {
     faces: Rc<RefCell<BTreeMap<VolumeId, Face<P>>>>,
 }
 
+impl<P: Pool> Presented<P> {
+    fn let_in(&self, id: VolumeId, volume: Volume<ServedStore<P>>) -> Result<(), String> {
+        let faces = self.faces.borrow();
+        let face = faces.get(&id).ok_or("it is not presented to hosts yet")?;
+        let unreadable =
+            |error: &dyn std::fmt::Display| format!("its saved reservations cannot be read: {error}");
+        let saved = reservations(&face.record).map_err(|error| unreadable(&error))?;
+        face.unit.attach_device(volume, &saved).map_err(|error| unreadable(&error))?;
+        let own = face.groups.iter().find(|(_, group)| *group == self.own_group);
+        if let Some((own, _)) = own {
+            face.unit.set_access_states(&face.access(own, AccessState::ActiveOptimized));
+        }
+        Ok(())
+    }
+}
+
 impl<P: Pool> Hosts<P> for Presented<P> {
-    fn attach(&self, record: &VolumeRecord, volume: Volume<ServedStore<P>>) -> LocalBoxFuture<'static, bool> {
-        let is_attached = match self.faces.borrow().get(&record.id) {
-            Some(face) => match reservations(&face.record) {
-                Ok(saved) => {
-                    let attached = face.unit.attach_device(volume, &saved);
-                    let own = face.groups.iter().find(|(_, group)| *group == self.own_group);
-                    if let (Ok(()), Some((own, _))) = (&attached, own) {
-                        face.unit.set_access_states(&face.access(own, AccessState::ActiveOptimized));
-                    }
-                    attached.is_ok()
-                }
-                Err(_) => false,
-            },
-            None => false,
-        };
-        Box::pin(std::future::ready(is_attached))
+    fn attach(
+        &self,
+        record: &VolumeRecord,
+        volume: Volume<ServedStore<P>>,
+    ) -> LocalBoxFuture<'static, Result<(), String>> {
+        Box::pin(std::future::ready(self.let_in(record.id, volume)))
     }
 
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()> {
@@ -360,7 +385,7 @@ impl<P: Pool> AccessAuthority for Authority<P> {
                     false => failed("only the node that serves it can move it: ask through its ports"),
                 };
             }
-            if !mirrored.node.hand_over(self.volume) {
+            if !mirrored.node.hand_over(self.volume, "a host asked for it") {
                 return failed("the volume is not in sync on both nodes");
             }
             let moved = |state: &Arc<ControlState>| {
@@ -375,6 +400,9 @@ impl<P: Pool> AccessAuthority for Authority<P> {
         })
     }
 }
+
+/// How often what was acknowledged is put on record.
+const WATERMARK_PERIOD: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How often is looked whether a step of a stop is done, and how many times: a second at most.
 const LEAVE_TICK: std::time::Duration = std::time::Duration::from_millis(10);
@@ -395,8 +423,11 @@ struct Around {
 }
 
 impl Surroundings for Around {
-    fn propose(&self, command: Command) {
+    fn propose(&self, mut command: Command) {
         let (quorum, own) = (self.quorum.clone(), self.own.clone());
+        if let Command::ForcePrimary { forced_unix_ms, .. } = &mut command {
+            *forced_unix_ms = unix_ms();
+        }
         tokio::task::spawn_local(async move {
             let text = format!("{command:?}");
             match quorum.apply(command).await {
@@ -420,6 +451,20 @@ impl Surroundings for Around {
         let status = self.quorum.status();
         let peer = status.peers.iter().find(|peer| peer.name == self.peer);
         (self.health.get(), peer.map_or(StoreHealth::Well, |peer| peer.store))
+    }
+
+    fn peer_trouble(&self) -> String {
+        let status = self.quorum.status();
+        let Some(peer) = status.peers.iter().find(|peer| peer.name == self.peer) else {
+            return "is not configured".to_owned();
+        };
+        match (peer.is_reachable, peer.store) {
+            (true, StoreHealth::Gone) => "has stopped, or its pool is offline".to_owned(),
+            (true, StoreHealth::Stuck) => "has disks that complete nothing".to_owned(),
+            (true, StoreHealth::Well) => "gives no answer over the connection for mirrors".to_owned(),
+            (false, _) if peer.reason.is_empty() => "cannot be reached".to_owned(),
+            (false, _) => format!("cannot be reached ({})", peer.reason),
+        }
     }
 
     fn promised(&self, volume: VolumeId) -> u32 {

@@ -29,6 +29,7 @@ use crate::base::buffer::BufferPool;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::VolumeId;
 use crate::disk::{Engine, EnginePreference};
+use crate::pair::ForceRefused;
 use crate::peer::mirror_stream::MirrorConnections;
 use access::Access;
 use disk_pool::DiskPool;
@@ -293,7 +294,17 @@ impl<P: Pool> DataThread<P> {
                 }
                 Request::HandOver(id, reply) => {
                     let mirrored = self.mirrored.as_ref();
-                    answer(reply, Ok(mirrored.is_some_and(|mirrored| mirrored.node().hand_over(id))));
+                    let is_moving = mirrored.is_some_and(|mirrored| {
+                        mirrored.node().hand_over(id, "an administrator asked for it")
+                    });
+                    answer(reply, Ok(is_moving));
+                }
+                Request::ForcePrimary(id, reply) => {
+                    let forced = match &self.mirrored {
+                        Some(mirrored) => mirrored.node().force(id).await,
+                        None => Err(ForceRefused::Unknown),
+                    };
+                    answer(reply, forced.map_err(|error| EngineError::Failed(error.to_string())));
                 }
                 Request::FailDisk(disk, reply) => {
                     answer(reply, self.pool.fail_disk(&disk).await.map_err(EngineError::from));

@@ -184,7 +184,9 @@ impl Cluster {
     }
 
     async fn decide(self: &Rc<Self>, command: Command) {
-        let Command::BeginEpoch { volume, transition, expected_epoch, .. } = &command else { return };
+        let Command::BeginEpoch { volume, transition, expected_epoch, .. } = &command else {
+            return self.commit(command);
+        };
         let (volume, transition, expected) = (*volume, *transition, *expected_epoch);
         if transition == Transition::TakeOver {
             let deposed = usize::from(self.record(volume).primary == name(1));

@@ -131,7 +131,7 @@ async fn live(cluster: Rc<Cluster>, executor: &Executor) -> Result<(), String> {
 fn hand_over(cluster: &Rc<Cluster>) {
     let volume = VOLUMES[cluster.random.index(2)];
     for life in cluster.sites.iter().filter_map(|site| site.life()) {
-        if life.node.hand_over(volume) {
+        if life.node.hand_over(volume, "it was asked for") {
             cluster.note(|totals| totals.hand_overs += 1);
         }
     }

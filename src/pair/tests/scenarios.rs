@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 
+use super::super::ForceRefused;
 use super::clients::{SIZE_BYTES, read, write};
-use super::cluster::{Cluster, VOLUMES, micros};
+use super::cluster::{Cluster, VOLUMES, micros, name};
 use super::runs::{compare, heal, until_level};
 use super::site::Life;
 use crate::base::runtime::Runtime;
+use crate::cluster::state::Command;
+use crate::cluster::state::volume::{Transition, Watermark};
 use crate::sim::executor::Executor;
 use crate::sim::random::Random;
 
@@ -231,6 +234,94 @@ fn failure_18_a_node_that_is_back_at_once_gets_what_it_missed() {
     });
 }
 
+/// What has been acknowledged goes on record.
+async fn record_watermarks(cluster: &Rc<Cluster>) {
+    let watermarks = life(cluster, P).node.watermarks();
+    cluster.propose(P, Command::RecordWatermarks { watermarks });
+    until(cluster, || cluster.record(VOLUME).watermark != Watermark::default()).await;
+}
+
+fn problem(cluster: &Cluster, node: usize) -> Option<String> {
+    life(cluster, node).node.report(VOLUME).and_then(|report| report.problem)
+}
+
+#[test]
+fn failure_25_the_only_replica_has_lost_what_it_confirmed() {
+    scenario(|cluster, executor| async move {
+        cluster.crash(S).await;
+        until(&cluster, || members(&cluster) == 1).await;
+        cluster.sites[P].set_lying(true);
+        let lost = spawn_write(&cluster, P, 0);
+        until(&cluster, || lost.get() == Some(true)).await;
+        record_watermarks(&cluster).await;
+        cluster.crash(P).await;
+        cluster.sites[P].set_lying(false);
+        for node in [P, S] {
+            cluster.start(&executor, node, false).await.unwrap();
+        }
+        until(&cluster, || problem(&cluster, P).is_some_and(|why| why.contains("have lost writes"))).await;
+        cluster.clock.sleep(Duration::from_millis(200)).await;
+        assert!(!serves(&cluster, P) && !serves(&cluster, S), "nobody has what was acknowledged");
+        // The operator gives it up.
+        life(&cluster, P).node.force(VOLUME).await.unwrap();
+        until(&cluster, || serves(&cluster, P)).await;
+        assert_eq!(cluster.record(VOLUME).began_by, Some(Transition::Force));
+    });
+}
+
+#[test]
+fn a_primary_that_has_lost_what_it_confirmed_gives_way_to_the_other_member() {
+    scenario(|cluster, executor| async move {
+        cluster.sites[P].set_lying(true);
+        assert!(write(&cluster, &life(&cluster, P), VOLUME, 0).await);
+        record_watermarks(&cluster).await;
+        // Both rooms lose power.
+        cluster.crash(P).await;
+        cluster.crash(S).await;
+        cluster.sites[P].set_lying(false);
+        for node in [P, S] {
+            cluster.start(&executor, node, false).await.unwrap();
+        }
+        until(&cluster, || serves(&cluster, S)).await;
+        read(&cluster, &life(&cluster, S), VOLUME, 0).await;
+        heals(&cluster, &executor).await;
+    });
+}
+
+#[test]
+fn a_stale_node_serves_by_force_alone() {
+    scenario(|cluster, executor| async move {
+        assert!(write(&cluster, &life(&cluster, P), VOLUME, 0).await);
+        cluster.crash(S).await;
+        until(&cluster, || members(&cluster) == 1).await;
+        cluster.start(&executor, S, false).await.unwrap();
+        until(&cluster, || life(&cluster, S).node.report(VOLUME).is_some()).await;
+        assert_eq!(life(&cluster, S).node.force(VOLUME).await, Err(ForceRefused::PeerThere));
+        cluster.crash(P).await;
+        cluster.clock.sleep(Duration::from_millis(200)).await;
+        assert!(!serves(&cluster, S), "it may lack what was acknowledged");
+        life(&cluster, S).node.force(VOLUME).await.unwrap();
+        until(&cluster, || serves(&cluster, S)).await;
+        read(&cluster, &life(&cluster, S), VOLUME, 0).await;
+        heals(&cluster, &executor).await;
+    });
+}
+
+#[test]
+fn a_node_in_maintenance_is_left_and_a_volume_comes_home() {
+    scenario(|cluster, executor| async move {
+        cluster.propose(P, Command::SetMaintenance { node: name(P), is_on: true });
+        until(&cluster, || serves(&cluster, S)).await;
+        let home = Some(name(P));
+        cluster.propose(S, Command::SetHome { volume: cluster.record(VOLUME).name, home });
+        cluster.clock.sleep(Duration::from_millis(200)).await;
+        assert!(serves(&cluster, S), "somebody works on its home");
+        cluster.propose(S, Command::SetMaintenance { node: name(P), is_on: false });
+        until(&cluster, || serves(&cluster, P)).await;
+        heals(&cluster, &executor).await;
+    });
+}
+
 #[test]
 fn a_primary_whose_disks_are_gone_is_replaced() {
     scenario(|cluster, executor| async move {
@@ -252,7 +343,7 @@ fn a_move_whose_replica_goes_away_does_not_wait_for_ever() {
     scenario(|cluster, executor| async move {
         cluster.set_paused(S, true);
         let during = spawn_write(&cluster, P, 0);
-        assert!(life(&cluster, P).node.hand_over(VOLUME));
+        assert!(life(&cluster, P).node.hand_over(VOLUME, "it was asked for"));
         until(&cluster, || members(&cluster) == 1 && serves(&cluster, P)).await;
         until(&cluster, || during.get().is_some()).await;
         assert!(write(&cluster, &life(&cluster, P), VOLUME, 1).await);

@@ -77,6 +77,16 @@ impl Site {
         self.media[0].inject(Fault::always(Operation::Write, failure));
     }
 
+    /// Its disks confirm what they do not keep from now on, or keep again what they confirm.
+    pub(super) fn set_lying(&self, are_lying: bool) {
+        for medium in &self.media {
+            medium.clear_faults();
+            if are_lying {
+                medium.inject(Fault::always(Operation::Write, Effect::Phantom));
+            }
+        }
+    }
+
     /// All of its disks go away, or come back.
     pub(super) fn set_disks(&self, are_there: bool) {
         for medium in &self.media {
@@ -194,6 +204,7 @@ impl Site {
 const PATIENCE: Patience = Patience {
     replica: micros_const(10_000),
     primary: micros_const(15_000),
+    home: micros_const(60_000),
     proposal: micros_const(10_000),
     settled: micros_const(10_000),
     tick: micros_const(500),
@@ -288,6 +299,10 @@ impl Surroundings for Around {
         (health(self.index), peer)
     }
 
+    fn peer_trouble(&self) -> String {
+        "is away".to_owned()
+    }
+
     fn promised(&self, volume: VolumeId) -> u32 {
         self.cluster.sites[self.index].promised.borrow().get(&volume).copied().unwrap_or(0)
     }
@@ -342,9 +357,9 @@ impl Hosts<Store> for Doors {
         &self,
         record: &VolumeRecord,
         volume: Volume<ServedStore<Store>>,
-    ) -> LocalBoxFuture<'static, bool> {
+    ) -> LocalBoxFuture<'static, Result<(), String>> {
         self.attached.borrow_mut().insert(record.id, volume);
-        Box::pin(std::future::ready(true))
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()> {

@@ -97,7 +97,7 @@ impl Pair {
     }
 }
 
-fn is_running(pid: u32) -> bool {
+pub fn is_running(pid: u32) -> bool {
     // A killed child of the demo that it has not waited for yet has no command line.
     std::fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).is_ok_and(|line| !line.is_empty())
 }

@@ -283,6 +283,7 @@ impl Cluster {
             primary: name(primary),
             in_sync,
             first_sequence,
+            reason: String::new(),
         };
         let mut control = self.control.borrow_mut();
         let index = control.applied_index() + 1;
