@@ -5,7 +5,7 @@ SECONDS ?= 60
 SEEDS ?= 2000
 FAILOVERS ?= 300
 
-.PHONY: demo test verify conformance model sim mutants fuzz bench failovers soak
+.PHONY: demo test verify conformance model sim mutants fuzz bench failovers soak deb
 
 # A whole cluster on this machine, two nodes and a witness, until Ctrl-C.
 demo:
@@ -62,3 +62,8 @@ failovers:
 # Writes, SIGKILL at any moment, restart and verification, over and over.
 soak:
 	SOAK_MINUTES=$(MINUTES) cargo test --test real_initiators -- --nocapture nothing_acknowledged_is_lost_by_sigkill
+
+# Debian packages into target/deb, and a look at how they install, upgrade and leave (as root).
+deb:
+	scripts/deb.sh
+	scripts/check-deb.sh

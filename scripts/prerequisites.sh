@@ -20,6 +20,8 @@ if [ "$1" != demo ]; then
     [ -x /bin/kill ] || missing="$missing procps"
     need iscsi-test-cu libiscsi-bin
     need qemu-img qemu-utils
+    # Namespaces whose links are cut.
+    need ip iproute2
 fi
 [ "$1" != bench ] || need tgtd tgt
 

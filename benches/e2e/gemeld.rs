@@ -33,7 +33,8 @@ pub fn start(folder: &Path, name: &'static str) -> Result<impl Target + use<>, B
     };
     let node = Node::start(&folder.join(name), settings);
     let target_name = node.create_volume("bench", &format!("{}M", VOLUME_BYTES >> 20));
-    let portal = Portal { address: node.portals[0], target_name, lun: 0, process: node.process_id() };
+    let processes = vec![node.process_id()];
+    let portal = Portal { address: node.portals[0], target_name, lun: 0, bytes: VOLUME_BYTES, processes };
     load::fill(&portal)?;
     Ok(Gemeld { name, portal, _node: node })
 }

@@ -9,7 +9,6 @@ use gemel::iscsi::initiator::{Event, LoginSettings};
 use gemel::iscsi::pdu::Isid;
 use hdrhistogram::Histogram;
 
-use crate::VOLUME_BYTES;
 use crate::case::{Addresses, Case};
 use crate::process::Usage;
 use crate::session::{Session, read_command, write_command};
@@ -19,8 +18,10 @@ pub struct Portal {
     pub address: SocketAddr,
     pub target_name: String,
     pub lun: u8,
-    /// Process whose use of CPU and disks is counted.
-    pub process: u32,
+    /// Bytes that cases work on.
+    pub bytes: u64,
+    /// Processes whose use of CPU and disks is counted, together.
+    pub processes: Vec<u32>,
 }
 
 /// What one round of a case gave.
@@ -43,7 +44,7 @@ pub fn run(portal: &Portal, case: &Case, duration: Duration) -> Result<Measureme
     let mut loads = Vec::new();
     for number in 0..case.sessions {
         sessions.push(open(portal, number)?);
-        loads.push(SessionLoad::new(case, number));
+        loads.push(SessionLoad::new(portal, case, number));
     }
     for (session, load) in sessions.iter_mut().zip(&mut loads) {
         (0..case.queue_depth).for_each(|_| load.submit(session, portal.lun, Instant::now()));
@@ -51,10 +52,10 @@ pub fn run(portal: &Portal, case: &Case, duration: Duration) -> Result<Measureme
     drive(portal, &mut sessions, &mut loads, duration / 5, &mut Histogram::new(3)?)?;
 
     let mut latency_ns = Histogram::new(3)?;
-    let (before, start) = (Usage::of(portal.process)?, Instant::now());
+    let (before, start) = (Usage::of(&portal.processes)?, Instant::now());
     let operations = drive(portal, &mut sessions, &mut loads, duration, &mut latency_ns)?;
     let elapsed = start.elapsed();
-    let usage = Usage::of(portal.process)?.since(&before);
+    let usage = Usage::of(&portal.processes)?.since(&before);
 
     for session in &mut sessions {
         // A logout with commands in flight would abort them.
@@ -71,9 +72,9 @@ pub fn run(portal: &Portal, case: &Case, duration: Duration) -> Result<Measureme
 pub fn fill(portal: &Portal) -> Result<(), Box<dyn Error>> {
     let case =
         Case { name: "fill", writes: true, random: false, block_bytes: 1 << 20, queue_depth: 8, sessions: 1 };
-    let (mut session, mut load) = (open(portal, 0)?, SessionLoad::new(&case, 0));
+    let (mut session, mut load) = (open(portal, 0)?, SessionLoad::new(portal, &case, 0));
     let (mut started, mut done) = (0, 0);
-    let total = VOLUME_BYTES / u64::from(case.block_bytes);
+    let total = portal.bytes / u64::from(case.block_bytes);
     while done < total {
         while started < total && started - done < case.queue_depth as u64 {
             load.submit(&mut session, portal.lun, Instant::now());
@@ -143,13 +144,13 @@ struct SessionLoad {
 }
 
 impl SessionLoad {
-    fn new(case: &Case, number: usize) -> Self {
+    fn new(portal: &Portal, case: &Case, number: usize) -> Self {
         Self {
             writes: case.writes,
             block_bytes: case.block_bytes,
             addresses: case.addresses(
                 number,
-                VOLUME_BYTES / u64::from(case.block_bytes),
+                portal.bytes / u64::from(case.block_bytes),
                 seed() + number as u64,
             ),
             contents: Contents::new(case.block_bytes as usize),

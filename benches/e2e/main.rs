@@ -1,5 +1,5 @@
-//! End to end over iSCSI on loopback: the standard cases against gemeld, Debian's tgtd and the raw disk,
-//! in one run on one disk.
+//! End to end over iSCSI on loopback: the standard cases against gemeld, a mirrored and a local volume of a pair,
+//! Debian's tgtd and the raw disk, in one run on one disk.
 //!
 //! Rounds alternate between the targets and the medians are printed, one line a case and target. Targets
 //! run on CPU 0, the load on CPU 1. Everything lies in one temporary folder (`BENCH_DIR` says where), in
@@ -10,10 +10,13 @@
 //! targets with such a name. `SECONDS` (2) and `ROUNDS` (3) set the length.
 
 mod case;
+#[path = "../../tests/support/cluster/mod.rs"]
+mod cluster;
 mod gemeld;
 mod load;
 #[path = "../../tests/support/node/mod.rs"]
 mod node;
+mod pair;
 mod process;
 mod raw;
 mod report;
@@ -29,7 +32,7 @@ use case::{CASES, Case};
 use load::Measurement;
 use report::Report;
 
-/// Bytes that each case works on.
+/// Bytes that each case works on, but for the pair's.
 const VOLUME_BYTES: u64 = 2 << 30;
 /// CPU of the targets, and that of the load.
 const TARGET_CPU: usize = 0;
@@ -67,11 +70,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         report.print(case);
     }
     report.print_goals();
+    report.print_mirror();
     Ok(())
 }
 
 fn start_targets(folder: &Path, arguments: &[String]) -> Result<Vec<Box<dyn Target>>, Box<dyn Error>> {
-    let names = ["gemeld", gemeld::PROTOCOL_ONLY, "tgtd-cache", "tgtd-direct", "tgtd-sync", "raw"];
+    let names = [
+        "gemeld",
+        gemeld::PROTOCOL_ONLY,
+        pair::LOCAL,
+        pair::MIRRORED,
+        "tgtd-cache",
+        "tgtd-direct",
+        "tgtd-sync",
+        "raw",
+    ];
     let wanted = |name: &str| selects(arguments, names.into_iter(), name);
     let mut targets: Vec<Box<dyn Target>> = Vec::new();
     for name in ["gemeld", gemeld::PROTOCOL_ONLY] {
@@ -79,6 +92,7 @@ fn start_targets(folder: &Path, arguments: &[String]) -> Result<Vec<Box<dyn Targ
             targets.push(Box::new(gemeld::start(folder, name)?));
         }
     }
+    targets.append(&mut pair::start(folder, wanted)?);
     for mode in tgtd::MODES {
         if wanted(mode.name) {
             targets.push(Box::new(tgtd::start(folder, mode)?));

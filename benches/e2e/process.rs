@@ -66,7 +66,18 @@ pub struct Usage {
 }
 
 impl Usage {
-    pub fn of(process: u32) -> io::Result<Self> {
+    pub fn of(processes: &[u32]) -> io::Result<Self> {
+        let mut sum = Self::default();
+        for process in processes {
+            let usage = Self::of_one(*process)?;
+            sum.cpu_ns += usage.cpu_ns;
+            sum.disk_read_bytes += usage.disk_read_bytes;
+            sum.disk_write_bytes += usage.disk_write_bytes;
+        }
+        Ok(sum)
+    }
+
+    fn of_one(process: u32) -> io::Result<Self> {
         let mut usage = Self::default();
         let statistics = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
         // The name of the process, in parentheses, may hold spaces: fields are counted from behind it.

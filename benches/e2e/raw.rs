@@ -38,9 +38,9 @@ impl Target for Raw {
 
     fn measure(&mut self, case: &Case, duration: Duration) -> Result<Measurement, Box<dyn Error>> {
         let mut latency_ns = Histogram::new(3)?;
-        let (before, start) = (Usage::of(std::process::id())?, Instant::now());
+        let (before, start) = (Usage::of(&[std::process::id()])?, Instant::now());
         let operations = self.engine.block_on(self.run(case, start + duration, &mut latency_ns))?;
-        let usage = Usage::of(std::process::id())?.since(&before);
+        let usage = Usage::of(&[std::process::id()])?.since(&before);
         Ok(Measurement { operations, elapsed: start.elapsed(), latency_ns, usage })
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::case::{CASES, Case};
 use crate::load::Measurement;
+use crate::pair::{LOCAL, MIRRORED};
 
 /// All measurements of a run.
 #[derive(Default)]
@@ -30,6 +31,9 @@ const GOALS: &[Goal] = &[
     Goal { case: "read-1m", peer: "tgtd-direct", ratio: 1.5 },
     Goal { case: "write-1m", peer: "tgtd-direct", ratio: 1.5 },
 ];
+/// What a mirrored volume has to reach of a local one's rate, with both nodes on one disk and two processors.
+const MIRROR_CASE: &str = "random-write-32";
+const MIRROR_GOAL: f64 = 0.4;
 /// CPU time an I/O, of tgtd's with O_DIRECT, in the cases at depth 32.
 const CPU_GOAL: f64 = 0.6;
 const CPU_CASES: &[&str] = &["random-read-32", "random-write-32"];
@@ -51,11 +55,14 @@ impl Report {
             );
         }
         for ((_, target), rounds) in self.measurements.iter().filter(|((name, _), _)| *name == case.name) {
-            let per_second = median(rounds, Measurement::per_second);
-            let microseconds = |of: fn(&Measurement) -> f64| median(rounds, of) / 1000.0;
+            let per_second = median(rounds.iter().map(Measurement::per_second));
+            let microseconds = |of: fn(&Measurement) -> f64| median(rounds.iter().map(of)) / 1000.0;
             let moved = |of: fn(&Measurement) -> u64| match PAGE_CACHE.contains(&target.as_str()) {
                 true => "-".to_owned(),
-                false => format!("{:.0}", median(rounds, |round| of(round) as f64 / round.operations as f64)),
+                false => format!(
+                    "{:.0}",
+                    median(rounds.iter().map(|round| of(round) as f64 / round.operations as f64))
+                ),
             };
             println!(
                 "{:<17} {:<13} {:>8.0} {:>8.0} {:>9.0} {:>9.0} {:>9.1} {:>9} {:>10}",
@@ -65,7 +72,7 @@ impl Report {
                 per_second * f64::from(case.block_bytes) / 1e6,
                 microseconds(|round| round.latency_ns.mean()),
                 microseconds(|round| round.latency_ns.value_at_quantile(0.99) as f64),
-                median(rounds, Measurement::cpu_us),
+                median(rounds.iter().map(Measurement::cpu_us)),
                 moved(|round| round.usage.disk_read_bytes),
                 moved(|round| round.usage.disk_write_bytes),
             );
@@ -98,17 +105,41 @@ impl Report {
         }
     }
 
+    /// What the mirror costs: for each case the ratio of the rates, and what it adds to the latency.
+    pub fn print_mirror(&self) {
+        for case in CASES {
+            let (Some(mirrored), Some(local)) =
+                (self.rounds(case.name, MIRRORED), self.rounds(case.name, LOCAL))
+            else {
+                continue;
+            };
+            // Round by round, so that what slows both down does not count.
+            let pairs = || mirrored.iter().zip(local);
+            let ratio = median(pairs().map(|(mirrored, local)| mirrored.per_second() / local.per_second()));
+            let added =
+                median(pairs().map(|(mirrored, local)| {
+                    (mirrored.latency_ns.mean() - local.latency_ns.mean()) / 1000.0
+                }));
+            let verdict = match case.name {
+                MIRROR_CASE if ratio >= MIRROR_GOAL => format!(", of at least {MIRROR_GOAL}x: reached"),
+                MIRROR_CASE => format!(", of at least {MIRROR_GOAL}x: MISSED"),
+                _ => String::new(),
+            };
+            println!("mirrored/local {:<17} {ratio:>6.2}x, {added:>+7.0} us{verdict}", case.name);
+        }
+    }
+
     fn rounds(&self, case: &str, target: &str) -> Option<&Vec<Measurement>> {
         let case = CASES.iter().find(|known| known.name == case)?.name;
         self.measurements.get(&(case, target.to_owned()))
     }
 
     fn rate(&self, case: &str, target: &str) -> Option<f64> {
-        Some(median(self.rounds(case, target)?, Measurement::per_second))
+        Some(median(self.rounds(case, target)?.iter().map(Measurement::per_second)))
     }
 
     fn cpu(&self, case: &str, target: &str) -> Option<f64> {
-        Some(median(self.rounds(case, target)?, Measurement::cpu_us))
+        Some(median(self.rounds(case, target)?.iter().map(Measurement::cpu_us)))
     }
 }
 
@@ -119,8 +150,8 @@ impl Measurement {
     }
 }
 
-fn median(rounds: &[Measurement], of: impl Fn(&Measurement) -> f64) -> f64 {
-    let mut values: Vec<f64> = rounds.iter().map(of).collect();
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

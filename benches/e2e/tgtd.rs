@@ -72,6 +72,7 @@ pub fn start(folder: &Path, mode: &Mode) -> Result<impl Target + use<>, Box<dyn 
     administer(&unit)?;
     administer(&["--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL"])?;
 
-    let portal = Portal { address: ([127, 0, 0, 1], port).into(), target_name, lun: 1, process: server.id() };
+    let (address, processes) = (([127, 0, 0, 1], port).into(), vec![server.id()]);
+    let portal = Portal { address, target_name, lun: 1, bytes: VOLUME_BYTES, processes };
     Ok(Tgtd { name: mode.name, portal, _server: server })
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 use super::config::{self, Config};
 use super::control::Control;
@@ -286,7 +286,7 @@ fn start_services(
     let service = Arc::new(service);
     for address in &config.management.listen {
         let listener = listen(address.0, "management", "management.listen")?;
-        let incoming = TcpListenerStream::new(TcpListener::from_std(listener)?);
+        let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
         let router = tonic::transport::Server::builder().add_service((*service).clone());
         let serving = router.serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
         tokio::task::spawn_local(async move {

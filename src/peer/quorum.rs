@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 
 use super::hello::Introduction;
 use super::link::{Heard, Link, LinkEvent, Links};
@@ -549,12 +549,12 @@ fn begin_links(
         let mut server = tonic::transport::Server::builder()
             .tls_config(tls.clone())
             .map_err(|error| system(&error))?
-            .tcp_nodelay(true)
             .max_concurrent_streams(4)
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)));
-        let serving =
-            server.add_service(links.service()).serve_with_incoming(TcpListenerStream::new(listener));
+        // The server's own setting is for its own listeners.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serving = server.add_service(links.service()).serve_with_incoming(incoming);
         tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "calls of the others are not taken any more");

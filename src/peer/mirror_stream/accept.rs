@@ -10,8 +10,8 @@ use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::frame::{Outbox, queue};
@@ -53,7 +53,6 @@ pub(super) fn start(
         let mut server = Server::builder()
             .tls_config(greeting.keys.server())
             .map_err(|error| failed(&error))?
-            .tcp_nodelay(true)
             .max_concurrent_streams(2)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -62,7 +61,9 @@ pub(super) fn start(
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
         let service = MirrorService { greeting: greeting.clone(), accepted: sender.clone() };
         let service = MirrorServer::new(service).max_decoding_message_size(MOST_FRAME_BYTES);
-        let serving = server.add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+        // Else answers wait for the acknowledgement of those before them; the server's own setting is for its own listeners.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let serving = server.add_service(service).serve_with_incoming(incoming);
         let task = tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the peer's mirrors are not taken any more");

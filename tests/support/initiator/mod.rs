@@ -57,9 +57,18 @@ impl std::error::Error for SessionError {}
 impl Session {
     /// Connects and logs in.
     pub fn open(portal: SocketAddr, settings: LoginSettings) -> Result<Self, SessionError> {
-        let mut stream = TcpStream::connect_timeout(&portal, TIME_LIMIT)?;
+        Self::open_within(portal, settings, TIME_LIMIT)
+    }
+
+    /// The same, waiting no longer for any step.
+    pub fn open_within(
+        portal: SocketAddr,
+        settings: LoginSettings,
+        limit: Duration,
+    ) -> Result<Self, SessionError> {
+        let mut stream = TcpStream::connect_timeout(&portal, limit)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIME_LIMIT))?;
+        stream.set_read_timeout(Some(limit))?;
         let mut login = Login::new(settings);
         let connection = loop {
             stream.write_all(&login.take_transmit())?;

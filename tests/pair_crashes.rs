@@ -1,0 +1,246 @@
+//! A mirrored volume on real processes that are killed, stopped and paused, with hosts that have two paths and check
+//! every sector. The simulator has the same scenarios, under
+//! the same numbers.
+
+#![allow(clippy::unwrap_used)] // in helpers too: what fails there fails the test
+
+#[path = "support/cluster/mod.rs"]
+mod cluster;
+#[path = "support/host/mod.rs"]
+mod host;
+#[path = "support/initiator/mod.rs"]
+mod initiator;
+
+use std::time::Duration;
+
+use cluster::{Cluster, ClusterSettings, NODES, holds_within, other};
+use host::{Host, Load};
+
+const VOLUME: &str = "data";
+/// XenServer's high availability gives up after 30 s; we never come near.
+const LONGEST_STALL: Duration = Duration::from_secs(8);
+/// Who must not serve is watched for so long: longer than a lease, an election and the patience of everybody.
+const WATCHED: Duration = Duration::from_secs(6);
+
+/// A cluster with a mirrored volume on which hosts work.
+struct Site {
+    cluster: Cluster,
+    target: String,
+}
+
+impl Site {
+    fn start() -> Self {
+        let cluster = Cluster::start(ClusterSettings::default());
+        let target = cluster.create_volume(VOLUME, "64M", &["--primary", "a"]);
+        cluster.wait_in_sync("a", VOLUME);
+        Self { cluster, target }
+    }
+
+    /// A host for a part of the volume.
+    fn host(&self, number: u64, blocks: u64) -> Host {
+        let portals = NODES.map(|node| self.cluster.portal(node));
+        let first = number * 4096;
+        Host::new(&format!("host-{number}"), &self.target, portals, first..first + blocks)
+    }
+
+    fn load(&self) -> Load {
+        Self::work((0..3).map(|number| self.host(number, 200)).collect())
+    }
+
+    fn work(hosts: Vec<Host>) -> Load {
+        let load = Load::start(hosts, || {});
+        load.settle();
+        load
+    }
+
+    fn is_served_by(&self, node: &str) -> bool {
+        self.cluster.volume(node, VOLUME, "primary") == node
+    }
+
+    fn wait_served_by(&self, node: &str) {
+        self.cluster.wait_until("the other node serves", || self.is_served_by(node));
+    }
+
+    fn wait_in_sync(&self, asked: &str) {
+        self.cluster.wait_in_sync(asked, VOLUME);
+    }
+
+    /// Kills every process, at about the same time.
+    fn kill_both(&self) {
+        NODES.iter().for_each(|node| self.cluster.pause(node));
+        NODES.iter().for_each(|node| self.cluster.kill(node));
+    }
+
+    /// Every block, from both replicas.
+    fn check_on_both(&self, hosts: &mut [Host]) {
+        self.wait_in_sync("a");
+        for _ in 0..2 {
+            hosts.iter_mut().for_each(Host::check_all);
+            let serving = self.cluster.volume("a", VOLUME, "primary");
+            self.move_to(other(&serving));
+        }
+    }
+
+    fn move_to(&self, node: &str) {
+        self.cluster.administer(other(node), &["volume", "move", VOLUME, "--to", node]);
+        self.wait_served_by(node);
+        self.wait_in_sync(node);
+    }
+
+    /// Nobody serves, for as long as something would have to happen otherwise.
+    fn assert_not_served(&self, node: &str) {
+        let mut host = self.host(9, 1);
+        let began = std::time::Instant::now();
+        while began.elapsed() < WATCHED {
+            assert!(!host.is_answered(), "{node} serves without what the other one has");
+        }
+    }
+}
+
+#[test]
+fn scenario_06_a_primary_that_is_paused_comes_back_with_writes_that_nobody_gets() {
+    let site = Site::start();
+    let load = site.load();
+    site.cluster.pause("a");
+    site.wait_served_by("b");
+    load.wait_for_more();
+    std::thread::sleep(Duration::from_secs(4));
+    site.cluster.go_on("a");
+    let stall = load.take_longest();
+    println!("scenario 6: {stall:?} without an answer");
+    assert!(stall < LONGEST_STALL, "a host waited for {stall:?}");
+    site.wait_in_sync("b");
+    load.wait_for_more();
+    site.check_on_both(&mut load.finish());
+}
+
+#[test]
+fn scenario_08_both_rooms_die_and_come_back_one_after_the_other() {
+    let site = Site::start();
+    let load = site.load();
+    // Hosts stop waiting only when they are answered: the rooms die under load, and A comes back for them.
+    site.kill_both();
+    site.cluster.spawn("a");
+    load.settle();
+    let mut hosts = load.finish();
+    site.cluster.kill("a");
+    site.cluster.spawn("b");
+    site.assert_not_served("b");
+    site.cluster.spawn("a");
+    hosts.iter_mut().for_each(Host::check_all);
+    site.check_on_both(&mut hosts);
+}
+
+#[test]
+fn scenario_09_only_the_stale_node_comes_back() {
+    let site = Site::start();
+    let load = site.load();
+    site.cluster.kill("b");
+    load.settle();
+    let mut hosts = load.finish();
+    site.cluster.kill("a");
+    site.cluster.spawn("b");
+    site.assert_not_served("b");
+    let status = site.cluster.try_ask("b", &["status"]).unwrap();
+    let attention = status["attention"].to_string();
+    println!("scenario 9: {status}");
+    assert!(attention.contains("node a"), "it names who has to come back: {status}");
+    site.cluster.spawn("a");
+    hosts.iter_mut().for_each(Host::check_all);
+    site.check_on_both(&mut hosts);
+}
+
+#[test]
+fn scenario_10_both_die_in_sync_and_one_comes_back_with_the_witness() {
+    let site = Site::start();
+    let mut hosts = site.load().finish();
+    for survivor in ["b", "a"] {
+        let load = Site::work(hosts);
+        site.kill_both();
+        site.cluster.spawn(survivor);
+        load.settle();
+        hosts = load.finish();
+        site.cluster.spawn(other(survivor));
+        site.wait_in_sync(survivor);
+        site.check_on_both(&mut hosts);
+    }
+}
+
+#[test]
+fn scenario_14_a_primary_that_comes_back_within_its_lease() {
+    let site = Site::start();
+    let load = site.load();
+    for round in 0..4 {
+        let serving = site.cluster.volume("b", VOLUME, "primary");
+        site.cluster.kill(&serving);
+        site.cluster.spawn(&serving);
+        load.wait_for_more();
+        let stall = load.take_longest();
+        println!("scenario 14, round {round}: {stall:?} without an answer");
+        assert!(stall < LONGEST_STALL, "a host waited for {stall:?}");
+        site.wait_in_sync("b");
+    }
+    site.check_on_both(&mut load.finish());
+}
+
+#[test]
+fn scenario_16_the_source_of_a_resync_dies() {
+    let site = Site::start();
+    site.cluster.kill("b");
+    let mut host = site.host(0, 8192);
+    host.fill();
+    site.cluster.spawn("b");
+    let is_resyncing = || site.cluster.volume("a", VOLUME, "state") == "resyncing";
+    let was_met = holds_within(Duration::from_secs(20), is_resyncing);
+    site.cluster.kill("a");
+    println!("scenario 16: the resync was met: {was_met}");
+    site.assert_not_served("b");
+    site.cluster.spawn("a");
+    host.check_all();
+    site.check_on_both(&mut [host]);
+}
+
+#[test]
+fn scenario_18_a_replica_that_stops_in_order_and_is_back_within_seconds() {
+    let site = Site::start();
+    let load = site.load();
+    for round in 0..4 {
+        let took = site.cluster.stop("b");
+        load.wait_for_more();
+        site.cluster.spawn("b");
+        site.wait_in_sync("a");
+        let stall = load.take_longest();
+        println!("scenario 18, round {round}: stopped in {took:?}, {stall:?} without an answer");
+        assert!(stall < LONGEST_STALL, "a host waited for {stall:?}");
+    }
+    site.check_on_both(&mut load.finish());
+}
+
+#[test]
+fn the_loss_of_the_witness_stops_nothing_before_or_after_the_peer() {
+    let site = Site::start();
+    let load = site.load();
+    site.cluster.kill("w");
+    std::thread::sleep(Duration::from_secs(4));
+    let stall = load.take_longest();
+    println!("without the witness: {stall:?} without an answer");
+    assert!(stall < Duration::from_secs(1), "a host waited for {stall:?}");
+    site.cluster.spawn("w");
+    site.cluster.wait_until("the witness is back", || {
+        site.cluster.try_ask("a", &["status"]).is_some_and(|status| status["witness"]["state"] == "up")
+    });
+    site.cluster.kill("b");
+    load.settle();
+    site.cluster.wait_until("a is alone", || site.cluster.volume("a", VOLUME, "state") == "solo");
+    site.cluster.kill("w");
+    load.settle();
+    std::thread::sleep(Duration::from_secs(5));
+    load.wait_for_more();
+    let stall = load.take_longest();
+    println!("the peer, then the witness: {stall:?} without an answer");
+    assert!(stall < Duration::from_secs(2), "a host waited for {stall:?}");
+    site.cluster.spawn("w");
+    site.cluster.spawn("b");
+    site.wait_in_sync("a");
+    site.check_on_both(&mut load.finish());
+}
