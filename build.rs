@@ -13,7 +13,7 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 12] = [
+const PRINTED: [&str; 13] = [
     "Cluster",
     "Member",
     "Status",
@@ -26,6 +26,7 @@ const PRINTED: [&str; 12] = [
     "Pool",
     "AccessEntry",
     "Event",
+    "JoinToken",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,7 +35,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let package = ".gemel.management.v1";
     let mut builder = tonic_prost_build::configure()
         // Secrets must not reach a log through `{:?}`.
-        .skip_debug([format!("{package}.ChapCredential")])
+        .skip_debug([
+            format!("{package}.ChapCredential"),
+            format!("{package}.JoinToken"),
+            format!("{package}.Backup"),
+        ])
+        .skip_debug([".gemel.peer.v1.JoinRequest", ".gemel.peer.v1.JoinResponse"])
         // Written from pieces, so that the data of a block is copied once only.
         .extern_path(".gemel.peer.v1.MirrorMessage", "crate::peer::mirror_stream::MirrorMessage");
     for message in PRINTED {

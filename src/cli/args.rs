@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::cluster::args::ClusterVerb;
+
 /// Administers a gemel storage array.
 #[derive(Debug, Parser)]
 #[command(
@@ -14,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 )]
 #[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
 pub struct Arguments {
-    /// Management endpoints, HOST or HOST:PORT; the first that answers is used.
+    /// Nodes to ask, HOST or HOST:PORT; the first that answers is used. unix:PATH is a node of this machine.
     #[arg(
         long,
         global = true,
@@ -24,6 +26,10 @@ pub struct Arguments {
         default_value = "127.0.0.1:3261"
     )]
     pub cluster: Vec<String>,
+    /// What an administrator proves himself with to a node of another machine: the file admin.pem of `gemel
+    /// cluster init`. Without it ~/.config/gemel/admin.pem or /etc/gemel/admin.pem.
+    #[arg(long, global = true, value_name = "FILE", env = "GEMEL_IDENTITY")]
+    pub identity: Option<PathBuf>,
     /// Print JSON: one object, or one a line for lists and streams.
     #[arg(long, global = true)]
     pub json: bool,
@@ -63,22 +69,6 @@ pub enum Noun {
     Event(EventVerb),
     /// A whole array on this machine, to try it out.
     Demo(DemoArguments),
-}
-
-/// `gemel cluster`
-#[derive(Debug, Subcommand)]
-pub enum ClusterVerb {
-    /// Show who is in it, who leads, and who can be reached.
-    Show,
-    /// Change settings of the whole cluster; what is not given stays as it is.
-    Set {
-        /// Most that bringing a volume's replica up to date copies in a second, such as 200M; 0 for no limit.
-        #[arg(long, value_name = "SIZE", value_parser = size)]
-        resync_limit: Option<u64>,
-        /// Share of a pool in use from which hosts and administrators are warned, in percent.
-        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=99))]
-        space_warning: Option<u32>,
-    },
 }
 
 /// `gemel node`
@@ -316,7 +306,8 @@ pub struct DemoArguments {
     /// Storage nodes: 2, the default, with a witness and a mirror, or 1 without.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=2))]
     pub nodes: Option<u32>,
-    /// iSCSI port; management, console and the links between members take the next four. 0 takes free ones.
+    /// iSCSI port; management with the links between members, console and mirrors take the next three. 0 takes free
+    /// ones.
     #[arg(long, default_value_t = 3260)]
     pub port: u16,
     /// Keep the temporary folder.
@@ -337,7 +328,8 @@ pub enum DemoVerb {
     },
 }
 
-fn size(text: &str) -> Result<u64, String> {
+/// A size such as 512M, 10G or 2T.
+pub fn size(text: &str) -> Result<u64, String> {
     crate::rpc::size::parse(text).map_err(|error| error.to_string())
 }
 
@@ -373,7 +365,7 @@ mod tests {
     fn what_is_not_there_yet_is_not_understood() {
         for words in [
             ["gemel", "snapshot", "list"],
-            ["gemel", "cluster", "init"],
+            ["gemel", "cluster", "frobnicate"],
             ["gemel", "force", "primary"],
             ["gemel", "volume", "move"],
         ] {

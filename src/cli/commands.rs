@@ -7,18 +7,20 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::args::{
-    AccessVerb, Arguments, ChapVerb, ClusterVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb,
-    Switch, VolumeVerb,
+    AccessVerb, Arguments, ChapVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb, Switch,
+    VolumeVerb,
 };
+use super::cluster::args::ClusterVerb;
 use super::error::CliError;
-use super::{client, demo, show};
+use super::{client, cluster, demo, show};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
-    AllowAccessRequest, ChangeSettingsRequest, ChapCredential, ClearChapRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, DenyAccessRequest, FailDiskRequest, ForcePrimaryRequest, GetClusterRequest,
-    GetPoolRequest, GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest,
-    ListVolumesRequest, MoveVolumeRequest, ReplaceMemberRequest, ResizeVolumeRequest, SetChapRequest,
-    SetMaintenanceRequest, SetVolumeHomeRequest, ShutdownNodeRequest, StreamEventsRequest,
+    AllowAccessRequest, ChangeSettingsRequest, ChapCredential, ClearChapRequest, CreateJoinTokenRequest,
+    CreateVolumeRequest, DeleteVolumeRequest, DenyAccessRequest, FailDiskRequest, ForcePrimaryRequest,
+    GetBackupRequest, GetClusterRequest, GetPoolRequest, GetStatusRequest, GetVolumeRequest, Health,
+    ListAccessRequest, ListDisksRequest, ListVolumesRequest, MoveVolumeRequest, ReplaceMemberRequest,
+    ResizeVolumeRequest, SetChapRequest, SetMaintenanceRequest, SetVolumeHomeRequest, ShutdownNodeRequest,
+    StreamEventsRequest,
 };
 
 /// A connected command.
@@ -30,10 +32,21 @@ struct Session {
 /// Runs a command; the result is the exit code of one that succeeded.
 pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
     let output = Output { json: arguments.json };
-    if let Noun::Demo(demo) = arguments.noun {
-        return demo::run(demo).await.map(|()| 0);
+    match &arguments.noun {
+        Noun::Demo(demo) => return demo::run(demo).await.map(|()| 0),
+        Noun::Cluster(ClusterVerb::Init(init)) => {
+            return output.one(&cluster::init::run(init)?, cluster::init::Made::text).map(|()| 0);
+        }
+        Noun::Cluster(ClusterVerb::Join(join)) => {
+            return output.one(&cluster::join::run(join).await?, cluster::join::Became::text).map(|()| 0);
+        }
+        Noun::Cluster(ClusterVerb::Restore(restore)) => {
+            return output.one(&cluster::backup::restore(restore)?, cluster::init::Made::text).map(|()| 0);
+        }
+        _ => {}
     }
-    let mut session = Session { client: client::connect(&arguments.cluster).await?, output };
+    let client = client::connect(&arguments.cluster, arguments.identity.as_deref()).await?;
+    let mut session = Session { client, output };
     match arguments.noun {
         Noun::Status => return session.status().await,
         Noun::Cluster(ClusterVerb::Show) => {
@@ -47,6 +60,17 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             };
             let cluster = session.client.change_settings(request).await?.into_inner();
             output.one(&cluster, show::cluster)?;
+        }
+        Noun::Cluster(ClusterVerb::Token { name, valid }) => {
+            let request =
+                CreateJoinTokenRequest { name: name.to_string(), valid_seconds: valid.as_secs().max(1) };
+            let token = session.client.create_join_token(request).await?.into_inner();
+            output.one(&token, show::join_token)?;
+        }
+        Noun::Cluster(ClusterVerb::Backup { file }) => {
+            let backup = session.client.get_backup(GetBackupRequest {}).await?.into_inner();
+            cluster::backup::keep(&file, &backup.contents)?;
+            output.done("kept", &file.display().to_string())?;
         }
         Noun::Node(NodeVerb::List) => {
             let status = session.client.get_status(GetStatusRequest {}).await?.into_inner();
@@ -81,7 +105,8 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         }
         Noun::Access(verb) => session.access(verb).await?,
         Noun::Event(verb) => session.event(verb).await?,
-        Noun::Demo(_) => {}
+        Noun::Demo(_)
+        | Noun::Cluster(ClusterVerb::Init(_) | ClusterVerb::Join(_) | ClusterVerb::Restore(_)) => {}
     }
     Ok(0)
 }

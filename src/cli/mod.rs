@@ -6,9 +6,11 @@
 
 mod args;
 mod client;
+mod cluster;
 mod commands;
 mod demo;
 mod error;
+mod local_socket;
 mod show;
 
 use std::process::ExitCode;

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use crate::rpc::json::name;
 use crate::rpc::management::{
-    AccessEntry, Cluster, Disk, DiskState, Event, Health, Node, NodeState, Pool, PoolState, Severity, Status,
-    Volume, VolumeState, WitnessState,
+    AccessEntry, Cluster, Disk, DiskState, Event, Health, JoinToken, Node, NodeState, Pool, PoolState,
+    Severity, Status, Volume, VolumeState, WitnessState,
 };
 use crate::rpc::size::show as size;
 use crate::rpc::time::show_duration;
@@ -51,6 +51,18 @@ pub fn nodes(nodes: &[Node]) -> String {
         ]
     });
     table(&["NAME", "STATE", "VERSION", "UP", "SESSIONS", "DISK I/O", "PORTALS"], rows)
+}
+
+/// A join token.
+pub fn join_token(token: &JoinToken) -> String {
+    let disks = if token.kind == "node" { " --disk /dev/disk/by-id/… (once for each disk)" } else { "" };
+    format!(
+        "On {} {}, within {}, once:\n    gemel cluster join {}{disks}\n",
+        token.kind,
+        token.name,
+        humantime::format_duration(std::time::Duration::from_secs(token.valid_seconds)),
+        token.token
+    )
 }
 
 /// A cluster and its members.

@@ -129,8 +129,8 @@ pub enum Digest {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManagementConfig {
-    /// Addresses and ports of the gRPC service; loopback only, as it asks for no certificate yet.
-    pub listen: Vec<LoopbackAddr>,
+    /// Socket file of the gRPC service for the machine's own administrator.
+    pub socket: PathBuf,
 }
 
 /// `[console]`
@@ -178,8 +178,7 @@ impl Default for IscsiConfig {
 
 impl Default for ManagementConfig {
     fn default() -> Self {
-        let port = crate::rpc::MANAGEMENT_PORT;
-        Self { listen: vec![LoopbackAddr(SocketAddr::from(([127, 0, 0, 1], port)))] }
+        Self { socket: PathBuf::from(crate::rpc::MANAGEMENT_SOCKET) }
     }
 }
 
@@ -267,8 +266,8 @@ impl Config {
         if self.iscsi.portals.is_empty() {
             return Some("iscsi.portals is empty: name at least one ADDRESS:PORT".to_owned());
         }
-        if self.management.listen.is_empty() {
-            return Some("management.listen is empty: the command line could not reach the node".to_owned());
+        if !self.management.socket.is_absolute() {
+            return Some("management.socket is not an absolute path".to_owned());
         }
         let disks = &self.pool.disks;
         if let Some(twice) = first_repeated(disks.iter()) {
@@ -279,9 +278,9 @@ impl Config {
             return Some(format!("pair: {reason}"));
         }
         let portals = self.iscsi.portals.iter();
-        let others = self.management.listen.iter().map(|address| &address.0).chain(&self.console.listen);
         let mirror = self.pair.as_ref().map_or_else(Vec::new, PeerSettings::mirror_listen);
-        let others = others.chain(self.pair.iter().flat_map(|pair| &pair.listen)).chain(&mirror);
+        let members = self.pair.iter().flat_map(|pair| &pair.listen);
+        let others = self.console.listen.iter().chain(members).chain(&mirror);
         first_repeated(portals.chain(others).filter(|address| address.port() != 0))
             .map(|address| format!("{address} is to be listened on twice"))
     }
@@ -353,27 +352,6 @@ impl<const MIN: u64, const MAX: u64> TryFrom<i64> for Bounded<MIN, MAX> {
     }
 }
 
-/// An address and port on this machine only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "SocketAddr")]
-pub struct LoopbackAddr(pub SocketAddr);
-
-impl TryFrom<SocketAddr> for LoopbackAddr {
-    type Error = String;
-
-    fn try_from(address: SocketAddr) -> Result<Self, String> {
-        if address.ip().is_loopback() {
-            Ok(Self(address))
-        } else {
-            Err(format!(
-                "{address} can be reached from other machines, but this service does not ask for certificates \
-                 yet; use a loopback address such as 127.0.0.1:{}",
-                address.port()
-            ))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,7 +406,11 @@ mod tests {
             (format!("{SMALLEST}spin_us = 5000\n"), "line 5", "between 0 and 1000"),
             (format!("{SMALLEST}engine = \"fast\"\n"), "line 5", "`auto`, `io_uring`, `threads`"),
             (format!("{SMALLEST}[iscsi]\nportals = [\"here\"]\n"), "line 6", "socket address"),
-            (format!("{SMALLEST}[management]\nlisten = [\"0.0.0.0:1\"]\n"), "line 6", "loopback"),
+            (
+                format!("{SMALLEST}[management]\nlisten = [\"0.0.0.0:1\"]\n"),
+                "line 6",
+                "unknown field `listen`",
+            ),
             (SMALLEST.replace("= \"a\"", "= "), "line 1", "line 1"),
         ];
         for (text, line, what) in cases {
@@ -442,7 +424,8 @@ mod tests {
         let cases = [
             (SMALLEST.replace("/dev/y", "/dev/x"), "twice"),
             (SMALLEST.replace("\"/dev/x\", \"/dev/y\"", ""), "empty"),
-            (format!("{SMALLEST}[console]\nlisten = [\"127.0.0.1:3261\"]\n"), "listened on twice"),
+            (format!("{SMALLEST}[console]\nlisten = [\"[::]:3260\"]\n"), "listened on twice"),
+            (format!("{SMALLEST}[management]\nsocket = \"gemeld.sock\"\n"), "absolute"),
             (format!("{SMALLEST}[iscsi]\nportals = []\n"), "iscsi.portals"),
         ];
         for (text, what) in cases {

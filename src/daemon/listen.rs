@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 256;
@@ -37,6 +39,61 @@ pub enum ListenError {
         /// Cause.
         source: io::Error,
     },
+}
+
+/// A socket file, removed in the end.
+#[derive(Debug)]
+pub struct LocalSocket {
+    path: PathBuf,
+}
+
+impl Drop for LocalSocket {
+    fn drop(&mut self) {
+        // One that is left over does no harm.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Why a socket file can't be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalListenError {
+    /// Somebody else does.
+    #[error("another daemon listens on {0}: stop it, or change management.socket in the configuration")]
+    InUse(PathBuf),
+    /// Another reason.
+    #[error("cannot listen on {path}: {source}; management.socket in the configuration names it")]
+    Other {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+/// Listens on a socket file that its owner alone, and root, can connect to. One that a killed daemon has left is
+/// replaced. The socket does not block.
+pub fn listen_locally(path: &Path) -> Result<(LocalSocket, UnixListener), LocalListenError> {
+    if UnixStream::connect(path).is_ok() {
+        return Err(LocalListenError::InUse(path.to_owned()));
+    }
+    let listening = || -> io::Result<UnixListener> {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // The file gets the mode that the socket has when it is bound (unix(7)), so there is no moment without it.
+        rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    let listener = listening().map_err(|source| LocalListenError::Other { path: path.to_owned(), source })?;
+    Ok((LocalSocket { path: path.to_owned() }, listener))
 }
 
 /// The process that holds a port, if it is known.
@@ -119,5 +176,22 @@ mod tests {
         let error = listen(address, "iSCSI", "iscsi.portals").unwrap_err().to_string();
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         assert!(error.contains(&address.to_string()) && error.contains("iscsi.portals"), "{error}");
+    }
+
+    #[test]
+    fn a_socket_file_is_for_its_owner_and_outlives_a_kill() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("run/gemeld.sock");
+        let (socket, listener) = listen_locally(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(listen_locally(&path), Err(LocalListenError::InUse(_))));
+        drop(listener); // as if killed: the file is still there
+        std::mem::forget(socket);
+        let (socket, _listener) = listen_locally(&path).unwrap();
+        drop(socket);
+        assert!(!path.exists());
+        let long = place.path().join("x".repeat(120));
+        assert!(listen_locally(&long).unwrap_err().to_string().contains("management.socket"));
     }
 }

@@ -1,16 +1,26 @@
 //! The management service over gRPC: hands each call to [`Control`] and turns refusals into statuses.
+//!
+//! Any node can be asked for anything: what only the other node can do, as it serves the volume or has the disk, is
+//! passed on to it, once. When it turns out that the volume has just moved, it is looked for again.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
 
 use super::control::{Control, Refusal};
 use super::event_log::EventLog;
+use super::others::{Others, is_passed_on, passed_on};
+use crate::cluster::name::{NameError, NodeName};
+use crate::peer::backup::Backup;
+use crate::peer::joining::book::DEFAULT_VALIDITY;
+use crate::peer::joining::desk::{Desk, DeskError};
+use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::management_server::Management;
 use crate::rpc::management::{self as messages};
 
@@ -23,14 +33,57 @@ const EVENT_LIMIT: u32 = 100_000;
 pub struct ManagementService {
     control: Arc<Control>,
     events: EventLog,
+    desk: Option<Arc<Desk>>,
+    others: Option<Others>,
 }
 
 impl ManagementService {
-    /// The service of a node.
+    /// The service of a node. In a pair it has a desk for those who join, and knows how to call the other node.
     #[must_use]
-    pub fn new(control: Arc<Control>, events: EventLog) -> Self {
-        Self { control, events }
+    pub fn new(
+        control: Arc<Control>,
+        events: EventLog,
+        desk: Option<Arc<Desk>>,
+        others: Option<Others>,
+    ) -> Self {
+        Self { control, events, desk, others }
     }
+
+    /// Who has to do what is asked for: another node, or this one.
+    async fn elsewhere(
+        &self,
+        node: Option<NodeName>,
+        is_passed_on: bool,
+    ) -> Result<Option<ManagementClient<Channel>>, Status> {
+        let node = node.filter(|node| !is_passed_on && *node != *self.control.node());
+        match (node, &self.others) {
+            (Some(node), Some(others)) => others.client(&node).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Has a call done by the node that is named by `$node`, an expression of the request, and looks again when it is
+/// not that one any more.
+macro_rules! where_it_belongs {
+    ($self:ident, $request:ident, $method:ident, |$message:ident| $node:expr, $here:expr) => {{
+        let was_passed_on = is_passed_on(&$request);
+        let $message = $request.into_inner();
+        let mut tries = 0;
+        loop {
+            let answered = match $self.elsewhere($node, was_passed_on).await? {
+                Some(mut other) => other.$method(passed_on($message.clone())).await,
+                None => answer($here($message.clone()).await),
+            };
+            tries += 1;
+            match answered {
+                Err(status) if status.code() == Code::Aborted && !was_passed_on && tries < MOST_TRIES => {
+                    tokio::time::sleep(BETWEEN_TRIES).await;
+                }
+                answered => break answered,
+            }
+        }
+    }};
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -58,7 +111,13 @@ impl Management for ManagementService {
         &self,
         request: Request<messages::CreateVolumeRequest>,
     ) -> Answer<messages::Volume> {
-        answer(self.control.create_volume(request.into_inner()).await)
+        where_it_belongs!(
+            self,
+            request,
+            create_volume,
+            |message| if message.local { message.primary.parse().ok() } else { None },
+            |message| self.control.create_volume(message)
+        )
     }
 
     async fn change_settings(
@@ -79,7 +138,10 @@ impl Management for ManagementService {
         &self,
         request: Request<messages::ShutdownNodeRequest>,
     ) -> Answer<messages::ShutdownNodeResponse> {
-        answer(self.control.shutdown(&request.into_inner()).map(|()| messages::ShutdownNodeResponse {}))
+        let shutdown = async |message: messages::ShutdownNodeRequest| {
+            self.control.shutdown(&message).map(|()| messages::ShutdownNodeResponse {})
+        };
+        where_it_belongs!(self, request, shutdown_node, |message| message.node.parse().ok(), shutdown)
     }
 
     async fn set_volume_home(
@@ -93,7 +155,9 @@ impl Management for ManagementService {
         &self,
         request: Request<messages::ForcePrimaryRequest>,
     ) -> Answer<messages::Volume> {
-        answer(self.control.force_primary(request.into_inner()).await)
+        where_it_belongs!(self, request, force_primary, |message| message.node.parse().ok(), |message| self
+            .control
+            .force_primary(message))
     }
 
     async fn list_volumes(
@@ -112,31 +176,106 @@ impl Management for ManagementService {
         &self,
         request: Request<messages::ResizeVolumeRequest>,
     ) -> Answer<messages::Volume> {
-        answer(self.control.resize_volume(request.into_inner()).await)
+        where_it_belongs!(
+            self,
+            request,
+            resize_volume,
+            |message| self.control.primary_of(&message.name),
+            |message| self.control.resize_volume(message)
+        )
     }
 
     async fn move_volume(&self, request: Request<messages::MoveVolumeRequest>) -> Answer<messages::Volume> {
-        answer(self.control.move_volume(request.into_inner()).await)
+        where_it_belongs!(
+            self,
+            request,
+            move_volume,
+            |message| self.control.primary_of(&message.name),
+            |message| self.control.move_volume(message)
+        )
     }
 
     async fn delete_volume(
         &self,
         request: Request<messages::DeleteVolumeRequest>,
     ) -> Answer<messages::DeleteVolumeResponse> {
-        let deleted = self.control.delete_volume(request.into_inner()).await;
-        answer(deleted.map(|()| messages::DeleteVolumeResponse {}))
+        let delete = async |message| {
+            let deleted = self.control.delete_volume(message).await;
+            deleted.map(|()| messages::DeleteVolumeResponse {})
+        };
+        where_it_belongs!(
+            self,
+            request,
+            delete_volume,
+            |message| self.control.primary_of(&message.name),
+            delete
+        )
     }
 
     async fn list_disks(
         &self,
-        _: Request<messages::ListDisksRequest>,
+        request: Request<messages::ListDisksRequest>,
     ) -> Answer<messages::ListDisksResponse> {
-        let pool = self.control.pool().await;
-        answer(pool.map(|pool| messages::ListDisksResponse { disks: pool.disks }))
+        let mut disks = self.control.pool().await.map_err(status)?.disks;
+        for node in self.other_nodes(&request) {
+            // Of a node that is gone nothing is known; `status` says that it is.
+            if let Ok(Some(mut other)) = self.elsewhere(Some(node), false).await
+                && let Ok(listed) = other.list_disks(passed_on(messages::ListDisksRequest {})).await
+            {
+                disks.extend(listed.into_inner().disks);
+            }
+        }
+        disks.sort_by(|one, other| (&one.node, &one.path).cmp(&(&other.node, &other.path)));
+        Ok(Response::new(messages::ListDisksResponse { disks }))
     }
 
     async fn fail_disk(&self, request: Request<messages::FailDiskRequest>) -> Answer<messages::Disk> {
-        answer(self.control.fail_disk(request.into_inner()).await)
+        let others = self.other_nodes(&request);
+        let message = request.into_inner();
+        let failed = self.control.fail_disk(message.clone()).await;
+        if let Err(Refusal::NotFound(_)) = &failed {
+            for node in others {
+                if let Ok(Some(mut other)) = self.elsewhere(Some(node), false).await {
+                    return other.fail_disk(passed_on(message)).await;
+                }
+            }
+        }
+        answer(failed)
+    }
+
+    async fn get_backup(&self, _: Request<messages::GetBackupRequest>) -> Answer<messages::Backup> {
+        self.backup().map(Response::new)
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<messages::CreateJoinTokenRequest>,
+    ) -> Answer<messages::JoinToken> {
+        let messages::CreateJoinTokenRequest { name, valid_seconds } = request.into_inner();
+        let name: NodeName =
+            name.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
+        let Some(desk) = &self.desk else {
+            return Err(Status::failed_precondition("a single node has no other members"));
+        };
+        let validity = match valid_seconds {
+            0 => DEFAULT_VALIDITY,
+            seconds => Duration::from_secs(seconds),
+        };
+        self.control.may_be_joined(&name).map_err(status)?;
+        let token = desk.issue(&name, validity).map_err(|error| match error {
+            DeskError::NoSuchSeat { .. } => Status::not_found(error.to_string()),
+            DeskError::NoAddress(_) | DeskError::Authority(_) => {
+                Status::failed_precondition(error.to_string())
+            }
+            DeskError::Random(_) | DeskError::Book(_) => Status::internal(error.to_string()),
+        })?;
+        self.control.note_token(&name);
+        Ok(Response::new(messages::JoinToken {
+            name: name.to_string(),
+            kind: token.kind.to_string(),
+            token: token.to_string(),
+            valid_seconds: validity.as_secs(),
+        }))
     }
 
     async fn get_pool(&self, _: Request<messages::GetPoolRequest>) -> Answer<messages::Pool> {
@@ -222,28 +361,42 @@ async fn send_events(
     }
 }
 
+impl ManagementService {
+    fn backup(&self) -> Result<messages::Backup, Status> {
+        let Some(desk) = &self.desk else {
+            return Err(Status::failed_precondition(
+                "a single node has no authority or members to keep: copy its configuration and state directory",
+            ));
+        };
+        let failed = |error: &dyn std::error::Error| Status::internal(error.to_string());
+        let authority = desk.authority().map_err(|error| failed(&error))?;
+        let backup = self.control.look(|state| Backup::new(state, desk.members(), &authority));
+        let contents = backup.and_then(|backup| backup.encode()).map_err(|error| failed(&error))?;
+        Ok(messages::Backup { contents })
+    }
+
+    /// The other nodes, unless one of them asks.
+    fn other_nodes<T>(&self, request: &Request<T>) -> Vec<NodeName> {
+        let others = self.others.iter().filter(|_| !is_passed_on(request));
+        others.flat_map(Others::names).cloned().collect()
+    }
+}
+
 fn answer<T>(result: Result<T, Refusal>) -> Answer<T> {
-    result.map(Response::new).map_err(|refusal| match refusal {
+    result.map(Response::new).map_err(status)
+}
+
+fn status(refusal: Refusal) -> Status {
+    match refusal {
         Refusal::Invalid(message) => Status::invalid_argument(message),
         Refusal::NotFound(message) => Status::not_found(message),
         Refusal::Exists(message) => Status::already_exists(message),
         Refusal::Impossible(message) => Status::failed_precondition(message),
+        Refusal::Elsewhere(message) => Status::aborted(message),
         Refusal::Broken(message) => Status::internal(message),
-    })
-}
-
-/// A management client must be a program: a web page that a browser on this machine shows is none,
-/// and its requests carry an `Origin`.
-pub fn refuse_browsers(request: Request<()>) -> Result<Request<()>, Status> {
-    if request.metadata().contains_key("origin") {
-        return Err(Status::permission_denied("requests from web pages are refused"));
     }
-    Ok(request)
 }
 
-/// What is said at start about how the service can be reached.
-#[must_use]
-pub fn reach(addresses: &[SocketAddr]) -> String {
-    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-    format!("management on {} (this machine only: no certificates yet)", addresses.join(", "))
-}
+/// How often the node that has to do something is looked for, and how long in between: a take-over goes by.
+const MOST_TRIES: u32 = 10;
+const BETWEEN_TRIES: Duration = Duration::from_millis(300);

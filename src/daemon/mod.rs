@@ -11,11 +11,14 @@ pub mod control_requests;
 pub mod data;
 pub mod engine;
 pub mod event_log;
+pub mod gateway;
 pub mod iscsi_server;
 pub mod listen;
 pub mod management;
 pub mod metrics;
 pub mod notify;
+pub mod others;
+pub mod services;
 pub mod start;
 pub mod state_directory;
 

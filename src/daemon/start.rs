@@ -5,18 +5,15 @@
 //! leaves everything as it was. Stop: initiators are asked to log out, what is in progress ends within
 //! a bound, the pool is closed cleanly. A process that is killed instead loses nothing acknowledged.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
-use tonic::transport::server::TcpIncoming;
 
 use super::config::{self, Config};
 use super::control::Control;
@@ -25,14 +22,14 @@ use super::data::mirrored::PairSetup;
 use super::data::{self, Setup};
 use super::engine::EngineHandle;
 use super::event_log::{self, EventReporter};
+use super::gateway::Late;
 use super::listen::listen;
-use super::management::{ManagementService, reach, refuse_browsers};
+use super::notify;
+use super::services::{self, Services};
 use super::state_directory::StateDirectory;
-use super::{console, notify};
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::ControlState;
 use crate::peer::quorum::{self, QuorumHandle, QuorumSetup};
-use crate::rpc::management::management_server::ManagementServer;
 
 /// Exit code of a daemon that could not start.
 const FAILED: u8 = 1;
@@ -157,7 +154,8 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
 
     let (engine, requests) = EngineHandle::channel();
     let (control_handle, decisions) = ControlHandle::channel();
-    let quorum = start_quorum(&config, &state)?;
+    let late = Late::default();
+    let quorum = start_quorum(&config, &state, &late)?;
     let control = Control::open(
         &config,
         state.clone(),
@@ -191,7 +189,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     starting.await.map_err(|_| "the data thread ended while it started")??;
 
     let following = tokio::task::spawn_local(control.clone().follow());
-    let stopping = start_services(&config, &control, ManagementService::new(control.clone(), log))?;
+    let services = Services::start(&config, &control, log, &events, &late)?;
     announce(&config, &events);
     notify::notify(notify::READY);
 
@@ -207,7 +205,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let stopped = engine.ask(super::engine::Request::Stop).await;
     events.info("node-stopped", format!("node {} stops", config.node.as_str()), &[]);
     drop((events, control));
-    stopping.send_replace(true);
+    services.stop();
     // The writer ends when the last reporter is gone; a call still in progress may hold one.
     let _ = tokio::time::timeout(LAST_MOMENT, saving).await;
     stopped?;
@@ -228,7 +226,11 @@ async fn decide(control: Arc<Control>, mut requests: mpsc::Receiver<ControlReque
 type RunningQuorum = (QuorumHandle, std::thread::JoinHandle<()>);
 
 /// Starts this node's part in the quorum; a single node has none.
-fn start_quorum(config: &Config, state: &StateDirectory) -> Result<Option<RunningQuorum>, Failure> {
+fn start_quorum(
+    config: &Config,
+    state: &StateDirectory,
+    late: &Late,
+) -> Result<Option<RunningQuorum>, Failure> {
     let Some(settings) = config.pair.clone() else { return Ok(None) };
     if state.control()?.is_some() {
         return Err(format!(
@@ -245,6 +247,7 @@ fn start_quorum(config: &Config, state: &StateDirectory) -> Result<Option<Runnin
         directory: config.state_dir.join(quorum::NODE_DIRECTORY),
         listeners: listeners.collect::<Result<_, _>>()?,
         settings,
+        services: Some(services::beside_the_quorum(late)),
     };
     Ok(Some(quorum::start(setup)?))
 }
@@ -270,47 +273,8 @@ async fn stop_quorum(quorum: Option<RunningQuorum>) -> Result<(), Failure> {
     thread.join().map_err(|_| "the quorum's thread panicked; the log says where".into())
 }
 
-/// Starts management and console; they end when true is sent.
-fn start_services(
-    config: &Config,
-    control: &Arc<Control>,
-    service: ManagementService,
-) -> Result<watch::Sender<bool>, Failure> {
-    let (stopping, stop) = watch::channel(false);
-    let stopped = |mut stop: watch::Receiver<bool>| async move {
-        // An error means that the sender is gone, which is the same.
-        let _ = stop.wait_for(|stop| *stop).await;
-    };
-    let service = ManagementServer::with_interceptor(service, refuse_browsers);
-    // The interceptor's type cannot be cloned as one service, so each address gets a router of its own.
-    let service = Arc::new(service);
-    for address in &config.management.listen {
-        let listener = listen(address.0, "management", "management.listen")?;
-        let incoming = TcpIncoming::from(TcpListener::from_std(listener)?).with_nodelay(Some(true));
-        let router = tonic::transport::Server::builder().add_service((*service).clone());
-        let serving = router.serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
-        tokio::task::spawn_local(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the management service has ended");
-            }
-        });
-    }
-    for &address in &config.console.listen {
-        let listener = TcpListener::from_std(listen(address, "console", "console.listen")?)?;
-        let router = console::router(control.clone());
-        let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
-        tokio::task::spawn_local(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the console has ended");
-            }
-        });
-    }
-    Ok(stopping)
-}
-
 fn announce(config: &Config, events: &EventReporter) {
-    let management: Vec<SocketAddr> = config.management.listen.iter().map(|address| address.0).collect();
-    tracing::info!("{}", reach(&management));
+    tracing::info!(socket = %config.management.socket.display(), "management");
     let portals = config.iscsi.portals.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let message = format!("node {} of cluster {} is ready", config.node.as_str(), config.cluster.as_str());
     events.info(

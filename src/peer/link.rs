@@ -237,9 +237,11 @@ impl Peer for ControlService {
         let certificates = request.peer_certs();
         let mut incoming = request.into_inner();
         let links = self.links.clone();
+        let certificates = certificates.as_ref().map(|certificates| certificates.as_slice());
+        // Nothing is told to strangers, nor waited for.
+        links.keys.caller(certificates).map_err(|error| Status::unauthenticated(error.to_string()))?;
         let hello = next_hello(&mut incoming).await?;
         let greeted = links.introduction.check(&hello, CONTROL_PROTOCOL, &links.peers)?;
-        let certificates = certificates.as_ref().map(|certificates| certificates.as_slice());
         links
             .keys
             .check_caller(certificates, &greeted.name)
@@ -284,7 +286,7 @@ pub(super) fn refusal(status: &Status) -> String {
 }
 
 /// Where an error comes from.
-pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -161,7 +161,8 @@ fn is_locked_in_time(lock: &File) -> bool {
     }
 }
 
-const LOG_NAME: &str = "consensus.log";
+/// File of the log in its directory.
+pub const LOG_NAME: &str = "consensus.log";
 const LOCK_NAME: &str = "consensus.lock";
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(20);

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 
 use super::hello::Introduction;
+use super::incoming::{Census, Incoming};
 use super::link::{Heard, Link, LinkEvent, Links};
 use super::log_file::{LogFile, LogFileError};
 use super::settings::{PeerAddress, PeerSettings};
@@ -44,6 +45,8 @@ pub struct QuorumSetup {
     pub settings: PeerSettings,
     /// Sockets that listen for the others.
     pub listeners: Vec<TcpListener>,
+    /// What else is served there, also to callers without a certificate: each service looks for itself.
+    pub services: Option<Routes>,
 }
 
 /// Why a member can't take part. The text says what to do.
@@ -247,14 +250,31 @@ pub fn found(
     uuid: ClusterUuid,
     created_unix_ms: u64,
 ) -> Result<(), QuorumError> {
+    let create = Command::CreateCluster { name: cluster, uuid, created_unix_ms };
+    let state = ControlState::founded([create]);
+    found_with(
+        directory,
+        member,
+        uuid,
+        &state.map_err(|rejection| QuorumError::System(rejection.to_string()))?,
+    )
+}
+
+/// Founds a cluster that begins with this state, in the same way.
+///
+/// # Errors
+/// [`QuorumError::Founded`] when there is a log, and others.
+pub fn found_with(
+    directory: &Path,
+    member: &NodeName,
+    uuid: ClusterUuid,
+    state: &ControlState,
+) -> Result<(), QuorumError> {
     let Recovered::Blank(medium) = recover(LogFile::open(directory)?)
         .map_err(|source| QuorumError::Log { directory: directory.to_owned(), source })?
     else {
         return Err(QuorumError::Founded(directory.to_owned()));
     };
-    let mut state = ControlState::new();
-    let create = Command::CreateCluster { name: cluster, uuid, created_unix_ms };
-    state.apply(1, create).map_err(|rejection| QuorumError::System(rejection.to_string()))?;
     let identity = Identity { member: MemberId(random()?), cluster: uuid.0 };
     let timing = Timing { election_ticks: ELECTION_TICKS, heartbeat_ticks: HEARTBEAT_TICKS };
     Member::found(medium, identity, member.as_str(), &state.encode(), timing)?;
@@ -327,7 +347,7 @@ struct Worker {
 
 impl Worker {
     fn start(setup: QuorumSetup, inputs: mpsc::Sender<Input>) -> Result<(Self, QuorumHandle), QuorumError> {
-        let QuorumSetup { name, kind, directory, settings, listeners } = setup;
+        let QuorumSetup { name, kind, directory, settings, listeners, services } = setup;
         let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid)?;
         let member = open(&directory, settings.cluster_uuid, timing(&name, kind, &settings.peers))?;
         let introduction = Introduction {
@@ -363,7 +383,7 @@ impl Worker {
             status: watched_status,
             lease: lease.clone(),
         };
-        begin_links(introduction, keys, settings.peers, listeners, inputs)?;
+        begin_links(introduction, keys, settings.peers, (listeners, services), inputs)?;
         let (links, waiting) = (BTreeMap::new(), BTreeMap::new());
         let (next_ping, told_store) = (0, StoreHealth::Well);
         Ok((Self { quorum, links, peers, waiting, state, status, lease, next_ping, told_store }, handle))
@@ -530,7 +550,7 @@ fn begin_links(
     introduction: Introduction,
     keys: Keys,
     peers: Vec<PeerAddress>,
-    listeners: Vec<TcpListener>,
+    (listeners, services): (Vec<TcpListener>, Option<Routes>),
     inputs: mpsc::Sender<Input>,
 ) -> Result<(), QuorumError> {
     let system = |error: &dyn std::error::Error| QuorumError::System(error.to_string());
@@ -542,19 +562,20 @@ fn begin_links(
             }
         }
     });
-    let tls = keys.server();
+    let tls = if services.is_some() { keys.server_with_guests() } else { keys.server() };
     let links = Links::new(introduction, keys, peers.clone(), events);
+    let services = services.unwrap_or_default().add_service(links.service());
+    let census = Census::default();
     for listener in listeners {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| system(&error))?;
         let mut server = tonic::transport::Server::builder()
             .tls_config(tls.clone())
             .map_err(|error| system(&error))?
-            .max_concurrent_streams(4)
+            .max_concurrent_streams(MOST_STREAMS)
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)));
-        // The server's own setting is for its own listeners.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let serving = server.add_service(links.service()).serve_with_incoming(incoming);
+        let incoming = Incoming::new(listener, census.clone());
+        let serving = server.add_routes(services.clone()).serve_with_incoming(incoming);
         tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "calls of the others are not taken any more");
@@ -617,6 +638,8 @@ const STAGGER_TICKS: usize = 3;
 const HEARTBEAT_TICKS: usize = 2;
 const PING_TICKS: u32 = 3;
 const QUEUE: usize = 1024;
+/// Calls at a time on one connection.
+const MOST_STREAMS: u32 = 4;
 /// Longer than the quorum itself lets a proposal take.
 const LONGEST_PROPOSAL: Duration = Duration::from_secs(12);
 const LAST_MOMENT: Duration = Duration::from_millis(50);

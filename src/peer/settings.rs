@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
@@ -37,7 +37,7 @@ pub struct PeerSettings {
 }
 
 /// Another member.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerAddress {
     /// Its name.

@@ -87,6 +87,7 @@ impl Trio {
                 peers: (0..3).filter(|other| *other != seat).map(peer).collect(),
             },
             listeners: vec![listen(self.addresses[seat])],
+            services: None,
         }
     }
 

@@ -1,11 +1,13 @@
-//! Mutual TLS between members, from the files that a member has: `ca.pem`, `node.pem`, `node.key`.
+//! Mutual TLS, from the files that a member has, `ca.pem`, `node.pem`, `node.key`, or an administrator's one file.
 //!
 //! Guarantees: both ends have a certificate of the cluster's authority, and the dialling one has been answered
-//! by the member that it wanted. That the accepting one is called by whom it says is checked against the
-//! certificate by [`Keys::check_caller`].
+//! by the member that it wanted, an administrator by a node. That the accepting one is called by whom it says is
+//! checked against the certificate by [`Keys::check_caller`] and [`Keys::caller`]. Where [guests](Keys::server_with_guests)
+//! are let in, each service has to do so for itself.
 
 use std::path::{Path, PathBuf};
 
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
@@ -14,6 +16,8 @@ use crate::cluster::state::ClusterUuid;
 
 /// File of the authority's certificate.
 pub const CA_NAME: &str = "ca.pem";
+/// File of the authority's key; a witness has none.
+pub const CA_KEY_NAME: &str = "ca.key";
 /// File of the member's certificate.
 pub const CERTIFICATE_NAME: &str = "node.pem";
 /// File of the member's key.
@@ -72,6 +76,13 @@ impl Keys {
             .timeout(super::link::HANDSHAKE_TIMEOUT)
     }
 
+    /// For who listens also for callers without a certificate, which one service then has to refuse and another
+    /// may take. A certificate of another authority is refused here.
+    #[must_use]
+    pub fn server_with_guests(&self) -> ServerTlsConfig {
+        self.server().client_auth_optional(true)
+    }
+
     /// For who calls `member`.
     #[must_use]
     pub fn client(&self, member: &NodeName) -> ClientTlsConfig {
@@ -98,8 +109,192 @@ impl Keys {
     }
 }
 
+/// Who calls, by its certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// A node of the cluster.
+    Node(String),
+    /// Its witness.
+    Witness(String),
+    /// An administrator.
+    Administrator(String),
+}
+
+impl Keys {
+    /// Whose certificate a caller has. The transport has verified that it is one of the authority.
+    ///
+    /// # Errors
+    /// [`CallerError`].
+    pub fn caller(&self, certificates: Option<&[CertificateDer<'static>]>) -> Result<Caller, CallerError> {
+        let leaf = certificates.and_then(<[_]>::first).ok_or(CallerError::NoCertificate)?;
+        let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|_| CallerError::NoCertificate)?;
+        caller(&certificate, self.cluster).ok_or(CallerError::OtherName)
+    }
+}
+
+fn caller(certificate: &webpki::EndEntityCert<'_>, cluster: ClusterUuid) -> Option<Caller> {
+    let (administrators, any_node) = (format!(".{ADMINISTRATORS}.{cluster}.gemel"), any_node_name(cluster));
+    let names = || certificate.valid_dns_names();
+    if let Some(name) = names().find_map(|name| name.strip_suffix(&administrators)) {
+        return Some(Caller::Administrator(name.to_owned()));
+    }
+    let own = format!(".{cluster}.gemel");
+    let member = names().filter(|name| *name != any_node).find_map(|name| name.strip_suffix(&own))?;
+    let is_node = names().any(|name| name == any_node);
+    Some(if is_node { Caller::Node(member.to_owned()) } else { Caller::Witness(member.to_owned()) })
+}
+
+/// What an administrator proves himself with.
+pub struct AdministratorKeys {
+    cluster: ClusterUuid,
+    authority: Certificate,
+    identity: Identity,
+}
+
+/// Why a file is no administrator's identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// It can't be read.
+    #[error("cannot read the identity {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// It is something else.
+    #[error(
+        "{0} is not an identity: that is the file admin.pem that `gemel cluster init` made, with a certificate, that \
+         of the authority, and a key"
+    )]
+    Other(PathBuf),
+}
+
+impl AdministratorKeys {
+    /// Reads an identity.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    pub fn load(path: &Path) -> Result<Self, IdentityError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| IdentityError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).ok_or_else(|| IdentityError::Other(path.to_owned()))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let certificates: Vec<_> =
+            CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().ok()?;
+        let [leaf, _] = &*certificates else { return None };
+        let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
+        let marker = format!(".{ADMINISTRATORS}.");
+        let cluster = certificate.valid_dns_names().find_map(|name| {
+            let (_, rest) = name.split_once(&marker)?;
+            ClusterUuid::try_from(rest.strip_suffix(".gemel")?.to_owned()).ok()
+        })?;
+        let (own, rest) = text.split_at(text.find(END_OF_CERTIFICATE)? + END_OF_CERTIFICATE.len());
+        let (authority, key) = rest.split_at(rest.find(END_OF_CERTIFICATE)? + END_OF_CERTIFICATE.len());
+        let (authority, identity) = (Certificate::from_pem(authority), Identity::from_pem(own, key));
+        Some(Self { cluster, authority, identity })
+    }
+
+    /// For who calls any node of the cluster.
+    #[must_use]
+    pub fn client(&self) -> ClientTlsConfig {
+        ClientTlsConfig::new()
+            .identity(self.identity.clone())
+            .ca_certificate(self.authority.clone())
+            .domain_name(any_node_name(self.cluster))
+            .timeout(super::link::HANDSHAKE_TIMEOUT)
+    }
+}
+
+/// Whether a connection failed because one end does not trust the other's certificate.
+#[must_use]
+pub fn is_distrust(error: &(dyn std::error::Error + 'static)) -> bool {
+    use rustls::{AlertDescription, Error};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        // An I/O error does not count what it wraps as its source.
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<Error>());
+        match inner.or_else(|| error.downcast_ref::<Error>()) {
+            Some(Error::InvalidCertificate(_)) => return true,
+            Some(Error::AlertReceived(alert)) => {
+                let refusals = [
+                    AlertDescription::UnknownCA,
+                    AlertDescription::BadCertificate,
+                    AlertDescription::DecryptError,
+                    AlertDescription::CertificateUnknown,
+                    AlertDescription::CertificateRequired,
+                ];
+                return refusals.contains(alert);
+            }
+            _ => cause = error.source(),
+        }
+    }
+    false
+}
+
+/// The name that all nodes of a cluster have in common in their certificates. No member's own name has a dot.
+#[must_use]
+pub fn any_node_name(cluster: ClusterUuid) -> String {
+    format!("any.nodes.{cluster}.gemel")
+}
+
+/// The name of an administrator in his certificate.
+#[must_use]
+pub fn administrator_name(name: &NodeName, cluster: ClusterUuid) -> String {
+    format!("{name}.{ADMINISTRATORS}.{cluster}.gemel")
+}
+
+const ADMINISTRATORS: &str = "admins";
+const END_OF_CERTIFICATE: &str = "-----END CERTIFICATE-----";
+
 /// The name of a member in its certificate.
 #[must_use]
 pub fn server_name(member: &NodeName, cluster: ClusterUuid) -> String {
     format!("{member}.{cluster}.gemel")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::authority::{Authority, MemberKeyPair, Subject};
+
+    const UUID: ClusterUuid = ClusterUuid([5; 16]);
+
+    #[test]
+    fn a_certificate_says_who_calls() {
+        let place = tempfile::tempdir().unwrap();
+        let authority = Authority::create(UUID).unwrap();
+        authority.issue(&"a".parse().unwrap(), place.path()).unwrap();
+        let keys = Keys::load(place.path(), UUID).unwrap();
+        let stranger = Keys { cluster: ClusterUuid([6; 16]), ..keys.clone() };
+        let cases = [
+            (Subject::Node("b".parse().unwrap()), Caller::Node("b".into())),
+            (Subject::Witness("w".parse().unwrap()), Caller::Witness("w".into())),
+            (Subject::Witness("admins".parse().unwrap()), Caller::Witness("admins".into())),
+            (Subject::Administrator("b".parse().unwrap()), Caller::Administrator("b".into())),
+        ];
+        for (subject, expected) in cases {
+            let key = MemberKeyPair::create().unwrap().public_key();
+            let pem = authority.certify(&subject, &key).unwrap();
+            let certificate = [CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()];
+            assert_eq!(keys.caller(Some(&certificate)), Ok(expected));
+            assert_eq!(stranger.caller(Some(&certificate)), Err(CallerError::OtherName));
+        }
+        assert_eq!(keys.caller(None), Err(CallerError::NoCertificate));
+    }
+
+    #[test]
+    fn an_identity_is_one_file_and_nothing_else_is_one() {
+        let authority = Authority::create(UUID).unwrap();
+        let text = authority.administrator_pem(&"admin".parse().unwrap()).unwrap();
+        assert_eq!(AdministratorKeys::parse(&text).unwrap().cluster, UUID);
+        let key = MemberKeyPair::create().unwrap().public_key();
+        let node = authority.certify(&Subject::Node("b".parse().unwrap()), &key).unwrap();
+        let others =
+            ["", "x", authority.certificate_pem(), &format!("{node}{}", authority.certificate_pem())];
+        assert!(others.iter().all(|text| AdministratorKeys::parse(text).is_none()));
+    }
 }

@@ -19,7 +19,21 @@ pub mod management {
             write!(f, "ChapCredential({}, secret withheld)", self.user)
         }
     }
+
+    impl std::fmt::Debug for Backup {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Backup(withheld)")
+        }
+    }
+
+    impl std::fmt::Debug for JoinToken {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "JoinToken({}, withheld)", self.name)
+        }
+    }
 }
 
+/// Socket file of the management service on a node itself.
+pub const MANAGEMENT_SOCKET: &str = "/run/gemel/gemeld.sock";
 /// Default port of the management service.
 pub const MANAGEMENT_PORT: u16 = 3261;

@@ -78,7 +78,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
     tracing::info!(%name, version = env!("CARGO_PKG_VERSION"), "the witness starts");
     let (quorum, thread) =
-        start(QuorumSetup { name, kind: SeatKind::Witness, directory, settings, listeners })?;
+        start(QuorumSetup { name, kind: SeatKind::Witness, directory, settings, listeners, services: None })?;
     notify::notify(notify::READY);
     let mut status = quorum.watch_status();
     let ended = async {

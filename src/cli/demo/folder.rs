@@ -2,21 +2,25 @@
 //!
 //! `DIR/demo.json` holds the settings and exists only once everything in the folder has been made; each member
 //! has a folder of its own, `DIR/a/` and with two nodes `DIR/b/` and `DIR/w/`: its configuration, pid file and
-//! log, `state/`, `tls/`, and `disk-N.img` of a node. A lock on `DIR/demo.lock` keeps two demos apart.
+//! log, `state/`, `tls/`, and `disk-N.img` of a node. A lock on `DIR/demo.lock` keeps two demos apart, and `DIR/demo.begun`
+//! says that the members' folders are a demo's.
 
 use std::fs::{self, File};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cli::cluster::args::{InitArguments, JoinArguments, LocalArguments, MemberAddress, SeatArgument};
+use crate::cli::cluster::configuration::{MembersConfiguration, NodeConfiguration, member, witness_text};
+use crate::cli::cluster::places::Places;
 use crate::cli::error::CliError;
+use crate::cli::local_socket;
 use crate::cluster::name::{ClusterName, NameError, NodeName};
+use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::ClusterUuid;
-use crate::peer::authority::Authority;
-use crate::peer::quorum;
+use crate::peer::settings::PeerAddress;
 
 /// A member of the demo.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +65,7 @@ pub struct Folder {
     _lock: Option<File>,
 }
 
-/// The ports of a node: iSCSI, and those after it for management, console, and the other members.
+/// The ports of a node: iSCSI, and those after it for management and the other members, console, and mirrors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     iscsi: u16,
@@ -78,19 +82,22 @@ pub struct Settings {
     /// Identity of the cluster of two nodes.
     #[serde(default)]
     pub cluster_uuid: Option<ClusterUuid>,
+    /// Of what is in the folder.
+    #[serde(default)]
+    format: u32,
 }
 
 fn one() -> u32 {
     1
 }
 
+/// Since this one, members are made by `gemel cluster`.
+const FORMAT: u32 = 1;
+
 impl Settings {
     /// For a new demo.
-    pub fn new(ports: Ports, nodes: u32) -> Result<Self, CliError> {
-        let mut uuid = [0; 16];
-        getrandom::fill(&mut uuid)
-            .map_err(|error| CliError::Local(format!("the system gives no random bytes: {error}")))?;
-        Ok(Self { ports, nodes, cluster_uuid: (nodes == 2).then_some(ClusterUuid(uuid)) })
+    pub fn new(ports: Ports, nodes: u32, cluster_uuid: Option<ClusterUuid>) -> Self {
+        Self { ports, nodes, cluster_uuid, format: FORMAT }
     }
 }
 
@@ -132,6 +139,11 @@ impl Folder {
         self.file(seat, if seat.is_node() { "gemeld.toml" } else { "witness.toml" })
     }
 
+    /// What is remembered of an earlier demo, where one was completed here.
+    pub fn earlier(&self) -> Result<Option<Settings>, CliError> {
+        if self.path.join("demo.json").exists() { self.settings().map(Some) } else { Ok(None) }
+    }
+
     /// What is remembered; an error when no demo was ever completed here.
     pub fn settings(&self) -> Result<Settings, CliError> {
         let path = self.path.join("demo.json");
@@ -142,7 +154,15 @@ impl Folder {
             ))
         };
         let text = fs::read_to_string(&path).map_err(|error| none(error.to_string()))?;
-        serde_json::from_str(&text).map_err(|error| none(format!("demo.json: {error}")))
+        let settings: Settings =
+            serde_json::from_str(&text).map_err(|error| none(format!("demo.json: {error}")))?;
+        if settings.format < FORMAT && settings.nodes > 1 {
+            return Err(CliError::Usage(format!(
+                "the demo in {} was made by an earlier version of gemel: give this one another --dir",
+                self.path.display()
+            )));
+        }
+        Ok(settings)
     }
 
     /// Remembers the settings, whole or not at all.
@@ -154,39 +174,73 @@ impl Folder {
         fs::rename(&new, &path).map_err(|error| local("write", &path, &error))
     }
 
-    /// Makes the members' folders, the sparse disks of the nodes, and with two nodes keys, certificates and the
-    /// first log of the cluster. What an interrupted attempt has left is replaced.
-    pub fn create(&self, settings: &Settings, disks: u32, size_bytes: u64) -> Result<(), CliError> {
-        for seat in seats(settings.nodes) {
-            let (home, state) = (self.path.join(seat.name), self.file(seat, "state"));
-            fs::create_dir_all(&home).map_err(|error| local("create the folder", &home, &error))?;
-            if state.exists() {
-                fs::remove_dir_all(&state).map_err(|error| local("remove", &state, &error))?;
+    /// Makes the members' folders, and the sparse disks of the nodes. What an interrupted attempt has left is removed.
+    pub fn create(&self, nodes: u32, disks: u32, size_bytes: u64) -> Result<(), CliError> {
+        let marker = self.path.join("demo.begun");
+        let homes = seats(nodes).iter().map(|seat| self.path.join(seat.name));
+        if let Some(home) = homes.into_iter().find(|home| home.exists() && !marker.exists()) {
+            let reason = format!("{} exists, and is not of a demo: name another --dir", home.display());
+            return Err(CliError::Refused(reason));
+        }
+        File::create(&marker).map_err(|error| local("create", &marker, &error))?;
+        for seat in seats(nodes) {
+            let home = self.path.join(seat.name);
+            if home.exists() {
+                fs::remove_dir_all(&home).map_err(|error| local("remove", &home, &error))?;
             }
+            fs::create_dir_all(&home).map_err(|error| local("create the folder", &home, &error))?;
             for number in (1..=disks).filter(|_| seat.is_node()) {
                 let path = self.file(seat, &format!("disk-{number}.img"));
                 let file = File::create(&path).map_err(|error| local("create the disk", &path, &error))?;
                 file.set_len(size_bytes).map_err(|error| local("size the disk", &path, &error))?;
             }
         }
-        settings.cluster_uuid.map_or(Ok(()), |uuid| self.found(uuid, seats(settings.nodes)))
+        Ok(())
     }
 
-    fn found(&self, uuid: ClusterUuid, seats: &[Seat]) -> Result<(), CliError> {
-        let failed = |error: &dyn std::error::Error| CliError::Local(error.to_string());
-        let bad = |error: NameError| failed(&error);
-        let authority = Authority::create(uuid).map_err(|error| failed(&error))?;
-        for seat in seats {
-            let name: NodeName = seat.name.parse().map_err(bad)?;
-            authority.issue(&name, &self.file(seat, "tls")).map_err(|error| failed(&error))?;
+    /// How the first node makes the cluster.
+    pub fn init_arguments(&self, nodes: u32, ports: Ports) -> Result<InitArguments, CliError> {
+        let first = &SEATS[0];
+        let others = |seat: &Seat| -> Result<SeatArgument, CliError> {
+            Ok(SeatArgument {
+                name: name(seat)?,
+                addresses: vec![MemberAddress(address(seat, ports.members())?)],
+            })
+        };
+        let (mut peer, mut witness) = (None, None);
+        if nodes == 2 {
+            (peer, witness) = (Some(others(&SEATS[1])?), Some(others(&SEATS[2])?));
         }
-        let first = &seats[0];
-        let log = self.file(first, "state").join(quorum::NODE_DIRECTORY);
-        let (name, cluster): (NodeName, ClusterName) =
-            (first.name.parse().map_err(bad)?, CLUSTER.parse().map_err(bad)?);
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let created_unix_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        quorum::found(&log, &name, cluster, uuid, created_unix_ms).map_err(|error| failed(&error))
+        Ok(InitArguments {
+            cluster_name: cluster_name()?,
+            name: name(first)?,
+            address: vec![MemberAddress(address(first, ports.members())?)],
+            peer,
+            witness,
+            single: nodes == 1,
+            local: self.local_arguments(first, ports)?,
+        })
+    }
+
+    /// How another member joins it.
+    pub fn join_arguments(&self, seat: &Seat, ports: Ports, token: &str) -> Result<JoinArguments, CliError> {
+        let local = match seat.is_node() {
+            true => self.local_arguments(seat, ports)?,
+            false => LocalArguments { dir: Some(self.path.join(seat.name)), ..LocalArguments::default() },
+        };
+        Ok(JoinArguments { token: token.to_owned(), witness: !seat.is_node(), local })
+    }
+
+    fn local_arguments(&self, seat: &Seat, ports: Ports) -> Result<LocalArguments, CliError> {
+        let socket = local_socket::of_own_node(address(seat, ports.members())?)
+            .map_err(|reason| CliError::Local(format!("there is no folder for socket files: {reason}")))?;
+        Ok(LocalArguments {
+            disk: self.disks(seat),
+            portal: vec![address(seat, ports.iscsi())?],
+            console: Some(address(seat, ports.console())?),
+            dir: Some(self.path.join(seat.name)),
+            socket: Some(socket),
+        })
     }
 
     /// Whether every node still has its disks.
@@ -199,65 +253,36 @@ impl Folder {
         (1..).map(disk).take_while(|path| path.exists()).collect()
     }
 
-    /// Writes the members' configurations.
+    /// Writes the members' configurations again, for other ports or a folder that was moved.
     pub fn write_configurations(&self, settings: &Settings) -> Result<(), CliError> {
-        for seat in seats(settings.nodes) {
-            let own = if seat.is_node() {
-                self.node_configuration(seat, settings.ports)
-            } else {
-                self.witness_head(seat)
+        let Settings { nodes, ports, cluster_uuid, .. } = settings;
+        let all = seats(*nodes)
+            .iter()
+            .map(|seat| Ok(member(&name(seat)?, &[address(seat, ports.members())?], !seat.is_node())));
+        let all: Vec<PeerAddress> = all.collect::<Result<_, CliError>>()?;
+        for (seat, own) in seats(*nodes).iter().zip(&all) {
+            let peers: Vec<_> = all.iter().filter(|other| other.name != own.name).cloned().collect();
+            let members = cluster_uuid.map(|uuid| MembersConfiguration { uuid, own, peers: &peers });
+            let arguments = self.join_arguments(seat, *ports, "")?.local;
+            let kind = if seat.is_node() { SeatKind::Node } else { SeatKind::Witness };
+            let places = Places::new(kind, &arguments)?;
+            let text = match (&members, kind) {
+                (Some(members), SeatKind::Witness) => witness_text(&places, members),
+                _ => NodeConfiguration {
+                    places: &places,
+                    name: &own.name,
+                    cluster: &cluster_name()?,
+                    disks: &arguments.disk,
+                    portals: &arguments.portal,
+                    console: arguments.console,
+                    members,
+                }
+                .text(),
             };
-            let text = format!("# Written by gemel demo.\n{own}{}", self.pair(seat, settings));
-            let path = self.configuration(seat);
-            fs::write(&path, text).map_err(|error| local("write", &path, &error))?;
+            let path = &places.configuration;
+            fs::write(path, text).map_err(|error| local("write", path, &error))?;
         }
         Ok(())
-    }
-
-    fn node_configuration(&self, seat: &Seat, ports: Ports) -> String {
-        let disks: Vec<_> = self.disks(seat).iter().map(|disk| quoted(disk)).collect();
-        format!(
-            "node = \"{name}\"\ncluster = \"{CLUSTER}\"\nstate_dir = {state}\n\n\
-             [pool]\ndisks = [\n  {disks},\n]\n\n\
-             [iscsi]\nportals = [\"{address}:{iscsi}\"]\n\n\
-             [management]\nlisten = [\"{address}:{management}\"]\n\n\
-             [console]\nlisten = [\"{address}:{console}\"]\n",
-            name = seat.name,
-            address = seat.address,
-            state = quoted(&self.file(seat, "state")),
-            disks = disks.join(",\n  "),
-            iscsi = ports.iscsi(),
-            management = ports.management(),
-            console = ports.console(),
-        )
-    }
-
-    fn witness_head(&self, seat: &Seat) -> String {
-        format!("name = \"{}\"\nstate_dir = {}\n", seat.name, quoted(&self.file(seat, "state")))
-    }
-
-    fn pair(&self, seat: &Seat, settings: &Settings) -> String {
-        let Some(uuid) = settings.cluster_uuid else { return String::new() };
-        let (port, mirror_port) = (settings.ports.peers(), settings.ports.mirrors());
-        let others = seats(settings.nodes).iter().filter(|other| *other != seat);
-        let peers = others.map(|other| {
-            let (name, address) = (other.name, other.address);
-            let kind = match other.is_node() {
-                true => format!("mirror = [\"{address}:{mirror_port}\"]\n"),
-                false => "witness = true\n".to_owned(),
-            };
-            format!("\n[[pair.peers]]\nname = \"{name}\"\naddresses = [\"{address}:{port}\"]\n{kind}")
-        });
-        let address = seat.address;
-        let mirror = match seat.is_node() {
-            true => format!("mirror_listen = [\"{address}:{mirror_port}\"]\n"),
-            false => String::new(),
-        };
-        format!(
-            "\n[pair]\nlisten = [\"{address}:{port}\"]\n{mirror}cluster_uuid = \"{uuid}\"\ntls_dir = {tls}\n{peers}",
-            tls = quoted(&self.file(seat, "tls")),
-            peers = peers.collect::<String>(),
-        )
     }
 
     /// Deletes the folder with everything in it.
@@ -272,7 +297,7 @@ impl Ports {
         if iscsi != 0 {
             if iscsi > u16::MAX - (IN_A_ROW - 1) {
                 return Err(CliError::Usage(format!(
-                    "--port {iscsi} leaves no room for the next four ports"
+                    "--port {iscsi} leaves no room for the next three ports"
                 )));
             }
             return Ok(Self { iscsi });
@@ -296,8 +321,8 @@ impl Ports {
         self.iscsi
     }
 
-    /// Management.
-    pub fn management(self) -> u16 {
+    /// Management, and between the members.
+    pub fn members(self) -> u16 {
         self.iscsi + 1
     }
 
@@ -305,28 +330,26 @@ impl Ports {
     pub fn console(self) -> u16 {
         self.iscsi + 2
     }
-
-    /// Between the members.
-    pub fn peers(self) -> u16 {
-        self.iscsi + 3
-    }
-
-    /// Between the nodes, for data.
-    pub fn mirrors(self) -> u16 {
-        self.iscsi + 4
-    }
 }
 
-/// Ports that a member has.
-const IN_A_ROW: u16 = 5;
+fn name(seat: &Seat) -> Result<NodeName, CliError> {
+    seat.name.parse().map_err(|error: NameError| CliError::Local(error.to_string()))
+}
+
+fn cluster_name() -> Result<ClusterName, CliError> {
+    CLUSTER.parse().map_err(|error: NameError| CliError::Local(error.to_string()))
+}
+
+fn address(seat: &Seat, port: u16) -> Result<SocketAddr, CliError> {
+    let address = format!("{}:{port}", seat.address);
+    address.parse().map_err(|error| CliError::Local(format!("{address}: {error}")))
+}
+
+/// Ports that a member has. The last one, for mirrors, follows from that of the members.
+const IN_A_ROW: u16 = 4;
 /// Where ports for `--port 0` begin, and how many rows of them there are.
 const FIRST_CANDIDATE: u16 = 20_000;
 const CANDIDATES: u32 = 3_000;
-
-/// A path as a TOML string.
-fn quoted(path: &Path) -> String {
-    toml::Value::from(path.to_string_lossy().into_owned()).to_string()
-}
 
 fn absolute(path: &Path) -> Result<PathBuf, CliError> {
     std::path::absolute(path).map_err(|error| local("find", path, &error))
@@ -341,19 +364,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_written_configurations_are_some_even_in_an_odd_folder() {
+    fn the_written_configurations_are_those_of_init() {
         let place = tempfile::tempdir().unwrap();
-        let folder = Folder::prepare(&place.path().join("with \"quotes\" and ünicode")).unwrap();
         for nodes in [1, 2] {
-            let settings = Settings::new(Ports { iscsi: 5000 }, nodes).unwrap();
-            folder.create(&settings, 3, 4096).unwrap();
-            folder.write_configurations(&settings).unwrap();
-            let config = crate::daemon::config::Config::load(&folder.configuration(&SEATS[0])).unwrap();
+            let name = format!("with \"quotes\" and ünicode {nodes}");
+            let folder = Folder::prepare(&place.path().join(name)).unwrap();
+            let ports = Ports { iscsi: 5000 };
+            folder.create(nodes, 3, 4096).unwrap();
+            let made = crate::cli::cluster::init::run(&folder.init_arguments(nodes, ports).unwrap()).unwrap();
+            let configuration = folder.configuration(&SEATS[0]);
+            let first = fs::read_to_string(&configuration).unwrap();
+            let uuid = made.uuid.map(|uuid| uuid.try_into().unwrap());
+            folder.write_configurations(&Settings::new(ports, nodes, uuid)).unwrap();
+            assert_eq!(fs::read_to_string(&configuration).unwrap(), first);
+            let config = crate::daemon::config::Config::load(&configuration).unwrap();
             assert_eq!(config.pool.disks, folder.disks(&SEATS[0]));
             assert_eq!((config.console.listen[0].port(), config.pair.is_some()), (5002, nodes == 2));
+            assert_eq!(made.tokens.len(), if nodes == 2 { 2 } else { 0 });
+            if nodes == 2 {
+                let witness = fs::read_to_string(folder.configuration(&SEATS[2])).unwrap();
+                assert!(
+                    witness.contains("127.0.0.3:5001") && folder.disks(&SEATS[2]).is_empty(),
+                    "{witness}"
+                );
+            }
         }
-        let witness = fs::read_to_string(folder.configuration(&SEATS[2])).unwrap();
-        assert!(witness.contains("127.0.0.3:5003") && folder.disks(&SEATS[2]).is_empty(), "{witness}");
+    }
+
+    #[test]
+    fn what_no_demo_has_made_is_left_alone() {
+        let place = tempfile::tempdir().unwrap();
+        let theirs = place.path().join("a/state/precious");
+        fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+        fs::write(&theirs, "").unwrap();
+        for _ in 0..2 {
+            let refused = Folder::prepare(place.path()).unwrap().create(2, 3, 4096);
+            assert!(matches!(refused, Err(CliError::Refused(_))) && theirs.exists());
+        }
     }
 
     #[test]
@@ -362,9 +409,9 @@ mod tests {
         let first = Folder::prepare(place.path()).unwrap();
         assert!(matches!(Folder::prepare(place.path()), Err(CliError::Refused(_))));
         assert!(matches!(Folder::open(place.path()), Err(CliError::Usage(_))), "nothing to restart yet");
-        first.write_settings(&Settings::new(Ports { iscsi: 5000 }, 1).unwrap()).unwrap();
+        first.write_settings(&Settings::new(Ports { iscsi: 5000 }, 1, None)).unwrap();
         drop(first);
-        assert_eq!(Folder::open(place.path()).unwrap().settings().unwrap().ports.management(), 5001);
+        assert_eq!(Folder::open(place.path()).unwrap().settings().unwrap().ports.members(), 5001);
         assert!(Folder::prepare(place.path()).is_ok());
         let old: Settings = serde_json::from_str(r#"{"ports":{"iscsi":5000}}"#).unwrap();
         assert_eq!(old.nodes, 1, "of a demo that an earlier version made");

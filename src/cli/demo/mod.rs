@@ -17,8 +17,9 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{DemoArguments, DemoVerb};
-use super::client;
 use super::error::CliError;
+use super::{client, cluster};
+use crate::cluster::state::ClusterUuid;
 use crate::rpc::management::{AllowAccessRequest, CreateVolumeRequest, GetVolumeRequest, Volume};
 use crate::rpc::size::show as show_size;
 use folder::{Folder, Ports, Seat, Settings};
@@ -34,10 +35,10 @@ const WATCH: Duration = Duration::from_millis(500);
 const VOLUME: &str = "demo";
 
 /// Runs the demo until it is interrupted, or restarts one of its nodes.
-pub async fn run(arguments: DemoArguments) -> Result<(), CliError> {
+pub async fn run(arguments: &DemoArguments) -> Result<(), CliError> {
     match &arguments.verb {
         Some(DemoVerb::Restart { node, dir }) => restart(node, dir).await,
-        None => demo(&arguments).await,
+        None => demo(arguments).await,
     }
 }
 
@@ -97,7 +98,7 @@ async fn demo(arguments: &DemoArguments) -> Result<(), CliError> {
 /// As many as the earlier demo in the folder has, or as asked for.
 fn number_of_nodes(arguments: &DemoArguments, folder: &Folder) -> Result<u32, CliError> {
     let asked = arguments.nodes.unwrap_or(2);
-    let Ok(Settings { nodes: present, .. }) = folder.settings() else { return Ok(asked) };
+    let Some(Settings { nodes: present, .. }) = folder.earlier()? else { return Ok(asked) };
     if arguments.nodes.is_some_and(|asked| asked != present) {
         return Err(CliError::Usage(format!(
             "the demo in {} has --nodes {present}; go on with that, or give this one another --dir",
@@ -155,31 +156,61 @@ async fn prepare(
     nodes: u32,
     members: &[Node<'_>],
 ) -> Result<Settings, CliError> {
-    let earlier = folder.settings().ok();
+    let earlier = folder.earlier()?;
     // Left over from a demo that was killed: it goes on with the ports that it has.
-    if let Some(earlier) = &earlier
-        && members.iter().any(|member| member.running_pid().is_some())
-    {
-        return Ok(earlier.clone());
+    let is_running = members.iter().any(|member| member.running_pid().is_some());
+    match earlier {
+        Some(earlier) if is_running => Ok(earlier),
+        Some(_) if !folder.has_disks(nodes) => {
+            let place = folder.path().display();
+            Err(CliError::Local(format!("disks of the demo are missing under {place}")))
+        }
+        Some(earlier) => {
+            let ports = Ports::choose(arguments.port, nodes)?;
+            let settings = Settings::new(ports, nodes, earlier.cluster_uuid);
+            folder.write_configurations(&settings)?;
+            folder.write_settings(&settings)?;
+            Ok(settings)
+        }
+        None => make(arguments, folder, nodes, members).await,
+    }
+}
+
+/// Makes a new cluster, as an administrator would on the machines.
+async fn make(
+    arguments: &DemoArguments,
+    folder: &Folder,
+    nodes: u32,
+    members: &[Node<'_>],
+) -> Result<Settings, CliError> {
+    for member in members {
+        // Of an attempt that was killed.
+        member.stop().await;
     }
     let ports = Ports::choose(arguments.port, nodes)?;
-    let is_new = earlier.is_none();
-    let settings = match earlier {
-        Some(earlier) => Settings { ports, ..earlier },
-        None => Settings::new(ports, nodes)?,
-    };
-    if is_new {
-        folder.create(&settings, arguments.disks, arguments.disk_size)?;
-    } else if !folder.has_disks(nodes) {
-        return Err(CliError::Local(format!(
-            "disks of the demo are missing under {}",
-            folder.path().display()
-        )));
+    folder.create(nodes, arguments.disks, arguments.disk_size)?;
+    let made = cluster::init::run(&folder.init_arguments(nodes, ports)?)?;
+    members[0].format().await?;
+    if nodes > 1 {
+        members[0].start()?;
     }
-    folder.write_configurations(&settings)?;
-    for member in members.iter().filter(|member| is_new && member.seat.is_node()) {
-        member.format().await?;
+    for token in &made.tokens {
+        let Some(member) = members.iter().find(|member| member.seat.name == token.name) else { continue };
+        let arguments = folder.join_arguments(member.seat, ports, &token.token)?;
+        let started = Instant::now();
+        while let Err(error) = cluster::join::run(&arguments).await {
+            match error {
+                CliError::Unreachable(reason) => wait_again(started, &members[0], &reason).await?,
+                error => return Err(error),
+            }
+        }
+        if member.seat.is_node() {
+            member.format().await?;
+        }
     }
+    let uuid = made.uuid.map(ClusterUuid::try_from).transpose();
+    let uuid = uuid.map_err(|error| CliError::Local(error.to_string()))?;
+    let settings = Settings::new(ports, nodes, uuid);
     folder.write_settings(&settings)?;
     Ok(settings)
 }
@@ -213,7 +244,7 @@ type Client = crate::rpc::management::management_client::ManagementClient<tonic:
 async fn wait_for_management(ports: Ports, node: &Node<'_>) -> Result<Client, CliError> {
     let started = Instant::now();
     loop {
-        match client::connect(&[format!("{}:{}", node.seat.address, ports.management())]).await {
+        match client::connect(&[format!("{}:{}", node.seat.address, ports.members())], None).await {
             Ok(client) => return Ok(client),
             Err(error) => wait_again(started, node, &error.to_string()).await?,
         }
@@ -295,7 +326,7 @@ impl Summary {
             url: format!("iscsi://{portal}/{}/0", volume.target),
             portal,
             console: format!("http://{address}:{}/", ports.console()),
-            management: format!("{address}:{}", ports.management()),
+            management: format!("{address}:{}", ports.members()),
             target: volume.target.clone(),
             size_bytes: volume.size_bytes,
         }

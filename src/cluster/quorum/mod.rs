@@ -77,6 +77,15 @@ pub enum SeatKind {
     Witness,
 }
 
+impl std::fmt::Display for SeatKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Node => "node",
+            Self::Witness => "witness",
+        })
+    }
+}
+
 /// Another member as its link knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerInfo {

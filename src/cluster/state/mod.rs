@@ -68,6 +68,19 @@ impl ControlState {
         }
     }
 
+    /// The state of a cluster that begins with these commands, which together count as the first entry.
+    ///
+    /// # Errors
+    /// [`Rejection`] of the first command that does not follow from those before it.
+    pub fn founded(commands: impl IntoIterator<Item = Command>) -> Result<Self, Rejection> {
+        let mut state = Self::new();
+        for command in commands {
+            state.apply(state.applied_index + 1, command)?;
+        }
+        state.applied_index = 1;
+        Ok(state)
+    }
+
     /// Applies the log's entry `index`, the next after [`Self::applied_index`] or a later one.
     ///
     /// # Errors

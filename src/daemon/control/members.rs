@@ -38,7 +38,7 @@ impl Control {
         let QuorumStatus { view, peers } = &*quorum.status();
         let own = messages::Member {
             name: self.node.to_string(),
-            kind: kind(SeatKind::Node).to_owned(),
+            kind: SeatKind::Node.to_string(),
             votes: view.is_voter(),
             reachable: true,
             since_ms: 0,
@@ -47,7 +47,7 @@ impl Control {
         };
         let others = peers.iter().map(|peer| messages::Member {
             name: peer.name.to_string(),
-            kind: kind(peer.kind).to_owned(),
+            kind: peer.kind.to_string(),
             votes: peer.member.is_some_and(|member| view.voters.contains_key(&member)),
             reachable: peer.is_reachable,
             since_ms: peer.since_unix_ms,
@@ -101,6 +101,26 @@ impl Control {
         let message = format!("{name} was accepted in the place of the one whose log is lost");
         self.events.warning("member-replaced", message, &[]);
         Ok(self.cluster())
+    }
+
+    /// Whether another machine may take the place of a member. Not while the member is well.
+    pub fn may_be_joined(&self, name: &NodeName) -> Result<(), Refusal> {
+        let Some(quorum) = self.machine.quorum() else { return Ok(()) };
+        let status = quorum.status();
+        let is_voter = |peer: &&PeerStatus| {
+            peer.is_reachable && peer.member.is_some_and(|member| status.view.voters.contains_key(&member))
+        };
+        match status.peers.iter().find(|peer| peer.name == *name).filter(is_voter) {
+            Some(_) => Err(Refusal::Impossible(format!(
+                "{name} is in service: stop it first, if another machine is to take its place"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// A token was made.
+    pub fn note_token(&self, name: &NodeName) {
+        self.events.info("join-token-made", format!("a join token was made for {name}"), &[]);
     }
 
     /// The other nodes of the cluster.
@@ -158,7 +178,7 @@ impl Control {
             items.push(item(Severity::Error, message.to_owned(), action));
         }
         for peer in peers {
-            let (kind, name) = (kind(peer.kind), &peer.name);
+            let (kind, name) = (peer.kind, &peer.name);
             if !peer.is_reachable {
                 let consequence = match view.has_majority() {
                     true => "while it is gone, the loss of another member stops all changes",
@@ -184,12 +204,5 @@ impl Control {
     fn peer(&self, name: &NodeName) -> Option<PeerStatus> {
         let status = self.machine.quorum()?.status();
         status.peers.iter().find(|peer| peer.name == *name).cloned()
-    }
-}
-
-fn kind(kind: SeatKind) -> &'static str {
-    match kind {
-        SeatKind::Node => "node",
-        SeatKind::Witness => "witness",
     }
 }

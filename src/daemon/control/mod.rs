@@ -28,7 +28,7 @@ use super::state_directory::StateDirectory;
 use crate::base::units::VolumeId;
 use crate::cluster::name::{NameError, NodeName};
 use crate::cluster::state::volume::{Redundancy, Transition, VolumeRecord};
-use crate::cluster::state::{Command, Outcome, Rejection};
+use crate::cluster::state::{Command, ControlState, Outcome, Rejection};
 use crate::peer::quorum::QuorumHandle;
 pub use machine::spec as volume_spec;
 use machine::{LocalMachine, Machine};
@@ -63,6 +63,9 @@ pub enum Refusal {
     /// Not as things are.
     #[error("{0}")]
     Impossible(String),
+    /// Another node has to do it.
+    #[error("{0}")]
+    Elsewhere(String),
     /// The node can't do what it should be able to.
     #[error("{0}")]
     Broken(String),
@@ -88,6 +91,16 @@ impl Control {
         let (node, changing) = (config.node.clone(), Mutex::default());
         let stop_wanted = tokio::sync::Notify::new();
         Ok(Self { node, machine, engine, events, started: Instant::now(), changing, stop_wanted })
+    }
+
+    /// The name of this node.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
+    /// Looks at the control state, as it is known here.
+    pub fn look<T>(&self, look: impl FnOnce(&ControlState) -> T) -> T {
+        self.machine.read(look)
     }
 
     /// The volumes that this node serves and no other can.

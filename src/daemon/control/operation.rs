@@ -73,10 +73,7 @@ impl Control {
     pub fn shutdown(&self, request: &messages::ShutdownNodeRequest) -> Result<(), Refusal> {
         let node = self.node_or_own(&request.node)?;
         if node != self.node {
-            return Err(Refusal::Impossible(format!(
-                "this is node {}: ask node {node} itself, with --cluster and its address",
-                self.node
-            )));
+            return Err(Refusal::Elsewhere(format!("only node {node} itself can end its process")));
         }
         if !request.force {
             self.check_dispensable(
@@ -113,9 +110,7 @@ impl Control {
         let name: VolumeName = request.name.parse()?;
         let node = self.node_or_own(&request.node)?;
         if node != self.node {
-            return Err(Refusal::Impossible(format!(
-                "node {node} itself has to be asked: gemel --cluster ADDRESS of {node}"
-            )));
+            return Err(Refusal::Elsewhere(format!("only node {node} itself can take the volume by force")));
         }
         let record = self.machine.read(|state| state.volume(&name).cloned());
         let record = record.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;

@@ -6,7 +6,7 @@ use crate::base::units::VolumeId;
 use crate::cluster::name::{NodeName, VolumeName};
 use crate::cluster::state::volume::{Redundancy, SectorSize, VolumeRecord};
 use crate::cluster::state::{Command, ControlState, Outcome, Rejection};
-use crate::daemon::engine::Request;
+use crate::daemon::engine::{EngineError, Request};
 use crate::rpc::management as messages;
 use crate::rpc::size::show as show_size;
 
@@ -29,9 +29,8 @@ impl Control {
             given => given.parse()?,
         };
         if !is_mirrored && primary != self.node {
-            return Err(Refusal::Impossible(format!(
-                "a volume without a mirror is created on the node that is asked, which is {}: ask {primary}",
-                self.node
+            return Err(Refusal::Elsewhere(format!(
+                "node {primary} has to create what is to be on it alone"
             )));
         }
         let mut turn = self.turn().await;
@@ -94,9 +93,7 @@ impl Control {
             )));
         }
         if primary != self.node {
-            return Err(Refusal::Impossible(format!(
-                "node {primary} serves volume {name}, and has to be asked to move it: gemel --cluster ADDRESS of {primary}"
-            )));
+            return Err(Refusal::Elsewhere(format!("volume {name} is served by node {primary}")));
         }
         if record.home.as_ref().is_some_and(|home| *home != to) {
             // It would return by itself in a minute.
@@ -146,14 +143,23 @@ impl Control {
         let (size_bytes, may_shrink) = (request.size_bytes, request.shrink);
         let resize = Command::ResizeVolume { name: name.clone(), size_bytes, may_shrink };
         self.machine.check(resize.clone())?;
-        let effect = |reply| Request::ResizeVolume(id, size_bytes, reply);
+        let effect = async || {
+            let resized = self.engine.ask(|reply| Request::ResizeVolume(id, size_bytes, reply)).await;
+            resized.map_err(|error| match error {
+                // It is being opened, or closed as it moves away: to be looked for again.
+                EngineError::NoSuchVolume(_) => {
+                    Refusal::Elsewhere(format!("volume {name} is not served at this moment"))
+                }
+                error => error.into(),
+            })
+        };
         if size_bytes < before_bytes {
             // Recorded first: what lies beyond the end may be half gone after a crash.
             self.machine.apply(vec![resize]).await?;
-            self.engine.ask(effect).await?;
+            effect().await?;
         } else {
             // Effective first: it clears what an earlier shrink may have left beyond the old end.
-            self.engine.ask(effect).await?;
+            effect().await?;
             self.machine.apply(vec![resize]).await?;
         }
         let (from, to) = (show_size(before_bytes), show_size(size_bytes));
@@ -188,6 +194,12 @@ impl Control {
             &[],
         );
         Ok(())
+    }
+
+    /// The node that serves a volume.
+    pub fn primary_of(&self, name: &str) -> Option<NodeName> {
+        let name: VolumeName = name.parse().ok()?;
+        self.machine.read(|state| state.volume(&name).map(|record| record.primary.clone()))
     }
 
     /// One volume.
@@ -237,8 +249,8 @@ impl Control {
         self.machine.read(|state| {
             let record = state.volume(name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
             if record.primary != self.node {
-                return Err(Refusal::Impossible(format!(
-                    "volume {name} is served by node {0}: ask that node, with --cluster and an endpoint of {0}",
+                return Err(Refusal::Elsewhere(format!(
+                    "volume {name} is served by node {}",
                     record.primary
                 )));
             }

@@ -97,13 +97,6 @@ impl Network {
         }
     }
 
-    fn management(&self, node: &str) -> String {
-        match self {
-            Self::Loopback(_) => format!("{}:3264", self.addresses("", node)[0]),
-            Self::Rooms(_) => "127.0.0.1:3264".to_owned(),
-        }
-    }
-
     /// `program`, to be run where a member is.
     fn command(&self, member: &str, program: &str) -> Command {
         match self {
@@ -214,10 +207,10 @@ impl Cluster {
                     (0..self.settings.disks).map(|number| self.disk_path(member, number)).collect();
                 format!(
                     "node = \"{member}\"\ncluster = \"test\"\nstate_dir = {state:?}\n[pool]\ndisks = {disks:?}\n{}\n\
-                     [iscsi]\nportals = [\"{}\"]\n[management]\nlisten = [\"{}\"]\n[console]\nlisten = []\n",
+                     [iscsi]\nportals = [\"{}\"]\n[management]\nsocket = {:?}\n[console]\nlisten = []\n",
                     self.settings.pool,
                     self.network.portal(member),
-                    self.network.management(member),
+                    home.join("gemeld.sock"),
                 )
             }
         };
@@ -322,7 +315,8 @@ impl Cluster {
     pub fn gemel(&self, node: &str, arguments: &[&str]) -> Output {
         let mut command = self.network.command(node, "timeout");
         command.args(["--signal", "KILL", "10", env!("CARGO_BIN_EXE_gemel")]);
-        command.args(["--cluster", &self.network.management(node), "--json"]).args(arguments);
+        let socket = format!("unix:{}", self.folder.join(node).join("gemeld.sock").display());
+        command.args(["--cluster", &socket, "--json"]).args(arguments);
         command.stdin(Stdio::null()).output().expect("gemel can be run")
     }
 

@@ -52,7 +52,6 @@ pub struct Node {
     folder: PathBuf,
     /// Two portals, so that initiators have two paths.
     pub portals: [SocketAddr; 2],
-    management: SocketAddr,
     console: SocketAddr,
     child: Option<Child>,
 }
@@ -60,7 +59,7 @@ pub struct Node {
 impl Node {
     /// Formats and starts a node whose files lie in `folder`.
     pub fn start(folder: &Path, settings: NodeSettings) -> Self {
-        let [first, mut second, management, console] = free_ports();
+        let [first, mut second, console] = free_ports();
         if settings.with_ipv6 {
             second.set_ip(Ipv6Addr::LOCALHOST.into());
         }
@@ -72,23 +71,17 @@ impl Node {
             disks.iter().map(|disk| format!("{:?}", disk.display().to_string())).collect();
         let configuration = format!(
             "node = \"a\"\ncluster = \"test\"\nstate_dir = {:?}\n[pool]\ndisks = [{}]\n{}\n[iscsi]\n\
-             portals = [\"{first}\", \"{second}\"]\n{}\n[management]\nlisten = [\"{management}\"]\n\
+             portals = [\"{first}\", \"{second}\"]\n{}\n[management]\nsocket = {:?}\n\
              [console]\nlisten = [\"{console}\"]\n",
             node_folder.join("state").display().to_string(),
             paths.join(", "),
             settings.pool,
             settings.iscsi,
+            node_folder.join("gemeld.sock").display().to_string(),
         );
         std::fs::write(node_folder.join("gemeld.toml"), configuration)
             .expect("the configuration can be written");
-        let mut node = Self {
-            settings,
-            folder: node_folder,
-            portals: [first, second],
-            management,
-            console,
-            child: None,
-        };
+        let mut node = Self { settings, folder: node_folder, portals: [first, second], console, child: None };
         if node.settings.memory_pool.is_none() {
             for disk in &disks {
                 create(disk, node.settings.disk_bytes, node.settings.allocation)
@@ -150,7 +143,7 @@ impl Node {
     /// Runs the command line against this node.
     pub fn gemel(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_gemel"))
-            .args(["--cluster", &self.management.to_string()])
+            .args(["--cluster", &format!("unix:{}", self.folder.join("gemeld.sock").display())])
             .args(arguments)
             .stdin(Stdio::null())
             .output()

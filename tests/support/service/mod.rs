@@ -17,7 +17,6 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 pub struct Service {
     pub folder: tempfile::TempDir,
     pub iscsi: u16,
-    pub management: u16,
     pub console: u16,
     /// Lines at the end of the configuration.
     pub extra: String,
@@ -29,10 +28,10 @@ impl Service {
     /// A node with `count` sparse disks of 256 MiB, neither formatted nor started.
     pub fn new(count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let [iscsi, management, console] = free_ports();
+        let [iscsi, console] = free_ports();
         let disks: Vec<_> = (0..count).map(|n| folder.path().join(format!("disk-{n}"))).collect();
         disks.iter().for_each(|disk| create_disk(disk, 256 << 20));
-        let service = Self { folder, iscsi, management, console, extra: String::new(), disks, process: None };
+        let service = Self { folder, iscsi, console, extra: String::new(), disks, process: None };
         service.configure();
         service
     }
@@ -51,12 +50,12 @@ impl Service {
             self.disks.iter().map(|disk| format!("{:?}", disk.display().to_string())).collect();
         let text = format!(
             "node = \"a\"\ncluster = \"test\"\nstate_dir = {:?}\n[pool]\ndisks = [{}]\n[iscsi]\n\
-             portals = [\"127.0.0.1:{}\"]\n[management]\nlisten = [\"127.0.0.1:{}\"]\n\
+             portals = [\"127.0.0.1:{}\"]\n[management]\nsocket = {:?}\n\
              [console]\nlisten = [\"127.0.0.1:{}\"]\n{}",
             self.state_dir().display().to_string(),
             disks.join(", "),
             self.iscsi,
-            self.management,
+            self.socket().display().to_string(),
             self.console,
             self.extra,
         );
@@ -65,6 +64,10 @@ impl Service {
 
     pub fn configuration(&self) -> PathBuf {
         self.folder.path().join("gemeld.toml")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("gemeld.sock")
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -129,7 +132,7 @@ impl Service {
 
     pub fn gemel_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gemel"));
-        command.args(["--cluster", &format!("127.0.0.1:{}", self.management)]).args(arguments);
+        command.args(["--cluster", &format!("unix:{}", self.socket().display())]).args(arguments);
         command
     }
 
@@ -218,14 +221,14 @@ pub fn finish(mut command: Command) -> Output {
     output
 }
 
-/// Three ports that nobody listens on now: outside the range of outgoing connections, and other ones
+/// Two ports that nobody listens on now: outside the range of outgoing connections, and other ones
 /// in each process and call.
-pub fn free_ports() -> [u16; 3] {
+pub fn free_ports() -> [u16; 2] {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let candidate = (std::process::id() * 7 + NEXT.fetch_add(1, Ordering::Relaxed)) % 3000;
         let first = 10_000 + 3 * candidate as u16;
-        let ports = [first, first + 1, first + 2];
+        let ports = [first, first + 1];
         if ports.iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
             return ports;
         }

@@ -1,0 +1,139 @@
+//! How management and console are reached, and by whom.
+//!
+//! On the machine itself by a socket file that only root, or whose user the daemon runs as, may open. From other
+//! machines, in a pair, by the port between members with mutual TLS: administrators by a certificate of their own, the
+//! other node by its own; the witness has no business here. A single node has no certificates, and is not
+//! managed from elsewhere. The console is read only.
+
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
+use tonic::{Request, Status};
+
+use super::config::Config;
+use super::console;
+use super::control::Control;
+use super::event_log::{EventLog, EventReporter};
+use super::gateway::{Gateway, Late};
+use super::listen::{LocalSocket, listen, listen_locally};
+use super::management::ManagementService;
+use super::others::Others;
+use crate::peer::joining::desk::{Desk, DeskEvent, DeskSetup, JoiningService};
+use crate::peer::messages::joining_server::JoiningServer;
+use crate::peer::tls::{Caller, Keys};
+use crate::rpc::management::management_server::ManagementServer;
+
+/// Why the services can't be started. The text says what to do.
+type Failure = Box<dyn std::error::Error>;
+
+/// What comes to the port between members besides the quorum.
+#[must_use]
+pub fn beside_the_quorum(late: &Late) -> Routes {
+    let control = tokio::runtime::Handle::current();
+    let management = Gateway::<ManagementServer<ManagementService>>::new(late.clone(), control.clone());
+    let joining = Gateway::<JoiningServer<JoiningService>>::new(late.clone(), control);
+    Routes::new(management).add_service(joining)
+}
+
+/// The running services.
+pub struct Services {
+    stopping: watch::Sender<bool>,
+    _socket: LocalSocket,
+}
+
+impl Services {
+    /// Starts management and console.
+    pub fn start(
+        config: &Config,
+        control: &Arc<Control>,
+        log: EventLog,
+        events: &EventReporter,
+        late: &Late,
+    ) -> Result<Self, Failure> {
+        let (stopping, stop) = watch::channel(false);
+        let (desk, others) = match &config.pair {
+            Some(settings) => {
+                let desk = Desk::new(DeskSetup {
+                    cluster: config.cluster.clone(),
+                    own: config.node.clone(),
+                    settings: settings.clone(),
+                    state_dir: config.state_dir.clone(),
+                    report: report_to(events.clone()),
+                });
+                (Some(Arc::new(desk)), Some(Others::new(settings)?))
+            }
+            None => (None, None),
+        };
+        let service = ManagementService::new(control.clone(), log, desk.clone(), others);
+        let management = ManagementServer::new(service);
+        if let (Some(settings), Some(desk)) = (&config.pair, desk) {
+            let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid)?;
+            let check = move |request| check_caller(&keys, request);
+            let guarded = tonic::service::interceptor::InterceptedService::new(management.clone(), check);
+            let routes = Routes::new(guarded).add_service(JoiningServer::new(JoiningService(desk)));
+            // Set once: nobody else does.
+            let _ = late.set(routes);
+        }
+        let (socket, listener) = listen_locally(&config.management.socket)?;
+        let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
+        let router = tonic::transport::Server::builder().add_service(management);
+        let serving = router.serve_with_incoming_shutdown(incoming, stopped(stop.clone()));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the management service has ended");
+            }
+        });
+        for &address in &config.console.listen {
+            let listener = TcpListener::from_std(listen(address, "console", "console.listen")?)?;
+            let router = console::router(control.clone());
+            let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
+            tokio::task::spawn_local(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "the console has ended");
+                }
+            });
+        }
+        Ok(Self { stopping, _socket: socket })
+    }
+
+    /// Takes no more calls.
+    pub fn stop(self) {
+        self.stopping.send_replace(true);
+    }
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is the same.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Lets administrators and nodes in.
+#[allow(clippy::result_large_err)] // as the service wants it
+fn check_caller(keys: &Keys, request: Request<()>) -> Result<Request<()>, Status> {
+    let certificates = request.peer_certs();
+    match keys.caller(certificates.as_ref().map(|certificates| certificates.as_slice())) {
+        Ok(Caller::Administrator(_) | Caller::Node(_)) => Ok(request),
+        Ok(Caller::Witness(name)) => {
+            Err(Status::permission_denied(format!("{name} is a witness, which manages nothing")))
+        }
+        Err(error) => Err(Status::unauthenticated(format!(
+            "{error}: name an administrator's identity with --identity (admin.pem, from the first node)"
+        ))),
+    }
+}
+
+fn report_to(events: EventReporter) -> Box<dyn Fn(DeskEvent) + Send + Sync> {
+    Box::new(move |event| match event {
+        DeskEvent::Joined { name, from } => {
+            let message = format!("a machine at {from} has joined as {name}");
+            events.info("member-joined", message, &[]);
+        }
+        DeskEvent::Refused { from, reason } => {
+            let message = format!("a machine at {from} was not let in: {reason}");
+            events.warning("join-refused", message, &[]);
+        }
+    })
+}
