@@ -86,14 +86,49 @@ macro_rules! where_it_belongs {
     }};
 }
 
+/// Puts what another node says of itself into the status of this one.
+fn merge(status: &mut messages::Status, theirs: messages::Status, node: &str) {
+    for volume in theirs.volumes.into_iter().filter(|volume| volume.primary == node) {
+        let known = status.volumes.iter_mut().find(|known| known.id == volume.id);
+        if let Some(known) = known.filter(|known| known.epoch == volume.epoch) {
+            *known = volume;
+        }
+    }
+    let own = theirs.nodes.into_iter().find(|known| known.name == node);
+    if let (Some(own), Some(known)) = (own, status.nodes.iter_mut().find(|known| known.name == node)) {
+        *known = own;
+    }
+    status.attention.extend(theirs.attention.into_iter().filter(|item| item.node == node));
+    status.attention.sort_by_key(|item| std::cmp::Reverse(item.severity));
+    let pools = theirs.pools.into_iter().filter(|pool| pool.node == node);
+    status.pools.extend(pools);
+    let is_reduced = status.pools.iter().any(|pool| pool.state() != messages::PoolState::Ok);
+    if is_reduced && status.health() == messages::Health::Ok {
+        status.health = messages::Health::Degraded.into();
+    }
+}
+
 type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Management for ManagementService {
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<messages::Event, Status>> + Send>>;
 
-    async fn get_status(&self, _: Request<messages::GetStatusRequest>) -> Answer<messages::Status> {
-        answer(self.control.status().await)
+    async fn get_status(&self, request: Request<messages::GetStatusRequest>) -> Answer<messages::Status> {
+        let mut status = self.control.status().await.map_err(status)?;
+        for node in self.other_nodes(&request) {
+            if !self.control.is_reachable(&node) {
+                continue; // nothing is known of it but that
+            }
+            let asked = async {
+                let mut other = self.elsewhere(Some(node.clone()), false).await.ok()??;
+                other.get_status(passed_on(messages::GetStatusRequest {})).await.ok()
+            };
+            if let Ok(Some(theirs)) = tokio::time::timeout(LONGEST_LOOK, asked).await {
+                merge(&mut status, theirs.into_inner(), node.as_str());
+            }
+        }
+        Ok(Response::new(status))
     }
 
     async fn get_cluster(&self, _: Request<messages::GetClusterRequest>) -> Answer<messages::Cluster> {
@@ -169,7 +204,18 @@ impl Management for ManagementService {
     }
 
     async fn get_volume(&self, request: Request<messages::GetVolumeRequest>) -> Answer<messages::Volume> {
-        answer(self.control.volume(&request.into_inner().name).await)
+        // Its primary knows more; without it, what is known here.
+        let primary = self.control.primary_of(&request.get_ref().name);
+        let primary = primary.filter(|node| !is_passed_on(&request) && self.control.is_reachable(node));
+        let message = request.into_inner();
+        let asked = async {
+            let mut other = self.elsewhere(primary, false).await.ok()??;
+            other.get_volume(passed_on(message.clone())).await.ok()
+        };
+        match tokio::time::timeout(LONGEST_LOOK, asked).await {
+            Ok(Some(theirs)) => Ok(theirs),
+            _ => answer(self.control.volume(&message.name).await),
+        }
     }
 
     async fn resize_volume(
@@ -399,4 +445,6 @@ fn status(refusal: Refusal) -> Status {
 
 /// How often the node that has to do something is looked for, and how long in between: a take-over goes by.
 const MOST_TRIES: u32 = 10;
+/// Longest that what another node says of itself is waited for.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
 const BETWEEN_TRIES: Duration = Duration::from_millis(300);

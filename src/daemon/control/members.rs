@@ -154,7 +154,7 @@ impl Control {
     }
 
     /// Whether this or another node can be reached.
-    pub(super) fn is_reachable(&self, node: &NodeName) -> bool {
+    pub fn is_reachable(&self, node: &NodeName) -> bool {
         *node == self.node || self.peer(node).is_some_and(|peer| peer.is_reachable)
     }
 
@@ -166,6 +166,7 @@ impl Control {
             severity: severity.into(),
             message,
             action,
+            node: String::new(),
         };
         let mut items = Vec::new();
         if let Some(reason) = &view.failure {

@@ -40,6 +40,7 @@ impl Control {
                 severity: condition.severity,
                 message: condition.message.replace("{}", &volumes),
                 action: condition.action.replace("{}", &volumes).replace("{first}", first),
+                node: String::new(),
             }
         };
         conditions.into_iter().map(item).collect()

@@ -19,7 +19,7 @@ impl Control {
             health: {
                 items.extend(self.attention_to_volumes(state, &report));
                 items.extend(self.attention_to_maintenance(state));
-                items.extend(attention(state, &report.pool));
+                items.extend(attention(state, &self.node, &report.pool));
                 items.sort_by_key(|item| std::cmp::Reverse(item.severity));
                 self.health(state, &report, &items).into()
             },
@@ -117,6 +117,7 @@ impl Control {
                 "node {name} is in maintenance: it serves no mirrored volume and may be switched off"
             ),
             action: format!("when the work is done: gemel node maintenance off {name}"),
+            node: String::new(),
         };
         nodes.map(|(name, _)| item(name)).collect()
     }
@@ -204,15 +205,16 @@ fn pool_state(pool: &PoolReport) -> PoolState {
 }
 
 /// What the administrator should look at, most urgent first.
-fn attention(state: &ControlState, pool: &PoolReport) -> Vec<messages::Attention> {
+fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<messages::Attention> {
     let item = |severity: Severity, message: String, action: &str| messages::Attention {
         severity: severity.into(),
         message,
         action: action.to_owned(),
+        node: node.to_string(),
     };
     let mut items = Vec::new();
     if pool.offline {
-        let message = "the pool is offline: no volume is served".to_owned();
+        let message = format!("the pool of node {node} is offline: it serves no volume");
         let action = "find out why its disks are gone (`gemel disk list`, `gemel event list`), bring them back, \
                       then restart gemeld";
         items.push(item(Severity::Error, message, action));
@@ -223,14 +225,17 @@ fn attention(state: &ControlState, pool: &PoolReport) -> Vec<messages::Attention
             0 => "the next disk that fails takes the pool offline",
             _ => "new data is redundant",
         };
-        let message = format!("disk {}{place} is out of service: {}; {redundancy}", disk.id, disk.reason);
+        let message = format!(
+            "disk {}{place} of node {node} is out of service: {}; {redundancy}",
+            disk.id, disk.reason
+        );
         items.push(item(Severity::Warning, message, "check the disk and its cable"));
     }
     let percent = u64::from(state.settings().space_warning_percent);
     if u128::from(pool.used_bytes) * 100 >= u128::from(pool.capacity_bytes) * u128::from(percent)
         && pool.capacity_bytes > 0
     {
-        let message = format!("the pool is more than {percent} % full");
+        let message = format!("the pool of node {node} is more than {percent} % full");
         let action = "delete what is not needed, or have hosts unmap free space, before writes that need new space fail";
         items.push(item(Severity::Warning, message, action));
     }
