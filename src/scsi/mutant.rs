@@ -84,7 +84,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_seeded_bug_is_found() {
+    fn every_mutant_is_found_by_its_test() {
         // A mutant's own assertions panic: that is a way of being found, and no news.
         let hook = take_hook();
         set_hook(Box::new(|_| {}));

@@ -303,7 +303,7 @@ fn found_by(mutant: Mutant, most: u64) -> Option<u64> {
 }
 
 #[test]
-fn seeded_bugs_are_found() {
+fn every_mutant_is_found_in_random_lives() {
     for mutant in FOUND_IN_RANDOM_LIVES {
         let found = found_by(mutant, 5000);
         println!("{mutant:?}: {found:?}");
