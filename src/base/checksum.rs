@@ -16,6 +16,14 @@ impl Crc32 {
         Self(crc32fast::hash(data))
     }
 
+    /// Checksum of what `pieces` hold one after the other.
+    #[must_use]
+    pub fn of_pieces<T: AsRef<[u8]>>(pieces: &[T]) -> Self {
+        let mut hasher = crc32fast::Hasher::new();
+        pieces.iter().for_each(|piece| hasher.update(piece.as_ref()));
+        Self(hasher.finalize())
+    }
+
     /// This checksum of a block's data, bound to the block's identity. Binding twice gives the
     /// data's own checksum back.
     #[must_use]

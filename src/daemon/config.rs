@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::SeatKind;
+use crate::daemon::floating::FloatingConfig;
 use crate::peer::settings::PeerSettings;
 
 /// Where the configuration is looked for when no other place is given.
@@ -47,6 +48,9 @@ pub struct Config {
     /// Stopping.
     #[serde(default)]
     pub shutdown: ShutdownConfig,
+    /// Addresses that the node which serves holds, for hosts that know one path only.
+    #[serde(default)]
+    pub floating: Option<FloatingConfig>,
 }
 
 /// `[pool]`
@@ -109,6 +113,10 @@ pub struct IscsiConfig {
     pub keepalive_timeout_s: Bounded<1, 3600>,
     /// Memory for data that initiators write, all sessions together.
     pub memory: ByteSize,
+    /// Portals at which a login is sent to the other node when that serves the volume: for hosts without multipath.
+    pub redirecting_portals: Vec<SocketAddr>,
+    /// The portal of the other node that it is sent to.
+    pub redirect_to: Option<SocketAddr>,
     /// TCP congestion control of the connections; the system's default when absent.
     pub congestion_control: Option<String>,
 }
@@ -171,6 +179,8 @@ impl Default for IscsiConfig {
             keepalive_interval_s: Bounded(15),
             keepalive_timeout_s: Bounded(15),
             memory: ByteSize(256 << 20),
+            redirecting_portals: Vec::new(),
+            redirect_to: None,
             congestion_control: None,
         }
     }
@@ -265,6 +275,16 @@ impl Config {
         }
         if self.iscsi.portals.is_empty() {
             return Some("iscsi.portals is empty: name at least one ADDRESS:PORT".to_owned());
+        }
+        if self.iscsi.redirecting_portals.is_empty() != self.iscsi.redirect_to.is_none() {
+            return Some(
+                "iscsi.redirecting_portals and iscsi.redirect_to belong together: which portals send logins on, and \
+                 where to"
+                    .to_owned(),
+            );
+        }
+        if self.floating.is_some() && self.pair.is_none() {
+            return Some("floating: a single node has nobody to hand its addresses to".to_owned());
         }
         if !self.management.socket.is_absolute() {
             return Some("management.socket is not an absolute path".to_owned());

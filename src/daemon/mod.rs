@@ -11,6 +11,7 @@ pub mod control_requests;
 pub mod data;
 pub mod engine;
 pub mod event_log;
+pub mod floating;
 pub mod gateway;
 pub mod iscsi_server;
 pub mod listen;

@@ -284,7 +284,7 @@ impl LoginPolicy for Policy {
         }
     }
 
-    fn authorize(&self, _: &IscsiName, _: &IscsiName) -> Authorization {
+    fn authorize(&self, _: &IscsiName, _: &IscsiName, _: &Portal) -> Authorization {
         Authorization::Granted
     }
 

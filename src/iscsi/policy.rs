@@ -9,8 +9,8 @@ pub trait LoginPolicy {
     /// not allowed it should answer as it does for others, so that nothing can be guessed from it.
     fn authentication(&self, initiator: &IscsiName, target: Option<&IscsiName>) -> Authentication;
 
-    /// Whether the authenticated `initiator` may use `target`.
-    fn authorize(&self, initiator: &IscsiName, target: &IscsiName) -> Authorization;
+    /// Whether the authenticated `initiator` may use `target` at `portal`.
+    fn authorize(&self, initiator: &IscsiName, target: &IscsiName, portal: &Portal) -> Authorization;
 
     /// The targets that `initiator` may see, each with all its portals. `portal` is where the
     /// initiator is connected: the address to name for listeners on all interfaces.
@@ -64,7 +64,7 @@ impl std::fmt::Debug for ChapSecret {
 }
 
 /// Answer to "may this initiator use this target?".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Authorization {
     /// Yes.
     Granted,
@@ -76,6 +76,8 @@ pub enum Authorization {
     Removed,
     /// The target exists but can't serve now.
     Unavailable,
+    /// Yes, but for now at this `ADDRESS:PORT`.
+    Moved(String),
 }
 
 /// A place where targets can be reached.

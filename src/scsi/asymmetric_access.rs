@@ -32,6 +32,7 @@ use super::command::Failure;
 use super::identity::{NexusId, TargetPort};
 use super::limits;
 use super::logical_unit::LogicalUnit;
+use super::mutant::{self, Mutant};
 use super::operation::{Kind, Operation};
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use super::task_set::Task;
@@ -117,7 +118,8 @@ impl AccessState {
     /// device and the right to serve. I23: without that, never active/optimized for a group of its own.
     #[must_use]
     pub fn as_reported(self, is_local: bool, serves: bool) -> Self {
-        if self == Self::ActiveOptimized && is_local && !serves { Self::Transitioning } else { self }
+        let may_say = !is_local || serves || mutant::is(Mutant::OptimizedWithoutRight);
+        if self == Self::ActiveOptimized && !may_say { Self::Transitioning } else { self }
     }
 
     /// What a command gets that can't be executed in this state. An active state is one that has just come: the
@@ -278,7 +280,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// transitioning or standby before its device is taken; in between it reports a transition by itself.
     pub fn set_access_states(&self, groups: &[GroupAccess]) {
         if self.asymmetric_access().replace(groups) {
-            self.attention_to_all(AdditionalSense::ASYMMETRIC_ACCESS_STATE_CHANGED);
+            // Sessions at the other node are told there.
+            self.attention_to_own(AdditionalSense::ASYMMETRIC_ACCESS_STATE_CHANGED);
         }
         self.asymmetric_access().wake();
     }
@@ -290,12 +293,17 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     }
 
     /// Whether this node serves the unit: it has the device and the right.
-    fn serves(&self) -> bool {
+    pub fn serves(&self) -> bool {
         self.has_device() && self.services().access.may_serve()
     }
 
     /// Refuses a command that can't be executed through its port, or here at all, now.
     pub(super) fn check_access(&self, nexus: NexusId, kind: Kind) -> Result<(), Failure> {
+        if self.is_forwarded(nexus) {
+            // The state of its port is the other node's business, which has let the command through.
+            let refusal = AccessState::Transitioning.refusal();
+            return if self.serves() { Ok(()) } else { Err(refusal.into()) };
+        }
         let TargetPort { portal_group, .. } = self.target_port(nexus);
         let state = self.asymmetric_access().group(portal_group).access.state;
         if state.is_active() && self.serves() {
@@ -319,6 +327,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let state = self.access_state(self.target_port(nexus).portal_group);
         state == AccessState::Transitioning
             && self.is_attached(nexus)
+            && !self.is_forwarded(nexus)
             && Operation::find(cdb)
                 .is_ok_and(|operation| operation.kind != Kind::TestUnitReady && !state.allows(operation.kind))
     }
@@ -346,4 +355,4 @@ const CHANGED_EXPLICITLY: u8 = 1;
 const CHANGED_IMPLICITLY: u8 = 2;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -28,6 +28,12 @@ impl UnitAttentions {
         self.pending.pop_front().map(|code| Sense::new(SenseKey::UnitAttention, code))
     }
 
+    /// The conditions, oldest first.
+    #[must_use]
+    pub fn pending(&self) -> Vec<AdditionalSense> {
+        self.pending.iter().copied().collect()
+    }
+
     /// Whether a condition is pending.
     #[must_use]
     pub fn is_empty(&self) -> bool {

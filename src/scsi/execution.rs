@@ -11,6 +11,7 @@ use super::cdb::Cdb;
 use super::command::{Command, Failure, Outcome, Reply};
 use super::identity::NexusId;
 use super::logical_unit::LogicalUnit;
+use super::mutant::{self, Mutant};
 use super::operation::{Access, Kind, Operation, Unknown};
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use super::task_set::{Task, TaskAttribute};
@@ -185,6 +186,7 @@ impl<'a> Context<'a> {
     /// more of them.
     pub(super) fn check_aborted(&self) -> Result<(), Failure> {
         match (self.task.is_aborted(), self.task.is_withdrawn()) {
+            (true, _) if mutant::is(Mutant::AbortedTaskBegins) => Ok(()),
             (true, _) => Err(Failure::Aborted),
             (false, true) => Err(Failure::NotServing),
             (false, false) => Ok(()),

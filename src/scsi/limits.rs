@@ -29,6 +29,14 @@ pub const LOST_NEXUSES: usize = 1024;
 /// How long a command that needs the device waits for a transition of its target port group to end. Longer than a
 /// takeover takes, and short of every host's own time-outs.
 pub const TRANSITION_HOLD: Duration = Duration::from_secs(3);
+/// Commands that a node has under way at the other one; above it: TASK SET FULL.
+pub const FORWARDED_COMMANDS: usize = 4096;
+/// Bytes that these may take, sent and to be received.
+pub const FORWARDED_BYTES: usize = 64 << 20;
+/// Nexuses of the other node: as many sessions as it may have, over all volumes.
+pub const FORWARDED_NEXUSES: usize = 65536;
+/// How often a command that was not begun where it was sent is tried again, at whichever node serves then.
+pub const FORWARD_ATTEMPTS: usize = 4;
 /// Persistent reservation registrations.
 pub const REGISTRATIONS: usize = 1024;
 /// EXTENDED COPY: copy target descriptors.

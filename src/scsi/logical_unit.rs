@@ -18,7 +18,9 @@ use super::command::{Command, Failure, Response, Status};
 use super::copy::CopyResolver;
 use super::copy_results::CopyResults;
 use super::execution::Context;
+use super::forward::ForwardPath;
 use super::identity::{Identity, NexusId, TargetPort};
+use super::limits;
 use super::mode_page::ModePages;
 use super::nexuses::Nexuses;
 use super::reservation::store::RestoreError;
@@ -47,6 +49,8 @@ pub struct LogicalUnit<D> {
     copy_results: RefCell<CopyResults>,
     asymmetric_access: AsymmetricAccess,
     statistics: Statistics,
+    /// The way to the node that serves, while commands are forwarded.
+    forwarding: RefCell<Option<Rc<dyn ForwardPath>>>,
     this: Weak<Self>,
 }
 
@@ -107,6 +111,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             copy_results: RefCell::default(),
             asymmetric_access,
             statistics: Statistics::default(),
+            forwarding: RefCell::default(),
             this: this.clone(),
         })
     }
@@ -128,10 +133,16 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// without a response being due. Has to be polled to its end: what a dropped execution leaves
     /// behind in the device is waited for by nobody.
     pub async fn execute(&self, task: Task, command: Command) -> Option<Response> {
-        if self.is_held(task.nexus(), &command.cdb) {
-            Box::pin(self.hold(&task, &command.cdb)).await; // boxed: rare
+        for _ in 0..=limits::FORWARD_ATTEMPTS {
+            if self.is_held(task.nexus(), &command.cdb) {
+                Box::pin(self.hold(&task, &command.cdb)).await; // boxed: rare
+            }
+            task.start().await;
+            let Some(path) = self.way_of(&task, &command) else { break };
+            if let Some(response) = Box::pin(self.forward(path, &task, &command)).await {
+                return response;
+            }
         }
-        task.start().await;
         let context = Context::new(&task);
         let outcome = self.run(&context, command).await.map_err(|failure| match failure {
             // Whatever a withdrawn task failed of: the host is to send it again.
@@ -229,6 +240,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         &self.device
     }
 
+    pub(super) fn forwarding_slot(&self) -> &RefCell<Option<Rc<dyn ForwardPath>>> {
+        &self.forwarding
+    }
+
     pub(super) fn asymmetric_access(&self) -> &AsymmetricAccess {
         &self.asymmetric_access
     }
@@ -268,4 +283,4 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,11 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use super::attention::UnitAttentions;
 use super::identity::{InitiatorPort, Nexus, NexusId, TargetPort};
 use super::limits;
 use super::logical_unit::LogicalUnit;
+use super::mutant::{self, Mutant};
 use super::operation::Access;
 use super::reservation::state::Registrant;
 use super::sense::{AdditionalSense, Sense};
@@ -17,7 +19,7 @@ use super::task_set::Drain;
 use crate::volume::device::BlockDevice;
 
 /// The nexuses of one logical unit.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Nexuses {
     attached: RefCell<BTreeMap<NexusId, AttachedNexus>>,
     next: Cell<u64>,
@@ -26,16 +28,52 @@ pub(super) struct Nexuses {
 }
 
 /// What is known of a nexus while it is attached.
-#[derive(Debug)]
 struct AttachedNexus {
     nexus: Nexus,
     attentions: UnitAttentions,
+    /// Of a session at another node: who is told what is pending.
+    watch: Option<AttentionWatch>,
+}
+
+/// Is told of each change of a nexus's unit attentions, with all that are pending then.
+pub type AttentionWatch = Rc<dyn Fn(Vec<AdditionalSense>)>;
+
+impl AttachedNexus {
+    fn establish(&mut self, code: AdditionalSense) {
+        self.attentions.establish(code);
+        self.tell();
+    }
+
+    fn clear(&mut self, code: AdditionalSense) {
+        self.attentions.clear(code);
+        self.tell();
+    }
+
+    fn take(&mut self) -> Option<Sense> {
+        let taken = self.attentions.take()?;
+        self.tell();
+        Some(taken)
+    }
+
+    fn tell(&self) {
+        if let Some(watch) = &self.watch {
+            watch(self.attentions.pending());
+        }
+    }
 }
 
 impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// Attaches a nexus: an initiator has logged in. It is first told of a power on, or of the loss of
     /// the nexus when it has been here before.
     pub fn attach(&self, nexus: Nexus) -> NexusId {
+        let id = self.attach_nexus(nexus.clone());
+        if let Some(path) = self.forwarding() {
+            path.attach(id, nexus, self.take_attentions(id));
+        }
+        id
+    }
+
+    pub(super) fn attach_nexus(&self, nexus: Nexus) -> NexusId {
         let id = NexusId(self.nexuses.next.get());
         self.nexuses.next.set(id.0 + 1);
         let mut lost = self.nexuses.lost.borrow_mut();
@@ -49,19 +87,23 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         };
         let mut attentions = UnitAttentions::default();
         attentions.establish(code);
-        self.nexuses.attached.borrow_mut().insert(id, AttachedNexus { nexus, attentions });
+        self.nexuses.attached.borrow_mut().insert(id, AttachedNexus { nexus, attentions, watch: None });
         id
     }
 
     /// Ends a nexus: logout, a lost connection, reinstatement. Its tasks are aborted; the session may
     /// be taken up again when the drain is over.
     pub fn detach(&self, nexus: NexusId) -> Drain {
+        let is_own = !self.is_forwarded(nexus);
         if let Some(attached) = self.nexuses.attached.borrow_mut().remove(&nexus) {
             let mut lost = self.nexuses.lost.borrow_mut();
             if lost.len() == limits::LOST_NEXUSES {
                 lost.pop_front();
             }
             lost.push_back(attached.nexus);
+        }
+        if let Some(path) = self.forwarding().filter(|_| is_own) {
+            path.detach(nexus);
         }
         self.reservations().nexus_lost(nexus);
         self.copy_results().borrow_mut().nexus_lost(nexus);
@@ -118,14 +160,14 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// Establishes a unit attention for one nexus.
     pub(super) fn attention(&self, nexus: NexusId, code: AdditionalSense) {
         if let Some(attached) = self.nexuses.attached.borrow_mut().get_mut(&nexus) {
-            attached.attentions.establish(code);
+            attached.establish(code);
         }
     }
 
     /// Establishes a unit attention for all nexuses.
     pub(super) fn attention_to_all(&self, code: AdditionalSense) {
         for attached in self.nexuses.attached.borrow_mut().values_mut() {
-            attached.attentions.establish(code);
+            attached.establish(code);
         }
     }
 
@@ -133,18 +175,48 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     pub(super) fn attention_to_others(&self, cause: NexusId, code: AdditionalSense) {
         for (id, attached) in self.nexuses.attached.borrow_mut().iter_mut() {
             if *id != cause {
-                attached.attentions.establish(code);
+                attached.establish(code);
             }
         }
     }
 
     pub(super) fn clear_attention(&self, nexus: NexusId, code: AdditionalSense) {
         if let Some(attached) = self.nexuses.attached.borrow_mut().get_mut(&nexus) {
-            attached.attentions.clear(code);
+            attached.clear(code);
         }
     }
 
+    /// Establishes a unit attention for the nexuses of sessions at this node.
+    pub(super) fn attention_to_own(&self, code: AdditionalSense) {
+        let mut nexuses = self.nexuses.attached.borrow_mut();
+        nexuses.values_mut().filter(|attached| attached.watch.is_none()).for_each(|one| one.establish(code));
+    }
+
+    pub(super) fn has_attention(&self, nexus: NexusId) -> bool {
+        self.nexuses.attached.borrow().get(&nexus).is_some_and(|attached| !attached.attentions.is_empty())
+    }
+
+    /// Whether the session of a nexus is at another node.
+    pub(super) fn is_forwarded(&self, nexus: NexusId) -> bool {
+        self.nexuses.attached.borrow().get(&nexus).is_some_and(|attached| attached.watch.is_some())
+    }
+
+    pub(super) fn watch_attentions(&self, nexus: NexusId, watch: AttentionWatch) {
+        if let Some(attached) = self.nexuses.attached.borrow_mut().get_mut(&nexus) {
+            attached.watch = Some(watch);
+        }
+    }
+
+    /// The attached nexuses of sessions at this node.
+    pub(super) fn own_nexuses(&self) -> Vec<(NexusId, Nexus)> {
+        let nexuses = self.nexuses.attached.borrow();
+        let own = nexuses
+            .iter()
+            .filter(|(_, attached)| attached.watch.is_none() || mutant::is(Mutant::ForwardedAgain));
+        own.map(|(id, attached)| (*id, attached.nexus.clone())).collect()
+    }
+
     pub(super) fn take_attention(&self, nexus: NexusId) -> Option<Sense> {
-        self.nexuses.attached.borrow_mut().get_mut(&nexus)?.attentions.take()
+        self.nexuses.attached.borrow_mut().get_mut(&nexus)?.take()
     }
 }

@@ -26,6 +26,7 @@ use futures::future::LocalBoxFuture;
 use super::command::Failure;
 use super::logical_unit::LogicalUnit;
 use super::mode_page::ModePages;
+use super::mutant::{self, Mutant};
 use super::reservation::PersistedReservations;
 use super::reservation::state::PersistentState;
 use super::reservation::store::RestoreError;
@@ -44,6 +45,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// When the unit has a device.
     pub fn attach_device(&self, device: D, saved: &PersistedReservations) -> Result<(), RestoreError> {
         assert!(!self.has_device(), "a logical unit has one device at a time");
+        assert!(self.forwarding().is_none(), "what is forwarded is served elsewhere");
         self.succeed_reservations(PersistentState::try_from(saved)?);
         self.set_geometry(device.geometry());
         *self.device_slot().borrow_mut() = Some(Rc::new(device));
@@ -82,12 +84,12 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
 
     /// Tells a unit without a device the persistent reservations as the cluster has decided them since, so that
     /// initiators hear of what they have lost by actions at another node. With a device it does nothing: the
-    /// unit itself is where they change.
+    /// unit itself is where they change. While commands are forwarded, the serving node tells.
     ///
     /// # Errors
     /// They can't be used; what was known before stays.
     pub fn learn_reservations(&self, saved: &PersistedReservations) -> Result<(), RestoreError> {
-        if !self.has_device() {
+        if !self.has_device() && self.forwarding().is_none() {
             self.succeed_reservations(PersistentState::try_from(saved)?);
         }
         Ok(())
@@ -95,7 +97,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
 
     /// Tells a unit without a device its size. With a device, [`LogicalUnit::capacity_changed`] is the call.
     pub fn set_geometry(&self, geometry: DeviceGeometry) {
-        if self.geometry().block_count != geometry.block_count {
+        if self.geometry().block_count != geometry.block_count && self.forwarding().is_none() {
             self.capacity_changed();
         }
         self.keep_geometry(geometry);
@@ -123,9 +125,13 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
 
     /// Puts reservations in force that another node may have changed.
     fn succeed_reservations(&self, after: PersistentState) {
+        if mutant::is(Mutant::ReservationsForgotten) {
+            return;
+        }
         let before = self.reservations().replace(after);
         let lost = self.reservations().persistent().lost_since(&before);
-        for (registrant, code) in lost {
+        let told = lost.into_iter().filter(|_| !mutant::is(Mutant::LossNotTold));
+        for (registrant, code) in told {
             for nexus in self.nexuses_of(&registrant) {
                 self.attention(nexus, code);
             }
@@ -134,4 +140,4 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

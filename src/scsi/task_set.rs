@@ -17,6 +17,7 @@ use std::task::{Poll, Waker};
 
 use super::identity::NexusId;
 use super::limits;
+use super::mutant::{self, Mutant};
 
 /// Task attribute (SAM-5 section 8.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +141,7 @@ impl TaskSet {
         let tasks = self.shared.tasks.borrow();
         let users = tasks.values().filter(|task| task.uses_device.get());
         let tasks = users.filter(|task| {
-            task.withdrawn.set(true);
+            task.withdrawn.set(!mutant::is(Mutant::DeviceNotWithdrawn));
             task.conflicts.get()
         });
         Drain { tasks: tasks.cloned().collect(), set: self.shared.clone(), is_reset: false }
@@ -204,6 +205,7 @@ impl Shared {
         }
         match task.attribute {
             TaskAttribute::HeadOfQueue | TaskAttribute::Aca => true,
+            _ if mutant::is(Mutant::OrderedAsSimple) => true,
             TaskAttribute::Ordered => {
                 self.tasks.borrow().keys().next().is_none_or(|oldest| *oldest >= task.sequence)
             }
@@ -282,6 +284,12 @@ impl Task {
     #[must_use]
     pub fn attribute(&self) -> TaskAttribute {
         self.state.attribute
+    }
+
+    /// What tells it from other tasks of its nexus.
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        self.state.tag
     }
 
     /// Whether the task has been aborted. A transport that still collects its data drops it then.
@@ -372,7 +380,8 @@ impl Drain {
 
     async fn ended(&self) {
         poll_fn(|context| {
-            if self.tasks.iter().all(|task| task.phase.get() != Phase::Executing) {
+            let have_ended = self.tasks.iter().all(|task| task.phase.get() != Phase::Executing);
+            if have_ended || mutant::is(Mutant::AbortNotAwaited) {
                 return Poll::Ready(());
             }
             self.set.wait(context.waker());

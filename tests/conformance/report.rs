@@ -122,6 +122,12 @@ fn listed(list: &str) -> Vec<ListedSkip<'_>> {
     listed
 }
 
+/// Whether a skip is listed for a kind of volume.
+#[allow(dead_code)] // by the test that runs over a pair
+pub fn is_listed(name: &str, kind: &str) -> bool {
+    listed(SKIPS).iter().any(|skip| skip.name == name && skip.is_for(kind))
+}
+
 /// One run of the suite.
 pub struct Run {
     /// The kind of volume that it ran on, as the list of skips has it.

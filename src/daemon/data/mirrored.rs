@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 
@@ -23,6 +24,7 @@ use crate::cluster::state::volume::{Redundancy, VolumeRecord};
 use crate::cluster::state::{Command, ControlState};
 use crate::daemon::engine::VolumeSpec;
 use crate::daemon::event_log::EventReporter;
+use crate::daemon::floating::{FloatingAddresses, FloatingConfig, is_chosen};
 use crate::daemon::listen::listen;
 use crate::daemon::state_directory::StateDirectory;
 use crate::mirror::{Coverage, Records};
@@ -33,6 +35,8 @@ use crate::peer::quorum::{QuorumHandle, clock_ms, unix_ms};
 use crate::peer::settings::PeerSettings;
 use crate::peer::tls::Keys;
 use crate::scsi::asymmetric_access::{AccessAuthority, AccessState, ActivationFailed, GroupAccess};
+use crate::scsi::forward::front::{Front, FrontUnit};
+use crate::scsi::forward::service::Service;
 use crate::scsi::reservation::PersistedReservations;
 use crate::volume::Volume;
 use crate::volume::device::DeviceGeometry;
@@ -66,7 +70,16 @@ pub struct Mirrored<P: Pool> {
     health: Rc<Cell<StoreHealth>>,
     /// The node is about to stop: its store counts as gone.
     is_leaving: Cell<bool>,
-    faces: Rc<RefCell<BTreeMap<VolumeId, Face<P>>>>,
+    faces: Rc<Faces<P>>,
+    floating: RefCell<Option<FloatingAddresses>>,
+}
+
+/// The volumes as this node presents them, and both ends of what is forwarded.
+struct Faces<P: Pool> {
+    own: NodeName,
+    known: RefCell<BTreeMap<VolumeId, Face<P>>>,
+    front: Front,
+    service: Service<Volume<ServedStore<P>>>,
 }
 
 /// A volume as this node presents it.
@@ -75,6 +88,10 @@ struct Face<P: Pool> {
     saver_epoch: Rc<Cell<u32>>,
     record: VolumeRecord,
     groups: Vec<(NodeName, u16)>,
+    /// What the unit was told of its groups.
+    told: Vec<GroupAccess>,
+    /// Since when commands are not forwarded, where they are not.
+    unreached: Instant,
 }
 
 impl<P: Pool> Mirrored<P> {
@@ -91,7 +108,7 @@ impl<P: Pool> Mirrored<P> {
         let pool = volumes.pool().clone();
         let seen_index = Rc::new(Cell::new(0));
         let health = Rc::new(Cell::new(StoreHealth::Well));
-        let faces: Rc<RefCell<BTreeMap<VolumeId, Face<P>>>> = Rc::default();
+        let faces = Faces::new(own.clone(), runtime.clone());
         let around = Around {
             own: own.clone(),
             peer: peer.clone(),
@@ -114,7 +131,7 @@ impl<P: Pool> Mirrored<P> {
             runtime,
             buffers,
             surroundings: Rc::new(around),
-            hosts: Rc::new(Presented { own_group, faces: Rc::clone(&faces) }),
+            hosts: Rc::new(Presented { faces: faces.clone() }),
             patience: Patience::LAN,
         });
         let is_leaving = Cell::new(false);
@@ -130,6 +147,7 @@ impl<P: Pool> Mirrored<P> {
             health,
             is_leaving,
             faces,
+            floating: RefCell::default(),
         })
     }
 
@@ -155,7 +173,15 @@ impl<P: Pool> Mirrored<P> {
             peer: peer.cloned().ok_or("pair.peers names no other node")?,
             listeners: listeners.collect::<Result<_, _>>()?,
         };
-        MirrorConnections::start(setup, Rc::new(self.node.clone())).map_err(|error| error.to_string())
+        let forwards = Rc::new((self.faces.front.clone(), self.faces.service.clone()));
+        MirrorConnections::start(setup, Rc::new(self.node.clone()), Some(forwards))
+            .map_err(|error| error.to_string())
+    }
+
+    /// The node is stopping: no command waits for the other node any more.
+    pub fn stop_forwarding(&self) {
+        self.floating.take();
+        self.faces.front.close();
     }
 
     /// The node's part in the volumes.
@@ -179,6 +205,8 @@ impl<P: Pool> Mirrored<P> {
                 told_at = tokio::time::Instant::now();
                 self.record_watermarks();
             }
+            self.faces.tell_all();
+            self.tick_floating(&state);
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return },
                 changed = statuses.changed() => if changed.is_err() { return },
@@ -199,6 +227,21 @@ impl<P: Pool> Mirrored<P> {
         }
     }
 
+    /// Has this node hold floating addresses from now on, whenever it is the one to do so.
+    pub fn hold_floating(&self, config: FloatingConfig) {
+        *self.floating.borrow_mut() = Some(FloatingAddresses::new(config));
+    }
+
+    fn tick_floating(&self, state: &ControlState) {
+        if let Some(floating) = &mut *self.floating.borrow_mut() {
+            let serves = || self.faces.known.borrow().keys().any(|volume| self.node.may_serve(*volume));
+            // Whoever may not serve knows the state late, perhaps: the other node may be the one by now.
+            let has_right = self.quorum.lease().is_held(clock_ms(), self.seen_index.get()) || serves();
+            let may_hold = has_right && !self.is_leaving.get() && is_chosen(state, &self.own);
+            floating.tick(may_hold, Instant::now());
+        }
+    }
+
     /// Tells everybody how the store is. When it is gone the lease is given back, so that nobody has to wait for its
     /// end.
     async fn tell_health(&self) {
@@ -216,7 +259,7 @@ impl<P: Pool> Mirrored<P> {
     async fn take_state(self: &Rc<Self>, state: &ControlState) {
         let records = state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored);
         for record in records {
-            let is_known = self.faces.borrow().contains_key(&record.id);
+            let is_known = self.faces.known.borrow().contains_key(&record.id);
             if !is_known && let Err(error) = self.present(state, record).await {
                 tracing::error!(volume = %record.name, error, "cannot be presented");
                 continue;
@@ -224,10 +267,14 @@ impl<P: Pool> Mirrored<P> {
             self.update(state, record);
         }
         let gone: Vec<VolumeId> = {
-            let faces = self.faces.borrow();
+            let faces = self.faces.known.borrow();
             faces.keys().copied().filter(|id| state.volume_by_id(*id).is_none()).collect()
         };
-        gone.iter().for_each(|id| drop(self.faces.borrow_mut().remove(id)));
+        for id in gone {
+            self.faces.front.remove(id);
+            self.faces.service.stop(id);
+            self.faces.known.borrow_mut().remove(&id);
+        }
         self.node.handle_state(state);
         self.seen_index.set(state.applied_index());
     }
@@ -246,37 +293,48 @@ impl<P: Pool> Mirrored<P> {
             Authority { own_group: self.own_group, volume: record.id, mirrored: Rc::downgrade(self) };
         let spec = (self.spec)(state, record);
         let unit = self.volumes.present(spec, saver_epoch.clone(), Rc::new(authority));
-        let face = Face { unit, saver_epoch, record: record.clone(), groups: Vec::new() };
-        self.faces.borrow_mut().insert(record.id, face);
+        let forwarding: Rc<dyn FrontUnit> = unit.clone();
+        self.faces.front.add(record.id, Rc::downgrade(&forwarding));
+        let face = Face {
+            unit,
+            saver_epoch,
+            record: record.clone(),
+            groups: Vec::new(),
+            told: Vec::new(),
+            unreached: Instant::now(),
+        };
+        self.faces.known.borrow_mut().insert(record.id, face);
         Ok(())
     }
 
     /// Tells a unit what has changed.
     fn update(&self, state: &ControlState, record: &VolumeRecord) {
-        let mut faces = self.faces.borrow_mut();
-        let Some(face) = faces.get_mut(&record.id) else { return };
-        face.groups = state.nodes().map(|(name, node)| (name.clone(), node.portal_group_tag)).collect();
-        face.saver_epoch.set(record.epoch);
-        let is_moved = face.record.primary != record.primary;
-        face.record = record.clone();
-        if !face.unit.has_device() {
-            face.unit.set_geometry(DeviceGeometry::of_bytes(record.size_bytes, record.sector.bytes()));
-            if let Ok(saved) = reservations(record)
-                && let Err(error) = face.unit.learn_reservations(&saved)
-            {
-                tracing::error!(volume = %record.name, %error, "reservations cannot be read");
+        {
+            let mut faces = self.faces.known.borrow_mut();
+            let Some(face) = faces.get_mut(&record.id) else { return };
+            face.groups = state.nodes().map(|(name, node)| (name.clone(), node.portal_group_tag)).collect();
+            face.saver_epoch.set(record.epoch);
+            if face.record.primary != record.primary {
+                face.unreached = Instant::now();
             }
-            if is_moved || record.primary != self.own {
-                face.unit.set_access_states(&face.access(&record.primary, AccessState::ActiveOptimized));
+            face.record = record.clone();
+            if !face.unit.has_device() {
+                face.unit.set_geometry(DeviceGeometry::of_bytes(record.size_bytes, record.sector.bytes()));
+                if let Ok(saved) = reservations(record)
+                    && let Err(error) = face.unit.learn_reservations(&saved)
+                {
+                    tracing::error!(volume = %record.name, %error, "reservations cannot be read");
+                }
             }
         }
+        self.faces.tell(record.id);
     }
 
     /// Hands what this node serves over to the other one, as far as that has everything of it, and lets that go on
     /// alone with all the rest, so that hosts need not wait for the end of a lease or for an answer of this node;
     /// bounded in time.
     pub async fn leave(&self) {
-        let volumes: Vec<VolumeId> = self.faces.borrow().keys().copied().collect();
+        let volumes: Vec<VolumeId> = self.faces.known.borrow().keys().copied().collect();
         let reason = format!("node {} stops", self.own);
         let leaving: Vec<VolumeId> =
             volumes.iter().copied().filter(|id| self.node.hand_over(*id, &reason)).collect();
@@ -301,36 +359,107 @@ impl<P: Pool> Mirrored<P> {
     }
 }
 
-impl<P: Pool> Face<P> {
-    /// The states of all groups, with that of the node that serves.
-    fn access(&self, serving: &NodeName, state: AccessState) -> Vec<GroupAccess> {
-        let group = |(name, portal_group): &(NodeName, u16)| GroupAccess {
-            portal_group: *portal_group,
-            state: if name == serving { state } else { AccessState::Standby },
-            preferred: *name == self.record.primary,
+impl<P: Pool> Faces<P> {
+    fn new(own: NodeName, runtime: RuntimeHandle) -> Rc<Self> {
+        Rc::new_cyclic(|faces: &Weak<Self>| {
+            let (of_front, of_service) = (faces.clone(), faces.clone());
+            let forwarding_changed = move |volume| {
+                if let Some(faces) = of_front.upgrade() {
+                    faces.unreached(volume);
+                    faces.tell(volume);
+                }
+            };
+            let front_changed = move || {
+                if let Some(faces) = of_service.upgrade() {
+                    faces.tell_all();
+                }
+            };
+            let service = Service::new(runtime, front_changed);
+            let front = Front::new(forwarding_changed);
+            Self { own, known: RefCell::default(), front, service }
+        })
+    }
+
+    fn unreached(&self, volume: VolumeId) {
+        if let Some(face) = self.known.borrow_mut().get_mut(&volume) {
+            face.unreached = Instant::now();
+        }
+    }
+
+    /// Tells the units the states of their groups, as far as they have changed.
+    fn tell_all(&self) {
+        let volumes: Vec<VolumeId> = self.known.borrow().keys().copied().collect();
+        volumes.into_iter().for_each(|volume| self.tell(volume));
+    }
+
+    fn tell(&self, volume: VolumeId) {
+        let has_device = self.known.borrow().get(&volume).is_some_and(|face| face.unit.has_device());
+        self.tell_as(volume, has_device);
+    }
+
+    /// Tells a unit the states of its groups. `serves`: its node has the device, and keeps it.
+    fn tell_as(&self, volume: VolumeId, serves: bool) {
+        let (unit, states) = {
+            let mut known = self.known.borrow_mut();
+            let Some(face) = known.get_mut(&volume) else { return };
+            let (own, peer) = self.states(volume, face, serves);
+            let group = |(name, portal_group): &(NodeName, u16)| GroupAccess {
+                portal_group: *portal_group,
+                state: if *name == self.own { own } else { peer },
+                preferred: *name == face.record.primary,
+            };
+            let states: Vec<GroupAccess> = face.groups.iter().map(group).collect();
+            if states == face.told {
+                return;
+            }
+            face.told.clone_from(&states);
+            (face.unit.clone(), states)
         };
-        self.groups.iter().map(group).collect()
+        unit.set_access_states(&states);
+    }
+
+    /// The states of this node's group and of the other one's.
+    fn states(&self, volume: VolumeId, face: &Face<P>, serves: bool) -> (AccessState, AccessState) {
+        if serves {
+            // What the other node can't forward it refuses.
+            let is_reached = self.service.has_front();
+            let peer = if is_reached { AccessState::ActiveNonOptimized } else { AccessState::Standby };
+            return (AccessState::ActiveOptimized, peer);
+        }
+        if self.front.is_forwarding(volume) {
+            return (AccessState::ActiveNonOptimized, AccessState::ActiveOptimized);
+        }
+        if face.record.primary == self.own {
+            return (AccessState::Transitioning, AccessState::Standby);
+        }
+        // Soon it will be reached, or this node takes over; else hosts had better use the other path.
+        let is_hopeful = face.unreached.elapsed() < LONGEST_TRANSITION;
+        let own = if is_hopeful { AccessState::Transitioning } else { AccessState::Standby };
+        (own, AccessState::ActiveOptimized)
     }
 }
 
 /// Lets hosts use what the node serves.
 struct Presented<P: Pool> {
-    own_group: u16,
-    faces: Rc<RefCell<BTreeMap<VolumeId, Face<P>>>>,
+    faces: Rc<Faces<P>>,
 }
 
 impl<P: Pool> Presented<P> {
+    fn face(&self, volume: VolumeId) -> Option<(Rc<Unit<P>>, VolumeRecord)> {
+        let known = self.faces.known.borrow();
+        known.get(&volume).map(|face| (face.unit.clone(), face.record.clone()))
+    }
+
     fn let_in(&self, id: VolumeId, volume: Volume<ServedStore<P>>) -> Result<(), String> {
-        let faces = self.faces.borrow();
-        let face = faces.get(&id).ok_or("it is not presented to hosts yet")?;
+        let (unit, record) = self.face(id).ok_or("it is not presented to hosts yet")?;
         let unreadable =
             |error: &dyn std::fmt::Display| format!("its saved reservations cannot be read: {error}");
-        let saved = reservations(&face.record).map_err(|error| unreadable(&error))?;
-        face.unit.attach_device(volume, &saved).map_err(|error| unreadable(&error))?;
-        let own = face.groups.iter().find(|(_, group)| *group == self.own_group);
-        if let Some((own, _)) = own {
-            face.unit.set_access_states(&face.access(own, AccessState::ActiveOptimized));
-        }
+        let saved = reservations(&record).map_err(|error| unreadable(&error))?;
+        // Deposed, the other node can't change anything any more: what is in limbo ends.
+        self.faces.front.serves_itself(id);
+        unit.attach_device(volume, &saved).map_err(|error| unreadable(&error))?;
+        self.faces.tell(id);
+        self.faces.service.serve(id, &unit);
         Ok(())
     }
 }
@@ -345,13 +474,13 @@ impl<P: Pool> Hosts<P> for Presented<P> {
     }
 
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()> {
-        let faces = self.faces.borrow();
-        let Some(face) = faces.get(&volume) else { return Box::pin(std::future::ready(())) };
-        let own = face.groups.iter().find(|(_, group)| *group == self.own_group);
-        if let Some((own, _)) = own {
-            face.unit.set_access_states(&face.access(own, AccessState::Transitioning));
-        }
-        face.unit.detach_device()
+        let Some((unit, _)) = self.face(volume) else { return Box::pin(std::future::ready(())) };
+        self.faces.unreached(volume);
+        self.faces.tell_as(volume, false);
+        let detached = unit.detach_device();
+        self.faces.service.stop(volume);
+        self.faces.front.serves_no_more(volume);
+        detached
     }
 }
 
@@ -402,14 +531,17 @@ impl<P: Pool> AccessAuthority for Authority<P> {
 }
 
 /// How often what was acknowledged is put on record.
-const WATERMARK_PERIOD: std::time::Duration = std::time::Duration::from_secs(1);
+const WATERMARK_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long a path is said to be in transition when commands can't be forwarded: longer than a take-over takes.
+const LONGEST_TRANSITION: Duration = Duration::from_secs(5);
 
 /// How often is looked whether a step of a stop is done, and how many times: a second at most.
-const LEAVE_TICK: std::time::Duration = std::time::Duration::from_millis(10);
+const LEAVE_TICK: Duration = Duration::from_millis(10);
 const LONGEST_LEAVE_TICKS: u32 = 100;
 
 /// Longest that a host waits for a move that it has asked for.
-const LONGEST_MOVE: std::time::Duration = std::time::Duration::from_secs(10);
+const LONGEST_MOVE: Duration = Duration::from_secs(10);
 
 /// The cluster, for the parts.
 struct Around {

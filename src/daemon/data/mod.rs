@@ -228,6 +228,9 @@ impl<P: Pool> DataThread<P> {
         let connections = match (&mirrored, &config.pair) {
             (Some(mirrored), Some(settings)) => {
                 let connections = mirrored.connect(settings).map_err(StartError)?;
+                if let Some(floating) = config.floating.clone() {
+                    mirrored.hold_floating(floating);
+                }
                 tokio::task::spawn_local(mirrored.clone().follow());
                 Some(connections)
             }
@@ -319,6 +322,14 @@ impl<P: Pool> DataThread<P> {
     async fn stop(&self) -> Result<(), EngineError> {
         if let Some(mirrored) = &self.mirrored {
             mirrored.leave().await;
+        }
+        if let Some(mirrored) = self.mirrored.clone() {
+            // A command that waits for the other node must not keep this one from stopping.
+            let patience = self.drain_timeout;
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(patience).await;
+                mirrored.stop_forwarding();
+            });
         }
         self.server.stop(self.drain_timeout).await;
         for volume in self.volumes.all() {

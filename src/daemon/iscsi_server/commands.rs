@@ -13,9 +13,10 @@ use crate::iscsi::connection::{
 use crate::iscsi::pdu::{TaskAttribute as WireAttribute, TaskManagementFunction, TaskManagementResult};
 use crate::scsi::cdb::Cdb;
 use crate::scsi::command::{Command, Response};
+use crate::scsi::forward::Management;
 use crate::scsi::identity::NexusId;
 use crate::scsi::target::{Route, answer_missing, route};
-use crate::scsi::task_set::{Drain, TaskAttribute};
+use crate::scsi::task_set::TaskAttribute;
 
 /// A session's place at its volume.
 pub struct Attachment<P: Pool> {
@@ -86,12 +87,11 @@ pub fn manage<P: Pool>(
     };
     Box::pin(async move {
         match begun {
-            Ok(drain) => {
-                if let Some(drain) = drain {
-                    drain.wait().await;
-                }
-                (id, TaskManagementResult::Complete, aftermath)
-            }
+            Ok(managed) => match managed.await {
+                true => (id, TaskManagementResult::Complete, aftermath),
+                // Not known to have been done at the node that serves: the initiator asks again.
+                false => (id, TaskManagementResult::Rejected, Aftermath::None),
+            },
             Err(result) => (id, result, Aftermath::None),
         }
     })
@@ -102,24 +102,28 @@ fn begin<P: Pool>(
     function: TaskManagementFunction,
     lun: [u8; 8],
     task: Option<TaskId>,
-) -> Result<Option<Drain>, TaskManagementResult> {
+) -> Result<LocalBoxFuture<'static, bool>, TaskManagementResult> {
     use TaskManagementFunction as Function;
     let (unit, nexus) = (&attachment.volume.unit, attachment.nexus);
     let is_for_target = matches!(function, Function::TargetWarmReset | Function::TargetColdReset);
     if !is_for_target && route(lun) == Route::Missing {
         return Err(TaskManagementResult::LunDoesNotExist);
     }
-    match function {
-        // A task that the logical unit does not know any more has ended.
-        Function::AbortTask => Ok(task.and_then(|task| unit.abort_task(nexus, task.number()))),
-        Function::AbortTaskSet => Ok(Some(unit.abort_task_set(nexus))),
-        Function::ClearTaskSet => Ok(Some(unit.clear_task_set(nexus))),
+    let function = match function {
+        Function::AbortTask => match task {
+            Some(task) => Management::AbortTask(task.number()),
+            // A task that is not known any more has ended.
+            None => return Ok(Box::pin(std::future::ready(true))),
+        },
+        Function::AbortTaskSet => Management::AbortTaskSet,
+        Function::ClearTaskSet => Management::ClearTaskSet,
         Function::LogicalUnitReset | Function::TargetWarmReset | Function::TargetColdReset => {
-            Ok(Some(unit.reset(Some(nexus))))
+            Management::Reset
         }
         // There is never an ACA condition, because NACA is refused.
         Function::ClearAca | Function::TaskReassign | Function::Other(_) => {
-            Err(TaskManagementResult::NotSupported)
+            return Err(TaskManagementResult::NotSupported);
         }
-    }
+    };
+    Ok(unit.manage(nexus, function))
 }

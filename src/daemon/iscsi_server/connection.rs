@@ -31,6 +31,7 @@ use crate::iscsi::login::{SessionKind, SessionRequest};
 use crate::iscsi::pdu::TaskManagementResult;
 use crate::iscsi::pdu::login::LoginStatus;
 use crate::iscsi::sessions::{Admission, ConnectionId, Tsih};
+use crate::scsi::forward::Management;
 use crate::scsi::identity::{InitiatorPort, Nexus};
 
 /// Turns before other tasks get theirs.
@@ -224,7 +225,7 @@ impl<P: Pool> ConnectionTask<P> {
                 Event::AbortTasks => {
                     if let Some(attachment) = &self.attachment {
                         // What drains is in `executions`, whose ends the state machine waits for.
-                        drop(attachment.volume.unit.abort_task_set(attachment.nexus));
+                        drop(attachment.volume.unit.manage(attachment.nexus, Management::AbortTaskSet));
                     }
                 }
                 Event::Close(reason) => self.close(reason),

@@ -39,7 +39,7 @@ use crate::iscsi::sessions::{Admission, ConnectionId, Sessions};
 use crate::iscsi::settings::{DigestOffer, TargetSettings};
 use linger::Lingering;
 use mailbox::{Mailbox, Message};
-use policy::Policy;
+use policy::{Policy, Redirection};
 
 /// Write data that each connection may always have on its way, whatever the others do.
 const GUARANTEE_BYTES: u64 = 64 << 10;
@@ -132,8 +132,14 @@ impl<P: Pool> IscsiServer<P> {
             key,
             source: std::io::Error::other(error.to_string()),
         })?;
-        let policy: Rc<dyn LoginPolicy> =
-            Rc::new(Policy::new(self.volumes.clone(), self.access.clone(), portals, self.group_tag, random));
+        let policy: Rc<dyn LoginPolicy> = Rc::new(Policy::new(
+            self.volumes.clone(),
+            self.access.clone(),
+            portals,
+            self.group_tag,
+            Redirection { portals: self.config.redirecting_portals.clone(), to: self.config.redirect_to },
+            random,
+        ));
         for (_, listener) in sockets {
             let accepting = self.clone().accept(listener, policy.clone());
             self.listeners.borrow_mut().push(tokio::task::spawn_local(accepting));

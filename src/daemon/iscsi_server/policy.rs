@@ -12,12 +12,33 @@ use crate::iscsi::policy::{
     Authentication, Authorization, ChapCredential, ChapSecret, DiscoveredTarget, LoginPolicy, Portal,
 };
 
+/// Which logins are sent to the node that serves the volume.
+#[derive(Clone, Debug, Default)]
+pub struct Redirection {
+    /// Portals at which they are. None by default: a host with multipath would have two sessions to one node.
+    pub portals: Vec<SocketAddr>,
+    /// The portal of the other node that they are sent to.
+    pub to: Option<SocketAddr>,
+}
+
+impl Redirection {
+    /// Where a login at `portal` is sent when the other node serves the volume.
+    fn address_for(&self, portal: &Portal) -> Option<String> {
+        let reached: SocketAddr = portal.address.parse().ok()?;
+        let is_named = |named: &SocketAddr| {
+            named.port() == reached.port() && (named.ip().is_unspecified() || named.ip() == reached.ip())
+        };
+        self.to.filter(|_| self.portals.iter().any(is_named)).map(|to| to.to_string())
+    }
+}
+
 /// The policy of a node, from its access rules and volumes.
 pub struct Policy<P: Pool> {
     volumes: Rc<Volumes<P>>,
     access: Rc<Access>,
     portals: Vec<SocketAddr>,
     group_tag: u16,
+    redirection: Redirection,
     /// A secret that nobody knows, for initiators that have none and must be refused.
     impossible: ChapSecret,
 }
@@ -30,9 +51,10 @@ impl<P: Pool> Policy<P> {
         access: Rc<Access>,
         portals: Vec<SocketAddr>,
         group_tag: u16,
+        redirection: Redirection,
         random: [u8; 32],
     ) -> Self {
-        Self { volumes, access, portals, group_tag, impossible: ChapSecret::new(random) }
+        Self { volumes, access, portals, group_tag, redirection, impossible: ChapSecret::new(random) }
     }
 
     /// Addresses to name to an initiator that is connected to `connected`: a portal on all addresses
@@ -69,10 +91,14 @@ impl<P: Pool> LoginPolicy for Policy<P> {
         }
     }
 
-    fn authorize(&self, initiator: &IscsiName, target: &IscsiName) -> Authorization {
+    fn authorize(&self, initiator: &IscsiName, target: &IscsiName, portal: &Portal) -> Authorization {
         // A target that the initiator may not use is as if it were not there.
         match self.volumes.of_target(target.as_str()) {
-            Some(volume) if self.access.may_use(initiator.as_str(), volume.id) => Authorization::Granted,
+            Some(volume) if self.access.may_use(initiator.as_str(), volume.id) => {
+                // Only where the other node is known to serve: else two nodes could send a host to and fro.
+                let moved = self.redirection.address_for(portal).filter(|_| volume.unit.is_forwarding());
+                moved.map_or(Authorization::Granted, Authorization::Moved)
+            }
             _ => Authorization::NotFound,
         }
     }

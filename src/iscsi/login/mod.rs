@@ -122,6 +122,8 @@ pub(super) struct Login {
     phase: Phase,
     has_declared_group_tag: bool,
     has_declared_receive_length: bool,
+    /// Where the initiator is sent, when the login is refused for that.
+    moved_to: Option<String>,
 }
 
 /// What a login needs to know of its surroundings.
@@ -175,6 +177,7 @@ impl Login {
             phase: Phase::Opening,
             has_declared_group_tag: false,
             has_declared_receive_length: false,
+            moved_to: None,
         }
     }
 
@@ -184,7 +187,14 @@ impl Login {
             Ok(step) => step,
             Err(failure) => {
                 self.phase = Phase::Failed;
-                LoginStep::Refuse(refusal(request, failure.status), failure)
+                let mut reply = refusal(request, failure.status);
+                if let Some(address) = self.moved_to.take() {
+                    let mut text = TextWriter::default();
+                    // Without a portal group tag (section 13.8).
+                    text.push("TargetAddress", &address);
+                    reply.text = text.into_bytes();
+                }
+                LoginStep::Refuse(reply, failure)
             }
         }
     }
@@ -248,7 +258,7 @@ impl Login {
     }
 
     /// Takes the keys of the first request that say who wants what, and finds the stage to begin in.
-    fn open(&self, request: &LoginRequest, keys: &mut Vec<KeyValue<'_>>) -> Result<Phase, LoginFailure> {
+    fn open(&mut self, request: &LoginRequest, keys: &mut Vec<KeyValue<'_>>) -> Result<Phase, LoginFailure> {
         let mut take = |name: &str| {
             let index = keys.iter().position(|pair| pair.key == name)?;
             Some(keys.remove(index).value)
@@ -373,14 +383,22 @@ impl Login {
         })))
     }
 
-    fn authorize(&self, identity: &Identity) -> Result<(), LoginFailure> {
+    fn authorize(&mut self, identity: &Identity) -> Result<(), LoginFailure> {
         let SessionKind::Normal { target } = &identity.kind else { return Ok(()) };
-        let status = match self.context.policy.authorize(&identity.initiator, target) {
+        let LoginContext { policy, portal, .. } = &self.context;
+        let status = match policy.authorize(&identity.initiator, target, portal) {
             Authorization::Granted => return Ok(()),
             Authorization::Denied => LoginStatus::AUTHORIZATION_FAILURE,
             Authorization::NotFound => LoginStatus::NOT_FOUND,
             Authorization::Removed => LoginStatus::TARGET_REMOVED,
             Authorization::Unavailable => LoginStatus::SERVICE_UNAVAILABLE,
+            Authorization::Moved(address) => {
+                self.moved_to = Some(address);
+                return Err(LoginFailure {
+                    status: LoginStatus::MOVED_TEMPORARILY,
+                    fault: LoginFault::Moved,
+                });
+            }
         };
         Err(LoginFailure { status, fault: LoginFault::NotAuthorized })
     }
@@ -453,6 +471,9 @@ pub enum LoginFault {
     /// The policy does not let this initiator use this target.
     #[error("the initiator may not use the target")]
     NotAuthorized,
+    /// None: it is sent to another portal.
+    #[error("the target has moved to another portal for now")]
+    Moved,
     /// No end in sight.
     #[error("too many login requests")]
     TooManyRounds,

@@ -16,8 +16,8 @@ impl LoginPolicy for Policy {
     fn authentication(&self, _: &IscsiName, _: Option<&IscsiName>) -> Authentication {
         self.0.clone()
     }
-    fn authorize(&self, _: &IscsiName, _: &IscsiName) -> Authorization {
-        self.1
+    fn authorize(&self, _: &IscsiName, _: &IscsiName, _: &Portal) -> Authorization {
+        self.1.clone()
     }
     fn targets(&self, _: &IscsiName, _: &Portal) -> Vec<DiscoveredTarget> {
         Vec::new()
@@ -337,8 +337,9 @@ fn authorization_comes_after_authentication_and_before_the_session() {
         (Authorization::NotFound, LoginStatus::NOT_FOUND),
         (Authorization::Removed, LoginStatus::TARGET_REMOVED),
         (Authorization::Unavailable, LoginStatus::SERVICE_UNAVAILABLE),
+        (Authorization::Moved("192.0.2.2:3260".into()), LoginStatus::MOVED_TEMPORARILY),
     ] {
-        let mut direct = login_with(Authentication::None, authorization);
+        let mut direct = login_with(Authentication::None, authorization.clone());
         let step = direct.handle_request(&request(OPERATIONAL, Some(FULL)), names().as_bytes());
         assert!(matches!(step, LoginStep::Refuse(_, failure) if failure.status == status));
         // Who has not proved itself learns nothing about the target.
@@ -422,4 +423,15 @@ fn secrets_show_nowhere() {
     assert!(!shown.contains("secret\"") && !shown.contains("incoming secret"));
     let fault = refused(&mut login, SECURITY, None, "CHAP_N=host\0CHAP_R=0x00\0");
     assert!(!format!("{fault} {fault:?}").contains("secret of"));
+}
+
+#[test]
+fn who_is_sent_elsewhere_is_told_where_and_no_portal_group() {
+    let moved = Authorization::Moved("[2001:db8::2]:3260".into());
+    let mut login = login_with(Authentication::None, moved);
+    let step = login.handle_request(&request(OPERATIONAL, Some(FULL)), names().as_bytes());
+    let LoginStep::Refuse(reply, failure) = step else { panic!("let in") };
+    assert_eq!(failure.fault, LoginFault::Moved);
+    assert_eq!(reply.response.status, LoginStatus { class: 1, detail: 1 });
+    assert_eq!(reply.text, b"TargetAddress=[2001:db8::2]:3260\0");
 }

@@ -16,11 +16,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::frame::{Outbox, queue};
 use super::{
-    CONNECTION_WINDOW_BYTES, Greeting, Incoming, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MOST_FRAME_BYTES,
-    MirrorHandler, MirrorSetupError, MirrorStatus, STREAM_WINDOW_BYTES, TRANSPORT_FRAME_BYTES,
+    CONNECTION_WINDOW_BYTES, Carried, CarryHandler, Greeting, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT,
+    MOST_FRAME_BYTES, MirrorSetupError, MirrorStatus, STREAM_WINDOW_BYTES, Sender, Service,
+    TRANSPORT_FRAME_BYTES, Users, unreadable,
 };
-use crate::mirror::ToReplica;
-use crate::peer::hello::MIRROR_PROTOCOL;
 use crate::peer::link::{HANDSHAKE_TIMEOUT, root_cause};
 use crate::peer::messages::MirrorFrame;
 use crate::peer::messages::mirror_server::{Mirror, MirrorServer};
@@ -28,7 +27,8 @@ use crate::peer::messages::mirror_server::{Mirror, MirrorServer};
 /// The service. It greets the caller and hands the streams to the thread that owns the data, once a call.
 struct MirrorService {
     greeting: Arc<Greeting>,
-    accepted: mpsc::Sender<Accepted>,
+    mirrors: mpsc::Sender<Accepted>,
+    forwards: Option<mpsc::Sender<Accepted>>,
 }
 
 /// A call of the peer, with both hellos said.
@@ -42,12 +42,17 @@ struct Accepted {
 pub(super) fn start(
     greeting: &Arc<Greeting>,
     listeners: Vec<TcpListener>,
-    handler: &Rc<dyn MirrorHandler>,
-    status: &Rc<RefCell<MirrorStatus>>,
+    users: &Users,
 ) -> Result<Vec<AbortHandle>, MirrorSetupError> {
     let failed = |error: &dyn std::error::Error| MirrorSetupError(root_cause(error));
-    let (sender, accepted) = mpsc::channel(1);
     let mut tasks = Vec::new();
+    let mut take = |user: &super::User| {
+        let (sender, accepted) = mpsc::channel(1);
+        let taking = take_calls(accepted, user.handler.clone(), user.status.clone());
+        tasks.push(tokio::task::spawn_local(taking).abort_handle());
+        sender
+    };
+    let (mirrors, forwards) = (take(&users.mirrors), users.forwards.as_ref().map(&mut take));
     for listener in listeners {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| failed(&error))?;
         let mut server = Server::builder()
@@ -59,7 +64,11 @@ pub(super) fn start(
             .max_frame_size(TRANSPORT_FRAME_BYTES)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
-        let service = MirrorService { greeting: greeting.clone(), accepted: sender.clone() };
+        let service = MirrorService {
+            greeting: greeting.clone(),
+            mirrors: mirrors.clone(),
+            forwards: forwards.clone(),
+        };
         let service = MirrorServer::new(service).max_decoding_message_size(MOST_FRAME_BYTES);
         // Else answers wait for the acknowledgement of those before them; the server's own setting is for its own listeners.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -71,19 +80,40 @@ pub(super) fn start(
         });
         tasks.push(task.abort_handle());
     }
-    let taking = take_calls(accepted, handler.clone(), status.clone());
-    tasks.push(tokio::task::spawn_local(taking).abort_handle());
     Ok(tasks)
 }
 
+type Answers = Pin<Box<dyn Stream<Item = Result<MirrorFrame, Status>> + Send>>;
+
 #[tonic::async_trait]
 impl Mirror for MirrorService {
-    type CarryStream = Pin<Box<dyn Stream<Item = Result<MirrorFrame, Status>> + Send>>;
+    type CarryStream = Answers;
+    type ForwardStream = Answers;
 
     async fn carry(
         &self,
         request: Request<Streaming<MirrorFrame>>,
     ) -> Result<Response<Self::CarryStream>, Status> {
+        self.greet(request, Service::Mirrors, &self.mirrors).await
+    }
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<MirrorFrame>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let taken =
+            self.forwards.as_ref().ok_or_else(|| Status::unimplemented("nothing is forwarded here"))?;
+        self.greet(request, Service::Forwards, taken).await
+    }
+}
+
+impl MirrorService {
+    async fn greet(
+        &self,
+        request: Request<Streaming<MirrorFrame>>,
+        service: Service,
+        taken: &mpsc::Sender<Accepted>,
+    ) -> Result<Response<Answers>, Status> {
         let Greeting { introduction, keys, peer } = &*self.greeting;
         let certificates = request.peer_certs();
         let address = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
@@ -92,13 +122,13 @@ impl Mirror for MirrorService {
         let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
         let hello = first.and_then(|frame| frame.hello);
         let hello = hello.ok_or_else(|| Status::invalid_argument("the first frame is not a hello"))?;
-        let greeted = introduction.check(&hello, MIRROR_PROTOCOL, std::slice::from_ref(peer))?;
+        let greeted = introduction.check(&hello, service.protocol(), std::slice::from_ref(peer))?;
         let certificates = certificates.as_ref().map(|certificates| certificates.as_slice());
         keys.check_caller(certificates, &greeted.name)
             .map_err(|error| Status::permission_denied(format!("{error}: {}", greeted.name)))?;
-        let (outbox, frames) = queue(introduction.hello(MIRROR_PROTOCOL));
+        let (outbox, frames) = queue(introduction.hello(service.protocol()));
         let accepted = Accepted { address, incoming, outbox };
-        let handed = self.accepted.send(accepted).await;
+        let handed = taken.send(accepted).await;
         handed.map_err(|_| Status::unavailable("this node is stopping"))?;
         Ok(Response::new(Box::pin(frames)))
     }
@@ -107,7 +137,7 @@ impl Mirror for MirrorService {
 /// Reads the newest call of the peer; older ones are over.
 async fn take_calls(
     mut accepted: mpsc::Receiver<Accepted>,
-    handler: Rc<dyn MirrorHandler>,
+    handler: Rc<dyn CarryHandler>,
     status: Rc<RefCell<MirrorStatus>>,
 ) {
     let mut newest = None;
@@ -120,7 +150,7 @@ async fn take_calls(
         let (handler, status) = (handler.clone(), status.clone());
         tokio::task::spawn_local(async move {
             let reason = call.read(&*handler, over).await;
-            tracing::warn!(address, reason, "a call with the peer's mirrors has ended");
+            tracing::warn!(address, reason, "a call of the peer has ended");
             let from_peer = &mut status.borrow_mut().from_peer;
             from_peer.reason = format!("{address}: {reason}");
             from_peer.address.take_if(|present| *present == address);
@@ -130,11 +160,10 @@ async fn take_calls(
 
 impl Accepted {
     /// Reads the call to its end; the reason.
-    async fn read(self, handler: &dyn MirrorHandler, over: oneshot::Receiver<()>) -> String {
+    async fn read(self, handler: &dyn CarryHandler, over: oneshot::Receiver<()>) -> String {
         let Self { mut incoming, outbox, .. } = self;
         let outbox = Rc::new(outbox);
-        let answers = outbox.clone();
-        let receiver = handler.accept(Box::new(move |answer| answers.send(vec![answer.encode()])));
+        let receiver = handler.accept(Sender { outbox: outbox.clone() });
         let status = read(&mut incoming, &*receiver, &outbox, over).await;
         let reason = status.message().to_owned();
         outbox.end(Some(status));
@@ -144,7 +173,7 @@ impl Accepted {
 
 async fn read(
     incoming: &mut Streaming<MirrorFrame>,
-    receiver: &dyn Incoming,
+    receiver: &dyn Carried,
     outbox: &Outbox,
     mut over: oneshot::Receiver<()>,
 ) -> Status {
@@ -163,17 +192,15 @@ async fn read(
             return Status::invalid_argument("a second hello");
         }
         for message in frame.messages {
-            let message = match ToReplica::decode(&message.into_bytes()) {
-                Ok(message) => message,
-                Err(error) => {
-                    return Status::invalid_argument(format!("a message that cannot be read: {error}"));
-                }
-            };
-            outbox.room().await;
+            if receiver.waits_for_room() {
+                outbox.room().await;
+            }
             if over.try_recv() == Err(oneshot::error::TryRecvError::Closed) {
                 return Status::aborted(REPLACED);
             }
-            receiver.receive(message).await;
+            if let Err(error) = receiver.receive(message.into_bytes()).await {
+                return Status::invalid_argument(unreadable("a message", &error));
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Calls the peer, and carries this node's mirrors over the call.
+//! Calls the peer, and carries this node's mirrors, or what it forwards, over the call.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -7,18 +7,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
 use super::frame::{Outbox, queue};
+use super::unreadable;
 use super::{
-    CONNECTION_WINDOW_BYTES, Greeting, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MOST_FRAME_BYTES,
-    MirrorHandler, MirrorStatus, STREAM_WINDOW_BYTES, TRANSPORT_FRAME_BYTES,
+    CONNECTION_WINDOW_BYTES, CarryHandler, Greeting, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MOST_FRAME_BYTES,
+    MirrorStatus, STREAM_WINDOW_BYTES, Sender, Service, TRANSPORT_FRAME_BYTES,
 };
-use crate::mirror::{FromReplica, ReplicaLink, ToReplica};
-use crate::peer::hello::MIRROR_PROTOCOL;
 use crate::peer::link::{HANDSHAKE_TIMEOUT, LONGEST_WAIT, SHORTEST_WAIT, refusal, root_cause};
 use crate::peer::messages::MirrorFrame;
 use crate::peer::messages::mirror_client::MirrorClient;
@@ -26,24 +26,15 @@ use crate::peer::messages::mirror_client::MirrorClient;
 /// Calls the peer again and again.
 pub(super) struct Caller {
     pub(super) greeting: Arc<Greeting>,
-    pub(super) handler: Rc<dyn MirrorHandler>,
+    pub(super) service: Service,
+    pub(super) handler: Rc<dyn CarryHandler>,
     pub(super) status: Rc<RefCell<MirrorStatus>>,
 }
 
 /// A call that is answered. Its end is told, however it ends.
 struct Connected<'a> {
     caller: &'a Caller,
-    link: Rc<Link>,
-}
-
-struct Link {
-    outbox: Outbox,
-}
-
-impl ReplicaLink for Link {
-    fn send(&self, message: ToReplica) {
-        self.outbox.send(message.encode());
-    }
+    outbox: Rc<Outbox>,
 }
 
 impl Caller {
@@ -65,7 +56,8 @@ impl Caller {
                 said.clear();
             }
             if said.insert(reason.clone()) {
-                tracing::warn!(peer = %self.greeting.peer.name, reason, "no call that carries mirrors");
+                let (peer, service) = (&self.greeting.peer.name, self.service.name());
+                tracing::warn!(%peer, service, reason, "no call");
             }
             if was_connected && began.elapsed() > LONGEST_WAIT {
                 wait = SHORTEST_WAIT; // to the other address, without delay
@@ -81,16 +73,20 @@ impl Caller {
         let Greeting { introduction, peer, .. } = &*self.greeting;
         let channel = self.connect(address).await?;
         let mut client = MirrorClient::new(channel).max_decoding_message_size(MOST_FRAME_BYTES);
-        let (outbox, frames) = queue(introduction.hello(MIRROR_PROTOCOL));
+        let (outbox, frames) = queue(introduction.hello(self.service.protocol()));
         // A refusal comes as an error of the call; an error of our own never goes into the stream.
         let frames = frames.filter_map(|frame| std::future::ready(frame.ok()));
-        let called = timeout(HANDSHAKE_TIMEOUT, client.carry(Request::new(frames))).await;
+        let frames = Request::new(frames);
+        let called = match self.service {
+            Service::Mirrors => timeout(HANDSHAKE_TIMEOUT, client.carry(frames)).await,
+            Service::Forwards => timeout(HANDSHAKE_TIMEOUT, client.forward(frames)).await,
+        };
         let called = called.map_err(|_| "no answer to the call".to_owned())?;
         let mut incoming = called.map_err(|status| refusal(&status))?.into_inner();
         let first = timeout(HANDSHAKE_TIMEOUT, incoming.message()).await;
         let first = first.map_err(|_| "no hello".to_owned())?.map_err(|status| refusal(&status))?;
         let hello = first.and_then(|frame| frame.hello).ok_or("the first frame is not a hello")?;
-        let greeted = introduction.check(&hello, MIRROR_PROTOCOL, std::slice::from_ref(peer));
+        let greeted = introduction.check(&hello, self.service.protocol(), std::slice::from_ref(peer));
         greeted.map_err(|status| status.message().to_owned())?;
         self.status.borrow_mut().to_peer.address = Some(address.to_owned());
         let connected = Connected::begin(self, outbox);
@@ -118,9 +114,9 @@ impl Caller {
 
 impl<'a> Connected<'a> {
     fn begin(caller: &'a Caller, outbox: Outbox) -> Self {
-        let link = Rc::new(Link { outbox });
-        caller.handler.connected(link.clone());
-        Self { caller, link }
+        let outbox = Rc::new(outbox);
+        caller.handler.connected(Sender { outbox: outbox.clone() });
+        Self { caller, outbox }
     }
 
     async fn read(&self, mut incoming: Streaming<MirrorFrame>) -> Result<Infallible, String> {
@@ -131,9 +127,8 @@ impl<'a> Connected<'a> {
                 return Err("a second hello".to_owned());
             }
             for message in frame.messages {
-                let answer = FromReplica::decode(&message.into_bytes());
-                let answer = answer.map_err(|error| format!("an answer that cannot be read: {error}"))?;
-                self.caller.handler.received(answer);
+                let answer: Bytes = message.into_bytes();
+                self.caller.handler.received(answer).map_err(|error| unreadable("an answer", &error))?;
             }
         }
     }
@@ -142,7 +137,7 @@ impl<'a> Connected<'a> {
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
         // Whoever still has the link sends into nothing.
-        self.link.outbox.end(None);
+        self.outbox.end(None);
         self.caller.handler.disconnected();
     }
 }

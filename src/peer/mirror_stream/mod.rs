@@ -1,7 +1,8 @@
-//! The connections that carry mirrors between the two nodes, on the thread that owns the data.
+//! The connections that carry mirrors, and forwarded commands, between the two nodes, on the thread that owns the data.
 //!
-//! Each node calls the other one, at one of its addresses after the other, for the volumes that it serves itself, and
-//! takes the other's call. Everything runs on the `LocalSet` that [`MirrorConnections::start`] is called
+//! Each node calls the other one, at one of its addresses after the other: once for the volumes that it serves itself,
+//! and once, over a connection of its own, for commands to those that the other one serves; and takes the other's
+//! calls. Everything runs on the `LocalSet` that [`MirrorConnections::start`] is called
 //! in: between the transport and whoever sends or receives there is no other thread and, for what arrives, no queue.
 //!
 //! Guarantees: nothing enters or leaves before both hellos have been checked; messages come in order, the next one of
@@ -12,11 +13,15 @@
 //! windows. What arrives is not read before the last message has been taken, so it is bounded by the windows of
 //! HTTP/2 and one frame. No message is taken while too many answers wait for the peer to read them.
 //!
-//! Left to others: what the messages say ([`crate::mirror`]), and what to do without a connection
+//! Forwarded commands are taken at once, whatever they wait for, and bounded by who sends them. They share nothing with
+//! mirrors but the network, so a mirror write never waits for a forward.
+//!
+//! Left to others: what the messages say ([`crate::mirror`], [`crate::scsi::forward`]), and what to do without a connection
 //! ([`crate::pair`]).
 
 mod accept;
 mod call;
+mod forwards;
 mod frame;
 #[cfg(test)]
 mod tests;
@@ -27,11 +32,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::AbortHandle;
 
+use forwards::Forwards;
+pub use forwards::{ForwardHandler, ForwardIncoming};
 pub use frame::MirrorMessage;
+use frame::Outbox;
 
-use super::hello::Introduction;
+use super::hello::{Introduction, MIRROR_PROTOCOL, ProtocolVersion};
 use super::settings::PeerAddress;
 use super::tls::Keys;
 use crate::base::runtime::LocalBoxFuture;
@@ -81,6 +90,126 @@ impl<S: BlockStore + ChangeLog + 'static> Incoming for ReplicaStream<S> {
     }
 }
 
+/// Who uses connections, in encoded messages.
+trait CarryHandler {
+    /// A connection to the peer is there.
+    fn connected(&self, sender: Sender);
+    /// It is gone.
+    fn disconnected(&self);
+    /// Takes an answer that came over it, or says why it can't be read.
+    fn received(&self, answer: Bytes) -> Result<(), String>;
+    /// A connection of the peer, with the way back.
+    fn accept(&self, sender: Sender) -> Rc<dyn Carried>;
+}
+
+/// A connection of the peer, in encoded messages.
+trait Carried {
+    /// Takes a message, or says why it can't be read. Complete when the one after it may come.
+    fn receive(&self, message: Bytes) -> LocalBoxFuture<'_, Result<(), String>>;
+
+    /// Whether messages wait while many answers have not been read: not where the sender bounds both.
+    fn waits_for_room(&self) -> bool {
+        true
+    }
+}
+
+/// Sends over a connection, while there is one. Never waits.
+#[derive(Clone)]
+struct Sender {
+    outbox: Rc<Outbox>,
+}
+
+impl Sender {
+    fn send(&self, message: Vec<Bytes>) {
+        self.outbox.send(message);
+    }
+}
+
+impl ReplicaLink for Sender {
+    fn send(&self, message: ToReplica) {
+        self.outbox.send(message.encode());
+    }
+}
+
+/// The user of mirrors, who decodes them.
+struct Mirrors(Rc<dyn MirrorHandler>);
+
+impl CarryHandler for Mirrors {
+    fn connected(&self, sender: Sender) {
+        self.0.connected(Rc::new(sender));
+    }
+
+    fn disconnected(&self) {
+        self.0.disconnected();
+    }
+
+    fn received(&self, answer: Bytes) -> Result<(), String> {
+        self.0.received(FromReplica::decode(&answer).map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    fn accept(&self, sender: Sender) -> Rc<dyn Carried> {
+        let incoming = self.0.accept(Box::new(move |answer| sender.send(vec![answer.encode()])));
+        Rc::new(CarriedMirrors(incoming))
+    }
+}
+
+struct CarriedMirrors(Rc<dyn Incoming>);
+
+impl Carried for CarriedMirrors {
+    fn receive(&self, message: Bytes) -> LocalBoxFuture<'_, Result<(), String>> {
+        match ToReplica::decode(&message) {
+            Ok(message) => {
+                let received = self.0.receive(message);
+                Box::pin(async move {
+                    received.await;
+                    Ok(())
+                })
+            }
+            Err(error) => Box::pin(std::future::ready(Err(error.to_string()))),
+        }
+    }
+}
+
+fn unreadable(what: &str, error: &str) -> String {
+    format!("{what} that cannot be read: {error}")
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Service {
+    Mirrors,
+    Forwards,
+}
+
+impl Service {
+    fn protocol(self) -> ProtocolVersion {
+        match self {
+            Self::Mirrors => MIRROR_PROTOCOL,
+            Self::Forwards => forwards::FORWARD_PROTOCOL,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mirrors => "mirrors",
+            Self::Forwards => "forwards",
+        }
+    }
+}
+
+/// Who uses the connections of one service, and how they are.
+struct User {
+    handler: Rc<dyn CarryHandler>,
+    status: Rc<RefCell<MirrorStatus>>,
+}
+
+/// Of both services.
+struct Users {
+    mirrors: User,
+    forwards: Option<User>,
+}
+
 /// What the connections need.
 pub struct MirrorSetup {
     /// Who this node is.
@@ -118,7 +247,7 @@ pub struct DirectionStatus {
 
 /// Both directions, for as long as this is kept.
 pub struct MirrorConnections {
-    status: Rc<RefCell<MirrorStatus>>,
+    users: Users,
     tasks: Vec<AbortHandle>,
 }
 
@@ -127,20 +256,41 @@ impl MirrorConnections {
     ///
     /// # Errors
     /// [`MirrorSetupError`]: the sockets, or the keys.
-    pub fn start(setup: MirrorSetup, handler: Rc<dyn MirrorHandler>) -> Result<Self, MirrorSetupError> {
+    pub fn start(
+        setup: MirrorSetup,
+        mirrors: Rc<dyn MirrorHandler>,
+        forwards: Option<Rc<dyn ForwardHandler>>,
+    ) -> Result<Self, MirrorSetupError> {
         let MirrorSetup { introduction, keys, peer, listeners } = setup;
-        let status = Rc::new(RefCell::new(MirrorStatus::default()));
         let greeting = Arc::new(Greeting { introduction, keys, peer });
-        let mut tasks = accept::start(&greeting, listeners, &handler, &status)?;
-        let calls = call::Caller { greeting, handler, status: status.clone() };
-        tasks.push(tokio::task::spawn_local(calls.run()).abort_handle());
-        Ok(Self { status, tasks })
+        let user = |handler| User { handler, status: Rc::default() };
+        let users = Users {
+            mirrors: user(Rc::new(Mirrors(mirrors))),
+            forwards: forwards.map(|handler| user(Rc::new(Forwards(handler)))),
+        };
+        let mut tasks = accept::start(&greeting, listeners, &users)?;
+        let mut call = |service, user: &User| {
+            let (handler, status) = (user.handler.clone(), user.status.clone());
+            let calls = call::Caller { service, greeting: greeting.clone(), handler, status };
+            tasks.push(tokio::task::spawn_local(calls.run()).abort_handle());
+        };
+        call(Service::Mirrors, &users.mirrors);
+        if let Some(forwards) = &users.forwards {
+            call(Service::Forwards, forwards);
+        }
+        Ok(Self { users, tasks })
     }
 
-    /// How the connections are.
+    /// How the connections of mirrors are.
     #[must_use]
     pub fn status(&self) -> MirrorStatus {
-        self.status.borrow().clone()
+        self.users.mirrors.status.borrow().clone()
+    }
+
+    /// How those of forwarded commands are.
+    #[must_use]
+    pub fn forward_status(&self) -> MirrorStatus {
+        self.users.forwards.as_ref().map(|user| user.status.borrow().clone()).unwrap_or_default()
     }
 }
 

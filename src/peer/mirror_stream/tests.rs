@@ -192,7 +192,7 @@ struct Site {
 impl Site {
     fn start(setup: MirrorSetup) -> Self {
         let node = Rc::new(Recorder::default());
-        let connections = MirrorConnections::start(setup, node.clone()).unwrap();
+        let connections = MirrorConnections::start(setup, node.clone(), None).unwrap();
         Self { node, connections }
     }
 

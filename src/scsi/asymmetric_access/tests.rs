@@ -32,7 +32,7 @@ fn without_device(state: AccessState) -> Bench {
 }
 
 #[test]
-fn a_node_that_does_not_serve_never_reports_active_optimized_for_itself() {
+pub(in crate::scsi) fn a_node_that_does_not_serve_never_reports_active_optimized_for_itself() {
     for told in ALL {
         assert_eq!(told.as_reported(true, true), told);
         assert_eq!(told.as_reported(false, false), told, "the other node's state is as it was told");

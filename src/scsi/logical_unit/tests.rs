@@ -90,7 +90,7 @@ fn only_what_the_initiator_accepts_is_read() {
 }
 
 #[test]
-fn an_aborted_write_is_waited_for_and_answered_by_nobody() {
+pub(in crate::scsi) fn an_aborted_write_is_waited_for_and_answered_by_nobody() {
     let bench = Bench::new();
     bench.device.state().held.set(true);
     let task = bench.unit.admit(bench.nexus, 9, TaskAttribute::Simple).unwrap();
@@ -108,7 +108,7 @@ fn an_aborted_write_is_waited_for_and_answered_by_nobody() {
 }
 
 #[test]
-fn an_aborted_task_that_has_not_started_never_writes() {
+pub(in crate::scsi) fn an_aborted_task_that_has_not_started_never_writes() {
     let bench = Bench::new();
     let other = bench.attach(2);
     let task = bench.unit.admit(other, 1, TaskAttribute::Simple).unwrap();
@@ -131,7 +131,7 @@ fn a_nexus_that_is_gone_has_no_effect_any_more() {
 }
 
 #[test]
-fn ordered_tasks_wait_for_older_ones_and_hold_younger_ones() {
+pub(in crate::scsi) fn ordered_tasks_wait_for_older_ones_and_hold_younger_ones() {
     let bench = Bench::new();
     let admit = |attribute| bench.unit.admit(bench.nexus, 1, attribute).unwrap();
     let (first, ordered, last) =

@@ -14,25 +14,32 @@ pub mod state;
 pub mod store;
 mod succession;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use futures::lock::Mutex;
 
 use self::state::PersistentState;
 use super::identity::NexusId;
+use super::mutant::{self, Mutant};
 
 pub use self::store::{PersistedReservations, ReservationStore, SaveFailed, Volatile};
 
+/// Is told of persistent reservations when they have been put in force.
+pub type ReservationWatch = Rc<dyn Fn(PersistedReservations)>;
+
 /// The reservations of a logical unit.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Reservations {
     persistent: RefCell<PersistentState>,
     /// Held while a PERSISTENT RESERVE OUT command is under way.
     changing: Mutex<()>,
     /// Holder of the reservation by RESERVE (6) or (10).
     reserved: Cell<Option<NexusId>>,
+    /// Is told of what was put in force here.
+    watch: RefCell<Option<ReservationWatch>>,
 }
 
 impl Reservations {
@@ -41,9 +48,21 @@ impl Reservations {
         self.persistent.replace(persistent)
     }
 
+    /// Has `watch` told of what is put in force here from now on.
+    pub(super) fn watch(&self, watch: ReservationWatch) {
+        *self.watch.borrow_mut() = Some(watch);
+    }
+
+    fn tell(&self) {
+        let watch = self.watch.borrow().clone();
+        if let Some(watch) = watch {
+            watch(PersistedReservations::from(&*self.persistent()));
+        }
+    }
+
     /// Ends a reservation by RESERVE that `nexus` holds, as the loss of the nexus does.
     pub(super) fn nexus_lost(&self, nexus: NexusId) {
-        if self.reserved.get() == Some(nexus) {
+        if self.reserved.get() == Some(nexus) && !mutant::is(Mutant::ReserveOutlivesNexus) {
             self.reserved.set(None);
         }
     }

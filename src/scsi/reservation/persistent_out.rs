@@ -11,6 +11,7 @@ use crate::scsi::command::{Failure, Outcome, Reply, Status};
 use crate::scsi::execution::Context;
 use crate::scsi::identity::NexusId;
 use crate::scsi::logical_unit::LogicalUnit;
+use crate::scsi::mutant::{self, Mutant};
 use crate::scsi::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::BlockDevice;
 
@@ -56,12 +57,14 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let preempted = self.put_in_force(change);
         drop(changing);
 
-        if request.aborts {
+        if request.aborts && !mutant::is(Mutant::PreemptedNotAborted) {
             self.tasks().abort_preempted(&preempted, context.task()).wait().await;
         }
         // From here on new commands meet the new reservation; those that are under way under the old
         // one end before the initiator may rely on it (I17).
-        self.tasks().drain_conflicting(context.task()).wait().await;
+        if !mutant::is(Mutant::ReservationNotDrained) {
+            self.tasks().drain_conflicting(context.task()).wait().await;
+        }
         Ok(Reply::good())
     }
 
@@ -80,6 +83,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
                 self.attention(nexus, *code);
             }
         }
+        self.reservations().tell();
         change.preempted.iter().flat_map(|registrant| self.nexuses_of(registrant)).collect()
     }
 }

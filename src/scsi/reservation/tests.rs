@@ -165,7 +165,7 @@ fn preempting_takes_over_and_tells_the_victim() {
 }
 
 #[test]
-fn preempt_and_abort_waits_for_the_victims_write() {
+pub(in crate::scsi) fn preempt_and_abort_waits_for_the_victims_write() {
     let (bench, second) = two_registrants();
     bench.device.state().held.set(true);
     let task = bench.unit.admit(second, 1, TaskAttribute::Simple).unwrap();
@@ -190,7 +190,7 @@ fn preempt_and_abort_waits_for_the_victims_write() {
 }
 
 #[test]
-fn a_new_reservation_waits_for_writes_that_it_forbids() {
+pub(in crate::scsi) fn a_new_reservation_waits_for_writes_that_it_forbids() {
     let bench = Bench::new();
     let second = bench.attach(2);
     out(&bench, bench.nexus, REGISTER, 0, 0, 1);
@@ -251,7 +251,7 @@ fn other_initiators_can_be_registered_by_name_and_are_listed_in_full() {
 }
 
 #[test]
-fn reserve_and_release_exclude_everybody_else() {
+pub(in crate::scsi) fn reserve_and_release_exclude_everybody_else() {
     let bench = Bench::new();
     let second = bench.attach(2);
     assert_eq!(bench.send(&[0x16, 0, 0, 0, 0, 0]).status, Status::Good);

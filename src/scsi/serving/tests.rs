@@ -95,7 +95,7 @@ fn a_device_that_may_not_serve_any_more_says_so_before_it_is_detached() {
 }
 
 #[test]
-fn a_command_of_many_requests_begins_no_more_of_them_even_on_the_next_device() {
+pub(in crate::scsi) fn a_command_of_many_requests_begins_no_more_of_them_even_on_the_next_device() {
     let bench = Bench::pair();
     let descriptors =
         [[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1, 0, 0, 0, 0]];
@@ -235,7 +235,7 @@ impl ReservationStore for Kept {
 }
 
 #[test]
-fn registrations_survive_without_aptpl_and_bind_at_the_next_node() {
+pub(in crate::scsi) fn registrations_survive_without_aptpl_and_bind_at_the_next_node() {
     let store = Rc::new(Kept::default());
     let (first, second) = (Bench::pair_with(store.clone(), &PersistedReservations::default()), Bench::pair());
     register(&first, first.nexus, 1, Some(1)); // write exclusive
@@ -255,7 +255,7 @@ fn registrations_survive_without_aptpl_and_bind_at_the_next_node() {
 }
 
 #[test]
-fn what_vanished_meanwhile_is_told_to_those_who_had_it() {
+pub(in crate::scsi) fn what_vanished_meanwhile_is_told_to_those_who_had_it() {
     let store = Rc::new(Kept::default());
     let bench = Bench::pair_with(store.clone(), &PersistedReservations::default());
     let (two, three) = (bench.attach(2), bench.attach(3));

@@ -89,6 +89,21 @@ impl Pair {
         wait_until("it is gone", || !is_running(pid));
     }
 
+    /// Restarts a node with another configuration: a section's line, and what comes in its place.
+    pub fn reconfigure(&self, node: &str, line: &str, instead: &str) {
+        self.kill(node);
+        let path = self.dir.join(node).join("gemeld.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(line), "{text}");
+        std::fs::write(&path, text.replacen(line, instead, 1)).unwrap();
+        self.restart(node);
+    }
+
+    /// The portal of a node.
+    pub fn portal_of(&self, node: &str) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, if node == "a" { 1 } else { 2 }], self.portal.port()))
+    }
+
     pub fn restart(&self, member: &str) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gemel"));
         command.args(["demo", "restart", member, "--dir"]).arg(&self.dir);

@@ -42,7 +42,7 @@ impl LoginPolicy for TestPolicy {
         self.authentication.clone()
     }
 
-    fn authorize(&self, initiator: &IscsiName, target: &IscsiName) -> Authorization {
+    fn authorize(&self, initiator: &IscsiName, target: &IscsiName, _: &Portal) -> Authorization {
         match (initiator.as_str(), target.as_str()) {
             (HOST, TARGET) => Authorization::Granted,
             (_, TARGET) => Authorization::Denied,

@@ -98,7 +98,7 @@ fn figures() {
     let replica = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         LocalSet::new().block_on(&runtime, async move {
-            let _connections = MirrorConnections::start(setup, Rc::new(Echo)).unwrap();
+            let _connections = MirrorConnections::start(setup, Rc::new(Echo), None).unwrap();
             let _ = stopped.await;
             cost.send(thread_cost()).unwrap();
         });
@@ -128,7 +128,7 @@ async fn measure(setup: MirrorSetup, depth: u32, blocks: u64, total: u32) {
         template: write(7, blocks),
         done: tokio::sync::Notify::new(),
     });
-    let _connections = MirrorConnections::start(setup, load.clone()).unwrap();
+    let _connections = MirrorConnections::start(setup, load.clone(), None).unwrap();
     load.done.notified().await;
     let (slept_before, worked_before) = thread_cost();
     let started = Instant::now();
