@@ -11,6 +11,7 @@ use super::cdb::Cdb;
 use super::command::{Command, Failure, Outcome, Reply};
 use super::identity::NexusId;
 use super::logical_unit::LogicalUnit;
+use super::mutant::{self, Mutant};
 use super::operation::{Access, Kind, Operation, Unknown};
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use super::task_set::{Task, TaskAttribute};
@@ -21,7 +22,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     pub(super) async fn run(&self, context: &Context<'_>, command: Command) -> Outcome {
         context.check_aborted()?;
         let nexus = context.nexus();
-        if !self.is_attached(nexus) {
+        if !self.is_attached(nexus) && !mutant::is(Mutant::LostNexusIsServed) {
             return Err(Failure::Aborted); // the nexus was lost; whatever it sent goes with it
         }
         self.watch_space();
@@ -185,6 +186,7 @@ impl<'a> Context<'a> {
     /// more of them.
     pub(super) fn check_aborted(&self) -> Result<(), Failure> {
         match (self.task.is_aborted(), self.task.is_withdrawn()) {
+            (true, _) if mutant::is(Mutant::AbortedTaskRuns) => Ok(()),
             (true, _) => Err(Failure::Aborted),
             (false, true) => Err(Failure::NotServing),
             (false, false) => Ok(()),

@@ -38,6 +38,7 @@ mod maintenance;
 mod medium;
 mod mode;
 mod mode_page;
+pub mod mutant;
 mod nexuses;
 mod provisioning;
 mod sanitize;

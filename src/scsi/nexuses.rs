@@ -10,6 +10,7 @@ use super::attention::UnitAttentions;
 use super::identity::{InitiatorPort, Nexus, NexusId, TargetPort};
 use super::limits;
 use super::logical_unit::LogicalUnit;
+use super::mutant::{self, Mutant};
 use super::operation::Access;
 use super::reservation::state::Registrant;
 use super::sense::{AdditionalSense, Sense};
@@ -65,6 +66,9 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
         self.reservations().nexus_lost(nexus);
         self.copy_results().borrow_mut().nexus_lost(nexus);
+        if mutant::is(Mutant::NexusLossAbortsNothing) {
+            return self.tasks().abort_nexus(NexusId(u64::MAX));
+        }
         self.tasks().abort_nexus(nexus)
     }
 

@@ -26,6 +26,7 @@ use futures::future::LocalBoxFuture;
 use super::command::Failure;
 use super::logical_unit::LogicalUnit;
 use super::mode_page::ModePages;
+use super::mutant::{self, Mutant};
 use super::reservation::PersistedReservations;
 use super::reservation::state::PersistentState;
 use super::reservation::store::RestoreError;
@@ -44,7 +45,10 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// When the unit has a device.
     pub fn attach_device(&self, device: D, saved: &PersistedReservations) -> Result<(), RestoreError> {
         assert!(!self.has_device(), "a logical unit has one device at a time");
-        self.succeed_reservations(PersistentState::try_from(saved)?);
+        let saved = PersistentState::try_from(saved)?;
+        if !mutant::is(Mutant::ReservationsNotTakenOver) {
+            self.succeed_reservations(saved);
+        }
         self.set_geometry(device.geometry());
         *self.device_slot().borrow_mut() = Some(Rc::new(device));
         self.asymmetric_access().wake();
@@ -87,7 +91,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// # Errors
     /// They can't be used; what was known before stays.
     pub fn learn_reservations(&self, saved: &PersistedReservations) -> Result<(), RestoreError> {
-        if !self.has_device() {
+        if !self.has_device() && !mutant::is(Mutant::ReservationsNotTakenOver) {
             self.succeed_reservations(PersistentState::try_from(saved)?);
         }
         Ok(())

@@ -17,6 +17,7 @@ use std::task::{Poll, Waker};
 
 use super::identity::NexusId;
 use super::limits;
+use super::mutant::{self, Mutant};
 
 /// Task attribute (SAM-5 section 8.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,7 +373,8 @@ impl Drain {
 
     async fn ended(&self) {
         poll_fn(|context| {
-            if self.tasks.iter().all(|task| task.phase.get() != Phase::Executing) {
+            let is_over = self.tasks.iter().all(|task| task.phase.get() != Phase::Executing);
+            if is_over || mutant::is(Mutant::DrainNotAwaited) {
                 return Poll::Ready(());
             }
             self.set.wait(context.waker());

@@ -11,6 +11,7 @@ use crate::scsi::command::{Failure, Outcome, Reply, Status};
 use crate::scsi::execution::Context;
 use crate::scsi::identity::NexusId;
 use crate::scsi::logical_unit::LogicalUnit;
+use crate::scsi::mutant::{self, Mutant};
 use crate::scsi::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::BlockDevice;
 
@@ -46,7 +47,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
         let before = self.reservations().persistent().clone();
         let change = before.apply(&actor, &request.action).map_err(refusal)?;
-        if change.state != before {
+        if change.state != before && !mutant::is(Mutant::ReservationNotSaved) {
             self.save(PersistedReservations::from(&change.state)).await?;
         }
         if context.task().is_withdrawn() {
@@ -56,6 +57,9 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let preempted = self.put_in_force(change);
         drop(changing);
 
+        if mutant::is(Mutant::PreemptedNotAwaited) {
+            return Ok(Reply::good());
+        }
         if request.aborts {
             self.tasks().abort_preempted(&preempted, context.task()).wait().await;
         }
