@@ -31,15 +31,15 @@ conformance:
 model:
 	cargo test --release --test protocol_model -- --ignored --nocapture --test-threads 1
 
-# The simulator: random runs of the store with crashes and faults. SEED=n replays one seed. Ends in the summary.
+# The simulator: random runs of the store, and of the whole cluster, with crashes and faults. SEED=n replays one seed,
+# WORLD=store or WORLD=cluster takes one of the two. Ends in the summary.
 sim:
-	@rm -f target/tmp/sim-summary
-	@SEEDS=$(SEEDS) cargo test --test store_sim random -- --nocapture && status=0 || status=$$?; \
-		cat target/tmp/sim-summary && exit $$status
+	SEEDS=$(SEEDS) scripts/sim.sh
 
-# Every seeded bug, and the seed that finds it. SEEDS is the most that are tried for each.
+# Every seeded bug, and the seed that finds it. SEEDS is the most that are tried for each; MUTANT=Name takes one.
 mutants:
-	SEEDS=$(SEEDS) cargo test --lib every_mutant_is_found -- --nocapture
+	SEEDS=$(SEEDS) cargo test --lib -- every_mutant_is_found every_seeded_bug_is_found --nocapture --test-threads 1
+	cargo test --test protocol_model every_broken_rule_is_caught -- --nocapture
 
 # Each fuzz target for SECONDS, with the nightly toolchain and cargo-fuzz. What it finds goes to fuzz/found, beside the
 # corpus that the tests replay.

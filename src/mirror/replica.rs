@@ -160,7 +160,7 @@ impl<S: BlockStore + ChangeLog + 'static> Replicas<S> {
     /// completes. Whether that worked. What was there through [`Coverage::least`] is what was kept.
     pub async fn adopt(&self, volume: VolumeId) -> bool {
         self.shared.end_chain(volume);
-        self.shared.save(volume, Coverage::Whole, None).await
+        self.shared.save(volume, |_| Some(Coverage::Whole), None).await
     }
 }
 
@@ -383,14 +383,21 @@ impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
         known.unwrap_or_else(|| self.recorded(volume).0)
     }
 
-    /// Puts a coverage on record; it counts here once it is there. False when that failed, or when the
-    /// chain that it comes of has ended before.
-    async fn save(&self, volume: VolumeId, coverage: Coverage, of: Option<&Chain>) -> bool {
+    /// Puts on record what follows from the coverage so far, if anything does; it counts here once it is there. False
+    /// when that failed, or when the chain that it comes of has ended before.
+    async fn save(
+        &self,
+        volume: VolumeId,
+        next: impl FnOnce(&Coverage) -> Option<Coverage>,
+        of: Option<&Chain>,
+    ) -> bool {
         let saving = self.saving(volume);
         let _turn = saving.lock().await;
         if of.is_some_and(|chain| chain.has_ended.get()) {
             return false;
         }
+        // Only now: what was saved before in its turn may have said more.
+        let Some(coverage) = next(&self.coverage(volume)) else { return true };
         let is_saved = self.records.save_coverage(volume, coverage.clone()).await;
         if let Some(replica) = self.volumes.borrow_mut().get_mut(&volume) {
             replica.is_recorded = is_saved;
@@ -413,7 +420,7 @@ impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
             return;
         }
         let has = Coverage::Partial(coverage.steps(chain.last.get()));
-        if !self.save(chain.volume, has, Some(chain)).await {
+        if !self.save(chain.volume, |_| Some(has), Some(chain)).await {
             chain.fail(ReplicaFailure::Records);
         }
     }
@@ -435,19 +442,20 @@ impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
         }
         let (shared, chain) = (self.clone(), chain.clone());
         self.runtime.spawn(Box::pin(async move {
-            // Every write through `durable` that concerns blocks before the cursor is on stable media.
-            let (cursor, durable) = (chain.passed.get(), chain.durable.get());
-            let coverage = shared.coverage(chain.volume).raised(cursor, durable);
-            if coverage != Coverage::Whole {
-                shared.save(chain.volume, coverage, Some(&chain)).await;
-            }
+            let raised = |coverage: &Coverage| {
+                // Every write through `durable` that concerns blocks before the cursor is on stable media.
+                let (cursor, durable) = (chain.passed.get(), chain.durable.get());
+                let raised = coverage.raised(cursor, durable);
+                (raised != Coverage::Whole).then_some(raised)
+            };
+            shared.save(chain.volume, raised, Some(&chain)).await;
             chain.is_saving.set(false);
         }));
     }
 
     async fn finish(&self, chain: &Rc<Chain>) {
         let (volume, stream) = (chain.volume, chain.stream);
-        if !self.save(volume, Coverage::Whole, Some(chain)).await {
+        if !self.save(volume, |_| Some(Coverage::Whole), Some(chain)).await {
             return chain.fail(ReplicaFailure::Records);
         }
         if !chain.has_ended.get() {

@@ -437,6 +437,9 @@ impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Run<'_, S, V>
         if is_news {
             self.told = cursor;
             self.joiner.passed(cursor);
+            // What a store has for sure after a crash ends before its newest version: so that this is not the one under
+            // which blocks were copied. None when the volume was closed, which shows elsewhere.
+            drop(self.resync.volume.append_mark());
         }
         Ok(())
     }

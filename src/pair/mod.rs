@@ -21,15 +21,13 @@
 //! is taken, and behind the end of all that this node did in older ones (I6, I7).
 //!
 //! Left to others: consensus and leases, connections, what hosts see ([`Hosts`]). No clock and no socket: the
-//! simulator runs the same code.
+//! simulator runs the same code (`sim::cluster_world`, which is also its test).
 
 pub mod mutant;
 mod node;
 mod part;
 mod proposals;
 mod store;
-#[cfg(test)]
-mod tests;
 
 use std::time::Duration;
 

@@ -24,6 +24,8 @@ seeded_bugs! {
         ReadWithoutPermit,
         /// A primary without a lease serves.
         LeaseIgnored,
+        /// A lease counts before the part has turned to the record for which it is.
+        LeaseForNewerRecord,
         /// A deposed primary does not end its service.
         ServeAfterFollow,
         /// What a deposed primary has in flight is not waited for.

@@ -8,6 +8,7 @@ use super::command::{Failure, Outcome, Reply, Status, joined, slice_pieces, tota
 use super::execution::Context;
 use super::logical_unit::LogicalUnit;
 use super::medium::{Extent, addressed, check_protect};
+use super::mutant::{self, Mutant};
 use super::sense::{AdditionalSense, Sense, SenseKey};
 use crate::volume::device::{BlockDevice, CompareOutcome};
 
@@ -34,6 +35,13 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
         let compare = joined(&slice_pieces(&data_out, 0, half), half);
         let data = joined(&slice_pieces(&data_out, half, 2 * half), half);
+        if mutant::is(Mutant::CompareThenWrite) {
+            let stored = self.medium()?.read(extent.address, extent.count).await?;
+            if joined(&stored, half) == compare {
+                self.medium()?.write(extent.address, vec![data]).await?;
+                return Ok(Reply::good());
+            }
+        }
         match self.medium()?.compare_and_write(extent.address, compare, data).await? {
             CompareOutcome::Written => {
                 self.statistics().count_write(half);

@@ -22,7 +22,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     pub(super) async fn run(&self, context: &Context<'_>, command: Command) -> Outcome {
         context.check_aborted()?;
         let nexus = context.nexus();
-        if !self.is_attached(nexus) {
+        if !self.is_attached(nexus) && !mutant::is(Mutant::LostNexusIsServed) {
             return Err(Failure::Aborted); // the nexus was lost; whatever it sent goes with it
         }
         self.watch_space();

@@ -14,7 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use super::asymmetric_access::{AccessAuthority, AccessState, AsymmetricAccess, GroupAccess};
-use super::command::{Command, Failure, Response, Status};
+use super::command::{Command, Failure, Reply, Response, Status};
 use super::copy::CopyResolver;
 use super::copy_results::CopyResults;
 use super::execution::Context;
@@ -22,6 +22,7 @@ use super::forward::ForwardPath;
 use super::identity::{Identity, NexusId, TargetPort};
 use super::limits;
 use super::mode_page::ModePages;
+use super::mutant::{self, Mutant};
 use super::nexuses::Nexuses;
 use super::reservation::store::RestoreError;
 use super::reservation::{PersistedReservations, ReservationStore, Reservations};
@@ -150,6 +151,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             Failure::NotServing => self.refusal(task.nexus()),
             other => other,
         });
+        let is_good = mutant::is(Mutant::WithdrawnIsGood) && task.is_withdrawn();
+        let outcome = if is_good { Ok(Reply::good()) } else { outcome };
         match task.abort() {
             Some(Abort::Silent) => None,
             Some(Abort::Reported) => Some(Response::of(Status::TaskAborted)),

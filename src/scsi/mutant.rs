@@ -1,6 +1,6 @@
 //! Seeded bugs of this layer, for proof that its tests find such bugs. In no product: outside the crate's own tests
-//! [`is`] is the constant `false`. Those of forwarding are found by random lives (`forward/world`), the others by the
-//! tests that are named below.
+//! [`is`] is the constant `false`. Some are found by random lives of one unit on two nodes (`forward/world`), some by
+//! those of the whole cluster (`sim/cluster_world`), the others by the tests that are named below.
 
 use crate::base::mutant::seeded_bugs;
 
@@ -43,8 +43,49 @@ seeded_bugs! {
         OrderedAsSimple,
         /// A reservation by RESERVE outlives its nexus.
         ReserveOutlivesNexus,
+        /// The loss of a nexus aborts nothing.
+        NexusLossAbortsNothing,
+        /// A command of a nexus that was lost is executed when it comes late.
+        LostNexusIsServed,
+        /// A command that the loss of the device has cut off is answered GOOD.
+        WithdrawnIsGood,
+        /// Reservations are not looked at.
+        ReservationsIgnored,
+        /// PERSISTENT RESERVE OUT is answered before it is saved.
+        ReservationNotSaved,
+        /// PREEMPT AND ABORT waits for nobody.
+        PreemptedNotAwaited,
+        /// The preempted stay registered.
+        PreemptedStayRegistered,
+        /// ALL_TG_PT registers the nexus's own port only.
+        RegisteredOnOnePort,
+        /// Whoever is registered releases what another one holds.
+        ReleaseByAnyone,
+        /// COMPARE AND WRITE compares, then writes.
+        CompareThenWrite,
+        /// UNMAP leaves out the last block.
+        UnmapLeavesLast,
     }
 }
+
+/// Those that random lives of the whole cluster find; what is not among them is found here or in `forward/world`.
+#[cfg(test)]
+pub const FOUND_IN_CLUSTER_WORLD: [Mutant; 14] = [
+    Mutant::AbortNotAwaited,
+    Mutant::AbortedTaskBegins,
+    Mutant::ReservationsForgotten,
+    Mutant::NexusLossAbortsNothing,
+    Mutant::LostNexusIsServed,
+    Mutant::WithdrawnIsGood,
+    Mutant::ReservationsIgnored,
+    Mutant::ReservationNotSaved,
+    Mutant::PreemptedNotAwaited,
+    Mutant::PreemptedStayRegistered,
+    Mutant::RegisteredOnOnePort,
+    Mutant::ReleaseByAnyone,
+    Mutant::CompareThenWrite,
+    Mutant::UnmapLeavesLast,
+];
 
 #[cfg(test)]
 mod tests {
@@ -98,7 +139,8 @@ mod tests {
         let in_random_lives = forward::world::tests::FOUND_IN_RANDOM_LIVES;
         for mutant in Mutant::ALL {
             let is_named = FOUND_BY.iter().any(|(found, _)| *found == mutant);
-            assert!(is_named != in_random_lives.contains(&mutant), "{mutant:?} has one place");
+            let is_found = is_named || in_random_lives.contains(&mutant);
+            assert!(is_found || FOUND_IN_CLUSTER_WORLD.contains(&mutant), "nobody looks for {mutant:?}");
         }
     }
 }

@@ -107,6 +107,9 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
         self.reservations().nexus_lost(nexus);
         self.copy_results().borrow_mut().nexus_lost(nexus);
+        if mutant::is(Mutant::NexusLossAbortsNothing) {
+            return self.tasks().abort_nexus(NexusId(u64::MAX));
+        }
         self.tasks().abort_nexus(nexus)
     }
 

@@ -9,6 +9,7 @@ use super::execution::Context;
 use super::limits;
 use super::logical_unit::LogicalUnit;
 use super::medium::{Extent, addressed, check_protect, length_field};
+use super::mutant::{self, Mutant};
 use super::sense::{AdditionalSense, Sense};
 use crate::volume::device::{AllocationRun, BlockDevice};
 
@@ -29,7 +30,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let extents = self.unmap_extents(&list)?;
         for extent in extents {
             context.check_aborted()?;
-            self.medium()?.unmap(extent.address, extent.count).await?;
+            let is_short = mutant::is(Mutant::UnmapLeavesLast) && extent.count > 1;
+            self.medium()?.unmap(extent.address, extent.count - u64::from(is_short)).await?;
             self.statistics().count_unmap(extent.count * u64::from(self.block_bytes()));
         }
         Ok(Reply::good())

@@ -1,23 +1,34 @@
-//! Whether a history of concurrent operations on one register is linearizable: explained by some order
-//! of single steps that keeps to real time.
+//! Whether a history of concurrent operations on one object is linearizable: explained by some order of single
+//! steps that keeps to real time.
 //!
-//! A register is one sector. Operations that ended without a known outcome (their caller was dropped,
-//! the node crashed) may take effect once or never. The search is exhaustive and remembers where it
-//! has been, so it is quick as long as few operations overlap.
+//! The object is a register (one sector), or whatever implements [`Step`]. Operations that ended without a known
+//! outcome (their caller was dropped, the node crashed) may take effect once or never. The history is walked in the
+//! order of time with the set of all states that explain it so far, so it may be long as long as few operations
+//! overlap.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 
-/// One operation on a register.
+/// One operation on an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
+pub struct Event<A = Action> {
     /// When it was called, on a clock that never shows a time twice.
     pub called: u64,
     /// When it ended; for one that has no known outcome, when it can't take effect any more.
     pub ended: u64,
     /// What it did.
-    pub action: Action,
+    pub action: A,
     /// Whether it may also never have happened.
     pub is_optional: bool,
+}
+
+/// What an operation, with the outcome that it had, does to an object in one step.
+pub trait Step {
+    /// What the object is.
+    type State: Clone + Eq + Hash;
+
+    /// The state after this operation on `state`, or none when it can't have had its outcome then.
+    fn apply(&self, state: &Self::State) -> Option<Self::State>;
 }
 
 /// What an operation did to a register, or saw of it.
@@ -38,76 +49,93 @@ pub enum Action {
     Differs(u64),
 }
 
-impl Action {
-    /// The value after this action on `value`, or none when it can't have happened then.
-    fn apply(self, value: u64) -> Option<u64> {
-        match self {
+impl Step for Action {
+    type State = u64;
+
+    fn apply(&self, value: &u64) -> Option<u64> {
+        match *self {
             Self::Write(written) => Some(written),
-            Self::Read(seen) => (seen == value).then_some(value),
-            Self::Exchange { from, to } => (from == value).then_some(to),
-            Self::Differs(other) => (other != value).then_some(value),
+            Self::Read(seen) => (seen == *value).then_some(seen),
+            Self::Exchange { from, to } => (from == *value).then_some(to),
+            Self::Differs(other) => (other != *value).then_some(*value),
         }
     }
 }
 
-/// Whether `events`, in any order, are linearizable on a register that holds `initial` at first.
+/// Whether `events`, in any order, are linearizable on an object that is `initial` at first.
 #[must_use]
-pub fn is_linearizable(initial: u64, events: &[Event]) -> bool {
-    let mut pending = events.to_vec();
-    pending.sort_by_key(|event| event.called);
-    let mut search = Search { events: pending, visited: HashSet::new() };
-    search.explore(State { done: vec![false; events.len()], value: initial })
+pub fn is_linearizable<A: Step>(initial: A::State, events: &[Event<A>]) -> bool {
+    first_contradiction(initial, events).is_none()
 }
 
-struct Search {
-    events: Vec<Event>,
-    visited: HashSet<State>,
+/// The index of the event with whose end no order explains the history any more.
+///
+/// # Panics
+/// When more than 64 operations are open at a time.
+#[must_use]
+pub fn first_contradiction<A: Step>(initial: A::State, events: &[Event<A>]) -> Option<usize> {
+    let mut moments = Vec::with_capacity(2 * events.len());
+    for (index, event) in events.iter().enumerate() {
+        moments.push((event.called, false, index));
+        moments.push((event.ended, true, index));
+    }
+    moments.sort_unstable();
+    let mut worlds = Worlds { explained: HashSet::from([(0, initial)]), open: Vec::new() };
+    for (_, is_end, index) in moments {
+        if !is_end {
+            worlds.open(index);
+        } else if !worlds.close(events, index) {
+            return Some(index);
+        }
+    }
+    None
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct State {
-    done: Vec<bool>,
-    value: u64,
+/// Everything that may be so at one moment.
+struct Worlds<S> {
+    /// Which of the open operations have taken effect, by their place in `open`, and the state.
+    explained: HashSet<(u64, S)>,
+    /// Operations that have been called and have not ended.
+    open: Vec<Option<usize>>,
 }
 
-impl Search {
-    /// Whether the operations that `state` has not done can follow it. Not recursive: histories are long.
-    fn explore(&mut self, state: State) -> bool {
-        let mut stack = vec![state];
-        while let Some(state) = stack.pop() {
-            let undone = || state.done.iter().zip(&self.events).filter(|(done, _)| !**done);
-            if undone().all(|(_, event)| event.is_optional) {
-                return true;
-            }
-            // Whatever is next was called before any other undone operation had ended.
-            let first_end =
-                undone().filter(|(_, event)| !event.is_optional).map(|(_, event)| event.ended).min();
-            let first_end = first_end.unwrap_or(u64::MAX);
-            for (index, event) in self.events.iter().enumerate() {
-                if event.called > first_end {
-                    break;
-                }
-                if state.done[index] {
-                    continue;
-                }
-                // What takes effect late must still be within its time.
-                let next = event.action.apply(state.value);
-                let Some(value) = next.filter(|_| self.is_in_time(&state, index)) else { continue };
-                let mut done = state.done.clone();
-                done[index] = true;
-                let next = State { done, value };
-                if self.visited.insert(next.clone()) {
-                    stack.push(next);
+impl<S: Clone + Eq + Hash> Worlds<S> {
+    fn open(&mut self, index: usize) {
+        let free = self.open.iter().position(Option::is_none);
+        let place = free.unwrap_or_else(|| {
+            self.open.push(None);
+            self.open.len() - 1
+        });
+        assert!(place < 64, "more operations at a time than this can follow");
+        self.open[place] = Some(index);
+    }
+
+    /// Ends an operation; whether something still explains the history.
+    fn close<A: Step<State = S>>(&mut self, events: &[Event<A>], index: usize) -> bool {
+        self.take_effect(events);
+        let place = self.open.iter().position(|open| *open == Some(index)).expect("it was called before");
+        self.open[place] = None;
+        let (bit, is_optional) = (1 << place, events[index].is_optional);
+        let explained = std::mem::take(&mut self.explained);
+        let left = explained.into_iter().filter(|(done, _)| is_optional || done & bit != 0);
+        self.explained = left.map(|(done, state)| (done & !bit, state)).collect();
+        !self.explained.is_empty()
+    }
+
+    /// Adds what is so when open operations take effect now.
+    fn take_effect<A: Step<State = S>>(&mut self, events: &[Event<A>]) {
+        let mut fresh: Vec<(u64, S)> = self.explained.iter().cloned().collect();
+        while let Some((done, state)) = fresh.pop() {
+            for (place, index) in self.open.iter().enumerate() {
+                let Some(index) = index.filter(|_| done & (1 << place) == 0) else { continue };
+                let Some(after) = events[index].action.apply(&state) else { continue };
+                let next = (done | 1 << place, after);
+                if !self.explained.contains(&next) {
+                    self.explained.insert(next.clone());
+                    fresh.push(next);
                 }
             }
         }
-        false
-    }
-
-    /// Whether no operation that was called after the end of `index` is done already.
-    fn is_in_time(&self, state: &State, index: usize) -> bool {
-        let ended = self.events[index].ended;
-        !state.done.iter().zip(&self.events).any(|(done, event)| *done && event.called > ended)
     }
 }
 

@@ -3,6 +3,8 @@
 //! Guarantees: one seed gives one run, decision for decision ([`executor::Executor::trace_hash`]
 //! proves it); nothing here reads a clock, a socket, a file or the process's entropy.
 
+#[cfg(test)]
+mod cluster_world;
 pub mod disk;
 pub mod executor;
 pub mod fault;

@@ -47,7 +47,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         }
         let before = self.reservations().persistent().clone();
         let change = before.apply(&actor, &request.action).map_err(refusal)?;
-        if change.state != before {
+        if change.state != before && !mutant::is(Mutant::ReservationNotSaved) {
             self.save(PersistedReservations::from(&change.state)).await?;
         }
         if context.task().is_withdrawn() {
@@ -57,6 +57,9 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         let preempted = self.put_in_force(change);
         drop(changing);
 
+        if mutant::is(Mutant::PreemptedNotAwaited) {
+            return Ok(Reply::good());
+        }
         if request.aborts && !mutant::is(Mutant::PreemptedNotAborted) {
             self.tasks().abort_preempted(&preempted, context.task()).wait().await;
         }

@@ -6,6 +6,7 @@ use crate::scsi::cdb::Cdb;
 use crate::scsi::command::{Failure, Outcome, Reply, Status};
 use crate::scsi::execution::Context;
 use crate::scsi::logical_unit::LogicalUnit;
+use crate::scsi::mutant::{self, Mutant};
 use crate::scsi::operation::Access;
 use crate::scsi::sense::Sense;
 use crate::volume::device::BlockDevice;
@@ -46,7 +47,8 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         context: &Context<'_>,
         access: Access,
     ) -> Result<(), Failure> {
-        if matches!(access, Access::Always | Access::Special) {
+        let is_exempt = matches!(access, Access::Always | Access::Special);
+        if is_exempt || mutant::is(Mutant::ReservationsIgnored) {
             return Ok(());
         }
         let reservations = self.reservations();

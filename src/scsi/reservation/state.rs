@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::scsi::identity::{InitiatorPort, Nexus};
 use crate::scsi::limits;
+use crate::scsi::mutant::{self, Mutant};
 use crate::scsi::operation::Access;
 use crate::scsi::sense::AdditionalSense;
 
@@ -313,6 +314,7 @@ impl Change {
         }
         self.state.generation = self.state.generation.wrapping_add(1);
         self.state.aptpl = aptpl;
+        let ports = if mutant::is(Mutant::RegisteredOnOnePort) { &ports[..1] } else { ports };
         for port in ports {
             for initiator in std::iter::once(&actor.initiator).chain(initiators) {
                 let registrant = Registrant { initiator: initiator.clone(), relative_target_port: *port };
@@ -341,7 +343,7 @@ impl Change {
 
     fn release(mut self, actor: &Registrant, key: u64, kind: ReservationType) -> Result<Self, Refusal> {
         self.state.check_key(actor, key)?;
-        if !self.state.is_holder(actor) {
+        if !self.state.is_holder(actor) && !mutant::is(Mutant::ReleaseByAnyone) {
             return Ok(self);
         }
         if self.state.reservation.as_ref().is_some_and(|held| held.kind != kind) {
@@ -396,7 +398,9 @@ impl Change {
         }
         self.state.generation = self.state.generation.wrapping_add(1);
         for victim in victims {
-            self.state.registrations.remove(&victim);
+            if !mutant::is(Mutant::PreemptedStayRegistered) {
+                self.state.registrations.remove(&victim);
+            }
             self.tell(actor, victim.clone(), AdditionalSense::REGISTRATIONS_PREEMPTED);
             self.preempted.push(victim);
         }

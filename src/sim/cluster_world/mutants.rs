@@ -1,0 +1,130 @@
+//! Proof that the random lives find bugs: each seeded one, of the driver of the pair, of the SCSI layer, of the mirror
+//! and of the control plane, by some seed.
+//!
+//! `MUTANT=Name` takes one of them, `SEEDS=n` says how many seeds each may take. Without either, only those run
+//! that are found quickly: continuous integration has a minute for this.
+
+use std::panic::{set_hook, take_hook};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::runs::{number, run};
+use super::scenarios;
+use crate::cluster::mutant as cluster;
+use crate::mirror::mutant as mirror;
+use crate::pair::mutant as pair;
+use crate::scsi::mutant as scsi;
+
+#[derive(Clone, Copy, Debug)]
+enum Mutant {
+    Pair(pair::Mutant),
+    Scsi(scsi::Mutant),
+    Mirror(mirror::Mutant),
+    Cluster(cluster::Mutant),
+}
+
+impl Mutant {
+    /// Those that this world has to find. Of the mirror and the control plane, those that show in what hosts see: each is
+    /// found in a world of its own too.
+    fn all() -> Vec<Self> {
+        let pair = pair::Mutant::ALL.into_iter().map(Self::Pair);
+        let scsi = scsi::FOUND_IN_CLUSTER_WORLD.into_iter().map(Self::Scsi);
+        pair.chain(scsi).chain(MIRROR.map(Self::Mirror)).chain(CLUSTER.map(Self::Cluster)).collect()
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Pair(mutant) => format!("pair {mutant:?}"),
+            Self::Scsi(mutant) => format!("scsi {mutant:?}"),
+            Self::Mirror(mutant) => format!("mirror {mutant:?}"),
+            Self::Cluster(mutant) => format!("cluster {mutant:?}"),
+        }
+    }
+
+    fn with<T>(self, work: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Pair(mutant) => pair::with(mutant, work),
+            Self::Scsi(mutant) => scsi::with(mutant, work),
+            Self::Mirror(mutant) => mirror::with(mutant, work),
+            Self::Cluster(mutant) => cluster::with(mutant, work),
+        }
+    }
+
+    /// The first seed that finds it, and what it said.
+    fn find(self, seeds: u64) -> Option<(u64, String)> {
+        let directed: Option<fn() -> Result<(), String>> = match self {
+            Self::Pair(pair::Mutant::LeaseForNewerRecord) => Some(scenarios::a_new_lease_for_an_old_part),
+            _ => None,
+        };
+        let found = self.with(|| match directed {
+            Some(test) => test().err().map(|problem| (0, problem)),
+            None => (1..=seeds).find_map(|seed| run(seed).err().map(|problem| (seed, problem))),
+        });
+        found.map(|(seed, problem)| (seed, problem.replace('\n', " ").chars().take(160).collect()))
+    }
+}
+
+const MIRROR: [mirror::Mutant; 6] = [
+    mirror::Mutant::GapTaken,
+    mirror::Mutant::LocalNotAwaited,
+    mirror::Mutant::AnswerBeforeDurable,
+    mirror::Mutant::ReplicaChangesKept,
+    mirror::Mutant::HolesNotCopied,
+    mirror::Mutant::JoinNotRecorded,
+];
+
+const CLUSTER: [cluster::Mutant; 4] = [
+    cluster::Mutant::DeposeAtOnce,
+    cluster::Mutant::VoteNotStored,
+    cluster::Mutant::MessagesBeforeSync,
+    cluster::Mutant::RestartedVoterDoesNotWait,
+];
+
+#[test]
+fn every_mutant_is_found() {
+    let seeds = number("SEEDS");
+    let only = std::env::var("MUTANT").ok();
+    let wanted = |mutant: &Mutant| match &only {
+        Some(name) => mutant.name().ends_with(&format!(" {name}")),
+        None => seeds.is_some() || QUICK.contains(&mutant.name().as_str()),
+    };
+    let mutants: Vec<Mutant> = Mutant::all().into_iter().filter(wanted).collect();
+    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    // A mutant's own assertions panic: that is a way of being found, and no news.
+    let hook = take_hook();
+    set_hook(Box::new(|_| {}));
+    let work = || {
+        while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match mutant.find(seeds.unwrap_or(QUICK_SEEDS)) {
+                Some((seed, problem)) => {
+                    println!("mutant {}: found by seed {seed} ({problem})", mutant.name())
+                }
+                None => {
+                    println!("mutant {}: NOT FOUND", mutant.name());
+                    missed.lock().unwrap().push(mutant.name());
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    set_hook(hook);
+    let missed = missed.into_inner().unwrap();
+    println!("mutants of the cluster: {} run, {} not found", mutants.len(), missed.len());
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+/// Those that a few seeds find.
+const QUICK: [&str; 6] = [
+    "pair ShrinkOnProposal",
+    "pair ServeAfterFollow",
+    "scsi WithdrawnIsGood",
+    "scsi UnmapLeavesLast",
+    "scsi ReservationsForgotten",
+    "mirror GapTaken",
+];
+
+/// Most seeds for a mutant when time is short.
+const QUICK_SEEDS: u64 = 60;
