@@ -451,7 +451,7 @@ fn scenario_16_the_source_of_a_resync_dies() {
         pass(&cluster, 300).await;
         assert!(!cluster.serves(S, VOLUME), "it does not have everything");
         cluster.start(P).unwrap();
-        while !cursor().is_some_and(|cursor| cursor > 0) {
+        while cursor().unwrap_or(0) == 0 {
             cluster.clock.sleep(micros(20)).await;
         }
         let resumed_at = cursor().unwrap();
