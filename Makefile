@@ -59,8 +59,10 @@ bench:
 failovers:
 	FAILOVERS=$(FAILOVERS) cargo test --test failover killing_either_node -- --nocapture
 
-# Writes, SIGKILL at any moment, restart and verification, over and over.
+# Verified load for MINUTES each: on a pair whose members are killed, paused, stopped and given new disks, and on a
+# single node that is killed at any moment.
 soak:
+	SOAK_MINUTES=$(MINUTES) cargo test --test pair_soak -- --nocapture
 	SOAK_MINUTES=$(MINUTES) cargo test --test real_initiators -- --nocapture nothing_acknowledged_is_lost_by_sigkill
 
 # Debian packages into target/deb, and a look at how they install, upgrade and leave (as root).

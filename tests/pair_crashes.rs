@@ -77,19 +77,13 @@ impl Site {
         for _ in 0..2 {
             hosts.iter_mut().for_each(Host::check_all);
             let serving = self.cluster.volume("a", VOLUME, "primary");
-            self.move_to(other(&serving));
+            self.cluster.move_volume(VOLUME, other(&serving));
         }
-    }
-
-    fn move_to(&self, node: &str) {
-        self.cluster.administer(other(node), &["volume", "move", VOLUME, "--to", node]);
-        self.wait_served_by(node);
-        self.wait_in_sync(node);
     }
 
     /// Nobody serves, for as long as something would have to happen otherwise.
     fn assert_not_served(&self, node: &str) {
-        let mut host = self.host(9, 1);
+        let mut host = self.host(3, 1);
         let began = std::time::Instant::now();
         while began.elapsed() < WATCHED {
             assert!(!host.is_answered(), "{node} serves without what the other one has");

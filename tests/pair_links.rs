@@ -81,7 +81,7 @@ impl Site {
         let enter = rooms.host_entrance();
         let hosts = load.finish();
         let serving = cluster.volume("a", VOLUME, "primary");
-        cluster.administer(&serving, &["volume", "move", VOLUME, "--to", other(&serving)]);
+        cluster.move_volume(VOLUME, other(&serving));
         Load::start(hosts, enter).finish();
     }
 }
@@ -164,7 +164,7 @@ fn a_host_that_loses_one_of_its_paths() {
         site.rooms().cut(node, "h");
         // It has the other path; where that is not the one that serves, the volume is moved to it.
         if site.serving() == node {
-            site.cluster.administer(node, &["volume", "move", VOLUME, "--to", other(node)]);
+            site.cluster.move_volume(VOLUME, other(node));
         }
         site.assert_goes_on(&format!("the path to {node} is cut"));
         site.rooms().mend(node, "h");

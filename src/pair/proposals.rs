@@ -15,7 +15,7 @@ use crate::cluster::role::Circumstances;
 use crate::cluster::state::Command;
 use crate::cluster::state::history::{CommonPoint, KeptThrough};
 use crate::cluster::state::volume::{Transition, VolumeRecord};
-use crate::mirror::Requirement;
+use crate::mirror::{Coverage, Requirement};
 use crate::store::interface::{BlockStore, ChangeLog};
 
 impl<S: BlockStore + ChangeLog + 'static> Part<S> {
@@ -38,6 +38,10 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
         }
         if node.replicas.stream_epoch(self.id) > record.epoch {
             // A newer epoch has begun, with the peer as primary; its record is on its way here.
+            return;
+        }
+        if node.services.records.coverage(self.id) != Coverage::Whole {
+            // In sync by the record, with a pool that is another one by now: only the peer has the volume.
             return;
         }
         let misses_peer = self.misses_peer(node, now);

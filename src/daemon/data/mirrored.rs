@@ -5,7 +5,7 @@
 //! it; a unit gets its device with the reservations of the newest state. Left to others: what the parts do.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +62,7 @@ pub struct Mirrored<P: Pool> {
     node: Node<P>,
     volumes: Rc<Volumes<P>>,
     pool: Rc<P>,
+    records: Arc<StateDirectory>,
     quorum: QuorumHandle,
     spec: fn(&ControlState, &VolumeRecord) -> VolumeSpec,
     /// Through which index of the control state the parts know it.
@@ -70,6 +71,9 @@ pub struct Mirrored<P: Pool> {
     health: Rc<Cell<StoreHealth>>,
     /// The node is about to stop: its store counts as gone.
     is_leaving: Cell<bool>,
+    has_given_back: Cell<bool>,
+    /// Volumes that this node was in sync with, by the control state, and whose data was gone when it was started.
+    lost: RefCell<BTreeSet<VolumeId>>,
     faces: Rc<Faces<P>>,
     floating: RefCell<Option<FloatingAddresses>>,
 }
@@ -113,7 +117,7 @@ impl<P: Pool> Mirrored<P> {
             own: own.clone(),
             peer: peer.clone(),
             quorum: quorum.clone(),
-            records,
+            records: records.clone(),
             seen_index: seen_index.clone(),
             health: health.clone(),
             events,
@@ -141,11 +145,14 @@ impl<P: Pool> Mirrored<P> {
             node,
             volumes,
             pool,
+            records,
             quorum,
             spec,
             seen_index,
             health,
             is_leaving,
+            has_given_back: Cell::new(false),
+            lost: RefCell::default(),
             faces,
             floating: RefCell::default(),
         })
@@ -245,13 +252,17 @@ impl<P: Pool> Mirrored<P> {
     /// Tells everybody how the store is. When it is gone the lease is given back, so that nobody has to wait for its
     /// end.
     async fn tell_health(&self) {
-        let health = if self.is_leaving.get() { StoreHealth::Gone } else { self.pool.health() };
+        let is_ending = self.is_leaving.get() || self.pool.health() == StoreHealth::Gone;
+        // Whose data was lost is nobody to wait for either: once the peer goes on alone, it is brought up to date.
+        let has_lost = !self.lost.borrow().is_empty();
+        let health = if is_ending || has_lost { StoreHealth::Gone } else { self.pool.health() };
         let before = self.health.replace(health);
         if health != before {
             tracing::warn!(?before, now = ?health, "the store");
             self.quorum.lease().set_store_health(health);
         }
-        if health == StoreHealth::Gone && before != StoreHealth::Gone {
+        // Given back for good, in this life of the node.
+        if is_ending && !self.has_given_back.replace(true) {
             self.quorum.give_back().await;
         }
     }
@@ -275,19 +286,27 @@ impl<P: Pool> Mirrored<P> {
             self.faces.service.stop(id);
             self.faces.known.borrow_mut().remove(&id);
         }
+        self.lost
+            .borrow_mut()
+            .retain(|id| state.volume_by_id(*id).is_some_and(|record| record.in_sync.contains(&self.own)));
         self.node.handle_state(state);
         self.seen_index.set(state.applied_index());
     }
 
     /// Makes a volume known to the pool, and its logical unit to initiators.
     async fn present(self: &Rc<Self>, state: &ControlState, record: &VolumeRecord) -> Result<(), String> {
-        // What is new to a pool that joins an older volume lacks everything.
-        let coverage = match record.epoch {
-            0 | 1 => Coverage::Whole,
-            _ => Coverage::through(Version::default()),
-        };
+        // What is new to a pool that joins an older volume lacks everything. So does what is new to the pool of a node
+        // that has promised an epoch of the volume before: its disks are others than those that it had then.
+        let is_new =
+            record.epoch <= 1 && self.records.promise(record.id.0).is_ok_and(|promised| promised == 0);
+        let coverage = if is_new { Coverage::Whole } else { Coverage::through(Version::default()) };
         let created = self.pool.create_replica(record.id, &coverage.encode()).await;
         created.map_err(|error| error.to_string())?;
+        let is_whole = Kept { pool: self.pool.clone() }.coverage(record.id) == Coverage::Whole;
+        if !is_whole && record.in_sync.contains(&self.own) {
+            tracing::warn!(volume = %record.name, "the pool does not have what this node was in sync with");
+            self.lost.borrow_mut().insert(record.id);
+        }
         let saver_epoch = Rc::new(Cell::new(record.epoch));
         let authority =
             Authority { own_group: self.own_group, volume: record.id, mirrored: Rc::downgrade(self) };

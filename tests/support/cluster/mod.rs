@@ -185,7 +185,7 @@ impl Cluster {
         quorum::found(&log, &name, cluster, self.uuid, 1).expect("the first log can be made");
     }
 
-    pub fn create_disk(&self, node: &str, number: usize) {
+    fn create_disk(&self, node: &str, number: usize) {
         let path = self.disk_path(node, number);
         create(&path, self.settings.disk_bytes, self.settings.allocation).expect("a disk can be created");
     }
@@ -195,6 +195,15 @@ impl Cluster {
         command.arg("--config").arg(self.configuration(node)).args(["format", "--force"]);
         let output = command.output().expect("gemeld can be run");
         assert!(output.status.success(), "{}", text_of(&output));
+    }
+
+    /// New disks, of a new pool, in the place of all that a node had; it must not run.
+    pub fn replace_all_disks(&self, node: &str) {
+        for number in 0..self.settings.disks {
+            std::fs::remove_file(self.disk_path(node, number)).expect("a disk can be removed");
+            self.create_disk(node, number);
+        }
+        self.format(node);
     }
 
     fn configuration_text(&self, member: &str) -> String {
@@ -344,6 +353,18 @@ impl Cluster {
         self.administer("a", &arguments);
         self.administer("a", &["access", "allow", name, "*"]);
         format!("iqn.2026-11.io.gemel:test:{name}")
+    }
+
+    /// Moves a volume to a node, and waits until it is there and in sync. Asked again where it was forgotten, as happens
+    /// when the stream to that node has not begun yet.
+    pub fn move_volume(&self, volume: &str, to: &str) {
+        let from = other(to);
+        self.wait_until("it is moved", || {
+            self.gemel(from, &["volume", "move", volume, "--to", to]).status.success()
+                || self.volume(to, volume, "primary") == to
+        });
+        self.wait_until("it is there", || self.volume(to, volume, "primary") == to);
+        self.wait_in_sync(to, volume);
     }
 
     /// Waits until a node says that a volume is in sync.
