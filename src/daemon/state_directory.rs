@@ -17,6 +17,10 @@ const CONTROL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("control"
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 /// The newest epoch promised, by volume.
 const PROMISES: TableDefinition<'_, u32, u32> = TableDefinition::new("promises");
+/// Numbers by name.
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+/// The greatest number of a volume that there was before this directory.
+const OLDER_VOLUMES: &str = "older-volumes";
 const CONTROL_KEY: &str = "state";
 /// How long a killed predecessor may take to let go of the directory.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -106,6 +110,29 @@ impl StateDirectory {
             Ok(())
         };
         write().map_err(|error| self.records_error(error))
+    }
+
+    /// The greatest number of the volumes that there were before this directory was: `present` the first time, and the
+    /// same ever since.
+    pub fn older_volumes(&self, present: u32) -> Result<u32, StateError> {
+        let write = || -> Result<u64, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let saved = {
+                let mut table = transaction.open_table(NUMBERS)?;
+                let known = table.get(OLDER_VOLUMES)?.map(|known| known.value());
+                match known {
+                    Some(known) => known,
+                    None => {
+                        table.insert(OLDER_VOLUMES, u64::from(present))?;
+                        u64::from(present)
+                    }
+                }
+            };
+            transaction.commit()?;
+            Ok(saved)
+        };
+        let saved = write().map_err(|error| self.records_error(error))?;
+        Ok(u32::try_from(saved).unwrap_or(u32::MAX))
     }
 
     /// The newest epoch promised for a volume; zero when there was none.
@@ -218,6 +245,15 @@ mod tests {
         assert!(error.to_string().contains(&format!("pid {}", std::process::id())), "{error}");
         drop(state);
         assert_eq!(StateDirectory::open(&path).unwrap().control().unwrap(), Some(b"two".to_vec()));
+    }
+
+    #[test]
+    fn what_was_there_before_is_remembered() {
+        let place = tempfile::tempdir().unwrap();
+        let state = StateDirectory::open(place.path()).unwrap();
+        assert_eq!((state.older_volumes(3).unwrap(), state.older_volumes(7).unwrap()), (3, 3));
+        drop(state);
+        assert_eq!(StateDirectory::open(place.path()).unwrap().older_volumes(9).unwrap(), 3);
     }
 
     #[test]

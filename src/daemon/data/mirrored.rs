@@ -72,6 +72,8 @@ pub struct Mirrored<P: Pool> {
     /// The node is about to stop: its store counts as gone.
     is_leaving: Cell<bool>,
     has_given_back: Cell<bool>,
+    /// The greatest number of a volume that was there before this node's records were, once it is known.
+    older_volumes: Cell<Option<u32>>,
     /// Volumes that this node was in sync with, by the control state, and whose data was gone when it was started.
     lost: RefCell<BTreeSet<VolumeId>>,
     faces: Rc<Faces<P>>,
@@ -152,6 +154,7 @@ impl<P: Pool> Mirrored<P> {
             health,
             is_leaving,
             has_given_back: Cell::new(false),
+            older_volumes: Cell::new(None),
             lost: RefCell::default(),
             faces,
             floating: RefCell::default(),
@@ -268,6 +271,13 @@ impl<P: Pool> Mirrored<P> {
     }
 
     async fn take_state(self: &Rc<Self>, state: &ControlState) {
+        if self.older_volumes.get().is_none() {
+            let present = state.volumes().map(|record| record.id.0).max().unwrap_or(0);
+            match self.records.older_volumes(present) {
+                Ok(older) => self.older_volumes.set(Some(older)),
+                Err(error) => tracing::error!(%error, "volumes count as older than the state directory"),
+            }
+        }
         let records = state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored);
         for record in records {
             let is_known = self.faces.known.borrow().contains_key(&record.id);
@@ -296,9 +306,11 @@ impl<P: Pool> Mirrored<P> {
     /// Makes a volume known to the pool, and its logical unit to initiators.
     async fn present(self: &Rc<Self>, state: &ControlState, record: &VolumeRecord) -> Result<(), String> {
         // What is new to a pool that joins an older volume lacks everything. So does what is new to the pool of a node
-        // that has promised an epoch of the volume before: its disks are others than those that it had then.
-        let is_new =
-            record.epoch <= 1 && self.records.promise(record.id.0).is_ok_and(|promised| promised == 0);
+        // that has promised an epoch of the volume before: its disks are others than those that it had then. And
+        // so does what was there before the node's records were: the machine has taken another one's place.
+        let is_older = self.older_volumes.get().is_none_or(|older| record.id.0 <= older);
+        let is_promised = self.records.promise(record.id.0).map_or(true, |promised| promised > 0);
+        let is_new = record.epoch <= 1 && !is_older && !is_promised;
         let coverage = if is_new { Coverage::Whole } else { Coverage::through(Version::default()) };
         let created = self.pool.create_replica(record.id, &coverage.encode()).await;
         created.map_err(|error| error.to_string())?;

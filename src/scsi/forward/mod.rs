@@ -10,7 +10,7 @@
 //!
 //! A forwarded command acts under the nexus of the real initiator port through the real target port, the front's.
 //! The serving node attaches that nexus to its unit as if the session were there
-//! ([`LogicalUnit::attach_forwarded`]) and detaches it when the front says that the session has ended, or when the
+//! ([`attach_forwarded`](crate::scsi::logical_unit::LogicalUnit::attach_forwarded)) and detaches it when the front says that the session has ended, or when the
 //! connection to the front is lost. So reservations, INQUIRY pages and PREEMPT AND ABORT need no rule of their own:
 //! the registrant is the initiator with the front's relative target port.
 //!
@@ -53,8 +53,8 @@
 //!
 //! A forwarded command may wait for mirror writes, which the serving node sends to the front: these must never wait
 //! for a forwarded command, so both have connections and credits of their own. The serving node takes every message
-//! at once; what the front may have under way is bounded ([`limits::FORWARDED_COMMANDS`],
-//! [`limits::FORWARDED_BYTES`]), and what is beyond gets TASK SET FULL (I25). A command is forwarded once: a node that
+//! at once; what the front may have under way is bounded ([`FORWARDED_COMMANDS`](crate::scsi::limits::FORWARDED_COMMANDS),
+//! [`FORWARDED_BYTES`](crate::scsi::limits::FORWARDED_BYTES)), and what is beyond gets TASK SET FULL (I25). A command is forwarded once: a node that
 //! does not serve refuses what was forwarded to it.
 
 pub mod front;
