@@ -96,7 +96,12 @@ impl Pair {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(line), "{text}");
         std::fs::write(&path, text.replacen(line, instead, 1)).unwrap();
-        self.restart(node);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gemel"));
+        command.args(["demo", "restart", node, "--dir"]).arg(&self.dir);
+        let output = finish(command);
+        // The command may have asked what was left of the node's former process: then the node is up all the same.
+        let is_answered = || self.gemel(node, &["status"]).status.code().is_some_and(|code| code < 64);
+        wait_until(&format!("it answers: {}", errors(&output)), is_answered);
     }
 
     /// The portal of a node.
