@@ -1,6 +1,8 @@
 //! Failures that the cluster has to survive, one by one, with the numbers that the project's list of failures gives
 //! them (the table in docs/simulator.md says where the others are). The volume's home is the first node.
 
+// Longer than others because the scenarios are one list, of which each entry is read by itself.
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
