@@ -1,6 +1,8 @@
 //! Failures that the cluster has to survive, one by one, with the numbers that the project's list of failures gives
 //! them (the table in docs/simulator.md says where the others are). The volume's home is the first node.
 
+// Longer than others because the scenarios are one list, of which each entry is read by itself.
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -844,6 +846,59 @@ fn a_begin_that_comes_while_a_node_drains_waits_for_the_drain() {
         assert!(late.iter().all(|late| late.get() != Some(true)));
         heals(&cluster).await;
     });
+}
+
+/// What a primary alone had when it fell over is in doubt: it is not read before it is settled.
+pub(super) async fn a_read_of_what_is_in_doubt(cluster: Rc<Cluster>) {
+    let (one, other) = (host(&cluster, 0), host(&cluster, 1));
+    assert!(one.write(P, sectors(0)).await);
+    cluster.set_link(P, S, false);
+    let in_doubt = begin_write(&cluster, &one, P, 0);
+    pass(&cluster, 1).await;
+    cluster.kill(P);
+    cluster.start(P).unwrap();
+    until(&cluster, "the first one serves", || cluster.serves(P, VOLUME)).await;
+    let is_both = cluster.in_sync(VOLUME) == 2;
+    assert!(other.read(P, sectors(0)).await.is_some());
+    cluster.crash(P);
+    assert_ne!(in_doubt.get(), Some(true));
+    cluster.mend_network();
+    if is_both {
+        until(&cluster, "the other one serves", || cluster.serves(S, VOLUME)).await;
+        assert!(other.read(S, sectors(0)).await.is_some());
+    }
+    heals(&cluster).await;
+}
+
+#[test]
+fn what_is_in_doubt_is_settled_before_it_is_read() {
+    scenario(a_read_of_what_is_in_doubt);
+}
+
+/// A volume is to move while the one that serves it has a write on its way, which only the other one gets to its disks.
+pub(super) async fn a_move_with_a_write_on_its_way(cluster: Rc<Cluster>) {
+    let (one, other) = (host(&cluster, 0), host(&cluster, 1));
+    assert!(one.write(P, sectors(0)).await);
+    cluster.rooms[P].stall(Instant(cluster.clock.now().0 + 100_000_000));
+    let on_its_way = begin_write(&cluster, &one, P, 0);
+    pass(&cluster, 1).await;
+    assert!(cluster.life(P).unwrap().data().unwrap().node.hand_over(VOLUME, "it was asked for"));
+    until(&cluster, "the other one serves", || cluster.serves(S, VOLUME)).await;
+    assert!(other.read(S, sectors(0)).await.is_some());
+    cluster.crash(P);
+    cluster.crash(S);
+    assert_ne!(on_its_way.get(), Some(true));
+    cluster.start(P).unwrap();
+    pass(&cluster, 300).await;
+    if cluster.serves(P, VOLUME) {
+        assert!(other.read(P, sectors(0)).await.is_some());
+    }
+    heals(&cluster).await;
+}
+
+#[test]
+fn nothing_is_on_its_way_when_a_volume_moves() {
+    scenario(a_move_with_a_write_on_its_way);
 }
 
 /// A read hangs at a deposed primary, which learns at one moment that it is deposed and that it has a lease again.
