@@ -13,8 +13,11 @@ mod initiator;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use cluster::{Cluster, ClusterSettings, NODES, holds_within, other};
+use gemel::iscsi::initiator::{Event, LoginSettings};
 use host::{Host, Load};
+use initiator::{Session, write_command};
 
 const VOLUME: &str = "data";
 /// XenServer's high availability gives up after 30 s; we never come near.
@@ -106,6 +109,39 @@ fn scenario_06_a_primary_that_is_paused_comes_back_with_writes_that_nobody_gets(
     site.wait_in_sync("b");
     load.wait_for_more();
     site.check_on_both(&mut load.finish());
+}
+
+#[test]
+fn a_node_that_stood_still_passes_on_nothing_that_waited_in_its_sockets() {
+    let site = Site::start();
+    let open = |node: &str| {
+        let settings = LoginSettings::normal("iqn.2026-11.io.gemel:still", &site.target);
+        Session::open(site.cluster.portal(node), settings).unwrap()
+    };
+    let block = |stamp: u8| Bytes::from(vec![stamp; 512]);
+    let write = |path: &mut Session, stamp: u8| {
+        // Unit attentions come first.
+        assert!(holds_within(Duration::from_secs(10), || path.write(0, 0, block(stamp)).unwrap().is_good()));
+    };
+    let (mut over_a, mut over_b) = (open("a"), open("b"));
+    write(&mut over_b, 1);
+    site.cluster.pause("b");
+    over_b.connection.submit(write_command(0, 0, 1, block(2)));
+    over_b.flush().unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    // The host has given that path up, and goes on over the other one.
+    write(&mut over_a, 3);
+    site.cluster.go_on("b");
+    site.wait_in_sync("a");
+    let end = loop {
+        match over_b.next_event_within(Duration::from_secs(10)) {
+            Ok(Event::Asynchronous(_)) => {}
+            end => break end,
+        }
+    };
+    assert!(end.is_err(), "the session from before is dropped, not answered: {end:?}");
+    let read = (0..10).map(|_| over_a.read(0, 0, 1).unwrap()).find(|read| read.is_good()).unwrap();
+    assert!(read.data == block(3), "what was sent before the pause has come through");
 }
 
 #[test]

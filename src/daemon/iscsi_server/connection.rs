@@ -48,7 +48,7 @@ pub async fn run<P: Pool>(
     machine: Connection,
     mailbox: Mailbox,
 ) {
-    let now = server.now();
+    let (now, standstills) = (server.now(), server.standstills());
     let mut task = ConnectionTask {
         timer: Box::pin(tokio::time::sleep(Duration::MAX)),
         timer_at: None,
@@ -58,6 +58,7 @@ pub async fn run<P: Pool>(
         drain: None,
         is_logged_in: false,
         is_over: false,
+        standstills,
         server,
         id,
         stream,
@@ -99,6 +100,8 @@ struct ConnectionTask<P: Pool> {
     is_logged_in: bool,
     /// The state machine has said that the connection ends.
     is_over: bool,
+    /// How often this node had stood still when the connection began.
+    standstills: u64,
 }
 
 impl<P: Pool> ConnectionTask<P> {
@@ -111,7 +114,7 @@ impl<P: Pool> ConnectionTask<P> {
     ) -> Poll<()> {
         for _ in 0..TURNS {
             self.now = self.server.now();
-            let mut is_busy = false;
+            let mut is_busy = self.drop_after_standstill();
             if self.mailbox.take_poke(context.waker()) {
                 self.read_mail();
                 is_busy = true;
@@ -137,6 +140,17 @@ impl<P: Pool> ConnectionTask<P> {
         }
         context.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Ends a connection whose host may have gone on elsewhere while this node stood still, before anything of it is
+    /// read or executed.
+    fn drop_after_standstill(&mut self) -> bool {
+        let standstills = self.server.standstills();
+        let is_stale = std::mem::replace(&mut self.standstills, standstills) != standstills && !self.is_over;
+        if is_stale {
+            self.machine.drop_connection(CloseReason::Dropped, self.now);
+        }
+        is_stale
     }
 
     fn read_mail(&mut self) {

@@ -8,6 +8,7 @@ mod connection;
 mod linger;
 mod mailbox;
 mod policy;
+mod pulse;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -40,9 +41,12 @@ use crate::iscsi::settings::{DigestOffer, TargetSettings};
 use linger::Lingering;
 use mailbox::{Mailbox, Message};
 use policy::{Policy, Redirection};
+use pulse::Pulse;
 
 /// Write data that each connection may always have on its way, whatever the others do.
 const GUARANTEE_BYTES: u64 = 64 << 10;
+/// How often is looked whether this node has stood still.
+const PULSE_PERIOD: Duration = Duration::from_millis(100);
 /// Pause of a listener when the system has no more descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,6 +70,8 @@ pub struct IscsiServer<P: Pool> {
     /// Sockets of connections that have ended.
     lingering: Lingering,
     is_stopping: Cell<bool>,
+    /// In a pair, where hosts go on over another path while this node stands still.
+    pulse: Option<Pulse>,
     counters: Counters,
 }
 
@@ -110,6 +116,7 @@ impl<P: Pool> IscsiServer<P> {
             connection_ended: Notify::new(),
             lingering: Lingering::default(),
             is_stopping: Cell::new(false),
+            pulse: config.pair.is_some().then(Pulse::new),
             counters: Counters::default(),
         })
     }
@@ -140,11 +147,26 @@ impl<P: Pool> IscsiServer<P> {
             Redirection { portals: self.config.redirecting_portals.clone(), to: self.config.redirect_to },
             random,
         ));
+        if self.pulse.is_some() {
+            let server = Rc::downgrade(self);
+            tokio::task::spawn_local(async move {
+                while let Some(server) = server.upgrade() {
+                    server.standstills();
+                    drop(server);
+                    tokio::time::sleep(PULSE_PERIOD).await;
+                }
+            });
+        }
         for (_, listener) in sockets {
             let accepting = self.clone().accept(listener, policy.clone());
             self.listeners.borrow_mut().push(tokio::task::spawn_local(accepting));
         }
         Ok(())
+    }
+
+    /// How often this node has stood still, where that matters.
+    fn standstills(&self) -> u64 {
+        self.pulse.as_ref().map_or(0, Pulse::standstills)
     }
 
     async fn accept(self: Rc<Self>, listener: TcpListener, policy: Rc<dyn LoginPolicy>) {
