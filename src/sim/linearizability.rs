@@ -6,7 +6,7 @@
 //! order of time with the set of all states that explain it so far, so it may be long as long as few operations
 //! overlap.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
 /// One operation on an object.
@@ -80,10 +80,10 @@ pub fn first_contradiction<A: Step>(initial: A::State, events: &[Event<A>]) -> O
         moments.push((event.ended, true, index));
     }
     moments.sort_unstable();
-    let mut worlds = Worlds { explained: HashSet::from([(0, initial)]), open: Vec::new() };
+    let mut worlds = Worlds::new(initial);
     for (_, is_end, index) in moments {
         if !is_end {
-            worlds.open(index);
+            worlds.open(index, events[index].is_optional);
         } else if !worlds.close(events, index) {
             return Some(index);
         }
@@ -93,14 +93,22 @@ pub fn first_contradiction<A: Step>(initial: A::State, events: &[Event<A>]) -> O
 
 /// Everything that may be so at one moment.
 struct Worlds<S> {
-    /// Which of the open operations have taken effect, by their place in `open`, and the state.
-    explained: HashSet<(u64, S)>,
+    /// Of the open operations that must have an effect, those that have had it, by their places in `open`, and the
+    /// state: with which of the others that can be so. Of these only the least sets are kept: what has not taken
+    /// effect may still do so, or never, so a larger set explains nothing that a part of it does not.
+    explained: HashMap<(u64, S), Vec<u64>>,
     /// Operations that have been called and have not ended.
     open: Vec<Option<usize>>,
+    /// Places of those that may also never take effect.
+    optional: u64,
 }
 
 impl<S: Clone + Eq + Hash> Worlds<S> {
-    fn open(&mut self, index: usize) {
+    fn new(initial: S) -> Self {
+        Self { explained: HashMap::from([((0, initial), vec![0])]), open: Vec::new(), optional: 0 }
+    }
+
+    fn open(&mut self, index: usize, is_optional: bool) {
         let free = self.open.iter().position(Option::is_none);
         let place = free.unwrap_or_else(|| {
             self.open.push(None);
@@ -108,6 +116,7 @@ impl<S: Clone + Eq + Hash> Worlds<S> {
         });
         assert!(place < 64, "more operations at a time than this can follow");
         self.open[place] = Some(index);
+        self.optional |= u64::from(is_optional) << place;
     }
 
     /// Ends an operation; whether something still explains the history.
@@ -116,26 +125,44 @@ impl<S: Clone + Eq + Hash> Worlds<S> {
         let place = self.open.iter().position(|open| *open == Some(index)).expect("it was called before");
         self.open[place] = None;
         let (bit, is_optional) = (1 << place, events[index].is_optional);
-        let explained = std::mem::take(&mut self.explained);
-        let left = explained.into_iter().filter(|(done, _)| is_optional || done & bit != 0);
-        self.explained = left.map(|(done, state)| (done & !bit, state)).collect();
+        self.optional &= !bit;
+        for ((done, state), sets) in std::mem::take(&mut self.explained) {
+            for others in sets.into_iter().filter(|_| is_optional || done & bit != 0) {
+                self.add(done & !bit, &state, others & !bit);
+            }
+        }
         !self.explained.is_empty()
     }
 
     /// Adds what is so when open operations take effect now.
     fn take_effect<A: Step<State = S>>(&mut self, events: &[Event<A>]) {
-        let mut fresh: Vec<(u64, S)> = self.explained.iter().cloned().collect();
-        while let Some((done, state)) = fresh.pop() {
-            for (place, index) in self.open.iter().enumerate() {
-                let Some(index) = index.filter(|_| done & (1 << place) == 0) else { continue };
+        let known = self.explained.iter();
+        let mut fresh: VecDeque<(u64, S, u64)> = known
+            .flat_map(|((done, state), others)| others.iter().map(|others| (*done, state.clone(), *others)))
+            .collect();
+        while let Some((done, state, others)) = fresh.pop_front() {
+            for place in 0..self.open.len() {
+                let bit = 1 << place;
+                let Some(index) = self.open[place].filter(|_| (done | others) & bit == 0) else { continue };
                 let Some(after) = events[index].action.apply(&state) else { continue };
-                let next = (done | 1 << place, after);
-                if !self.explained.contains(&next) {
-                    self.explained.insert(next.clone());
-                    fresh.push(next);
+                let is_optional = self.optional & bit != 0;
+                let (done, others) = if is_optional { (done, others | bit) } else { (done | bit, others) };
+                if self.add(done, &after, others) {
+                    fresh.push_back((done, after, others));
                 }
             }
         }
+    }
+
+    /// Whether that was not known, nor anything that explains as much.
+    fn add(&mut self, done: u64, state: &S, others: u64) -> bool {
+        let least = self.explained.entry((done, state.clone())).or_default();
+        if least.iter().any(|known| known & others == *known) {
+            return false;
+        }
+        least.retain(|known| known & others != others);
+        least.push(others);
+        true
     }
 }
 

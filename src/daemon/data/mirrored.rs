@@ -305,12 +305,13 @@ impl<P: Pool> Mirrored<P> {
 
     /// Makes a volume known to the pool, and its logical unit to initiators.
     async fn present(self: &Rc<Self>, state: &ControlState, record: &VolumeRecord) -> Result<(), String> {
-        // What is new to a pool that joins an older volume lacks everything. So does what is new to the pool of a node
-        // that has promised an epoch of the volume before: its disks are others than those that it had then. And
-        // so does what was there before the node's records were: the machine has taken another one's place.
+        // What was never served lacks nothing. What is new to a pool that joins an older volume lacks everything. So does
+        // what is new to the pool of a node that has promised an epoch of the volume before: its disks are others
+        // than those that it had then. And so does what was served before the node's records were there: the machine
+        // has taken another one's place. (A newcomer's first state is a snapshot that names it, never an old entry.)
         let is_older = self.older_volumes.get().is_none_or(|older| record.id.0 <= older);
         let is_promised = self.records.promise(record.id.0).map_or(true, |promised| promised > 0);
-        let is_new = record.epoch <= 1 && !is_older && !is_promised;
+        let is_new = !is_promised && (record.epoch == 0 || (record.epoch == 1 && !is_older));
         let coverage = if is_new { Coverage::Whole } else { Coverage::through(Version::default()) };
         let created = self.pool.create_replica(record.id, &coverage.encode()).await;
         created.map_err(|error| error.to_string())?;
