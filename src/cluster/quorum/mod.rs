@@ -11,6 +11,8 @@
 //! Left to others: carrying messages, authenticating the sender included; when to propose what
 //! ([`super::role`]); serving only while [`Lease::is_held`] says so for the state that the server has seen.
 
+mod holding;
+mod housekeeping;
 mod leading;
 pub mod message;
 mod proposals;
@@ -20,15 +22,16 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use self::holding::Holding;
+pub use self::holding::Lease;
 use self::leading::{Answer, Leading};
 use self::message::Message;
 use self::proposals::Proposals;
-use super::lease::{Holder, LeaseRequest, LeaseTerms, Voter};
+use super::lease::{LeaseTerms, Voter};
 use super::name::NodeName;
 use super::raft::log::Medium;
 use super::raft::member::Member;
 use super::raft::{self, Consensus, ConsensusError, Leadership, MemberId, Voters};
-use super::state::node::Description;
 use super::state::{Command, ControlState, Outcome, Rejection};
 
 /// A member of the quorum.
@@ -118,23 +121,6 @@ pub enum Effect {
     },
 }
 
-/// The lease of this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lease {
-    /// Until when; zero without one.
-    pub held_until_ms: u64,
-    /// It is for those who have seen the control state through this index.
-    pub from_index: u64,
-}
-
-impl Lease {
-    /// Whether who has seen the control state through `seen_index` may serve at this moment.
-    #[must_use]
-    pub fn is_held(&self, now_ms: u64, seen_index: u64) -> bool {
-        now_ms < self.held_until_ms && seen_index >= self.from_index
-    }
-}
-
 /// Why a proposal had no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposalError {
@@ -195,30 +181,11 @@ impl View {
     }
 }
 
-/// This node's own lease.
-struct Holding {
-    holder: Holder,
-    is_store_healthy: bool,
-    /// Granted, but this member does not know yet what it presupposes.
-    granted: Option<(LeaseRequest, u64)>,
-    from_index: u64,
-    /// What was given back last, said again for a while.
-    given_back: Option<(LeaseRequest, u64)>,
-    published: Lease,
-}
-
 impl<M: Medium> Quorum<M> {
     /// Goes on with a member that was just opened, joined or founded.
     pub fn new(member: Member<M>, setup: Setup, now_ms: u64) -> Self {
         let leadership = member.leadership();
-        let holding = Holding {
-            holder: Holder::new(setup.terms, setup.life),
-            is_store_healthy: true,
-            granted: None,
-            from_index: 0,
-            given_back: None,
-            published: Lease::default(),
-        };
+        let holding = Holding::new(&setup);
         let mut quorum = Self {
             voter: Voter::new(setup.terms, now_ms, leadership.term),
             proposals: Proposals::new(setup.life),
@@ -302,27 +269,6 @@ impl<M: Medium> Quorum<M> {
             self.send(leader, Message::Replace { seat });
         }
         self.settle();
-    }
-
-    /// Whether the node's store is well: while it is not, the lease is not renewed.
-    pub fn set_store_health(&mut self, is_healthy: bool) {
-        self.holding.is_store_healthy = is_healthy;
-    }
-
-    /// Gives the lease back: this node has stopped serving.
-    pub fn give_back(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
-        let given_back = self.holding.holder.give_back();
-        self.holding.granted = None;
-        self.holding.given_back = Some((given_back, now_ms));
-        self.send_to_all(&Message::LeaseGivenBack(given_back));
-        self.settle();
-    }
-
-    /// Asks for leases again after [`Self::give_back`].
-    pub fn resume(&mut self) {
-        self.holding.holder.resume();
-        self.holding.given_back = None;
     }
 
     /// The next thing to do; none until something happens.
@@ -559,101 +505,6 @@ impl<M: Medium> Quorum<M> {
         }
     }
 
-    fn renew_lease(&mut self) {
-        if self.setup.kind == SeatKind::Witness {
-            return;
-        }
-        let now_ms = self.now_ms;
-        if let Some((given_back, since_ms)) = self.holding.given_back
-            && now_ms < since_ms + self.setup.terms.bound_ms()
-        {
-            self.send_to_all(&Message::LeaseGivenBack(given_back));
-        }
-        let Some(leader) = self.leadership.leader else { return };
-        let request = self.holding.holder.poll_request(now_ms, self.holding.is_store_healthy);
-        if let Some(request) = request {
-            self.send(leader, Message::LeaseRequest(request));
-        }
-    }
-
-    /// Counts a grant once everything is known here that was decided before it.
-    fn count_grant(&mut self) {
-        let holding = &mut self.holding;
-        if let Some((request, from_index)) = holding.granted
-            && self.state.applied_index() >= from_index
-        {
-            holding.granted = None;
-            holding.from_index = holding.from_index.max(from_index);
-            holding.holder.handle_grant(self.now_ms, request);
-        }
-        let lease = Lease { held_until_ms: holding.holder.held_until_ms(), from_index: holding.from_index };
-        if lease != holding.published {
-            holding.published = lease;
-            self.effects.push_back(Effect::LeaseChanged(lease));
-        }
-    }
-
-    /// What a leader does unasked: seats for those who have none yet, and their names in the control state.
-    fn keep_house(&mut self) {
-        if self.leading.is_none() || self.member.is_changing_voters() {
-            return;
-        }
-        let voters = self.member.voters();
-        let vacant = self.peers.iter().find(|(name, peer)| {
-            !voters.contains_key(&peer.member) && voters.values().all(|seat| seat != name.as_str())
-        });
-        let own_is_known = self.is_in_state(&self.setup.name, self.setup.kind);
-        if let Some((name, peer)) = vacant.filter(|_| own_is_known) {
-            let seat = (peer.member, name.to_string());
-            let changed = self.member.change_voters(Some(seat), None).map(drop);
-            return self.note(changed);
-        }
-        if self.housekeeping.is_some_and(|number| self.proposals.is_open(number)) {
-            return;
-        }
-        let own = (&self.setup.name, self.setup.kind);
-        let members = std::iter::once(own).chain(self.peers.iter().map(|(name, peer)| (name, peer.kind)));
-        let unknown = members.into_iter().find(|(name, kind)| !self.is_in_state(name, *kind));
-        if let Some((name, kind)) = unknown {
-            let command = match kind {
-                SeatKind::Node => Command::AddNode { name: name.clone() },
-                SeatKind::Witness => Command::SetWitness { description: Description::default() },
-            };
-            self.housekeeping = Some(self.proposals.open(self.now_ms, &command, &mut self.effects));
-            self.settle();
-        }
-    }
-
-    fn is_in_state(&self, name: &NodeName, kind: SeatKind) -> bool {
-        match kind {
-            SeatKind::Node => self.state.nodes().any(|(node, _)| node == name),
-            SeatKind::Witness => self.state.witness().is_some(),
-        }
-    }
-
-    fn replace(&mut self, seat: &NodeName) {
-        let Some(present) = self.peers.get(seat).map(|peer| peer.member) else { return };
-        let voters = self.member.voters();
-        let lost = voters.iter().find(|(_, name)| *name == seat.as_str()).map(|(id, _)| *id);
-        if self.leading.is_some() && lost.is_some_and(|lost| lost != present) {
-            let changed = self.member.change_voters(Some((present, seat.to_string())), lost).map(drop);
-            self.note(changed);
-        }
-    }
-
-    fn compact(&mut self) {
-        let is_long =
-            self.member.log_length() >= MOST_LOG_ENTRIES || self.bytes_since_snapshot >= MOST_LOG_BYTES;
-        if self.failure.is_some() || !(is_long || self.is_snapshot_due) {
-            return;
-        }
-        let compacted = self.member.compact(self.member.applied_index(), self.state.encode());
-        if compacted.is_ok() {
-            (self.bytes_since_snapshot, self.is_snapshot_due) = (0, false);
-        }
-        self.note(compacted);
-    }
-
     /// Hands out the next proposal that waits for a leader; false when there is nothing to hand out.
     fn send_proposal(&mut self) -> bool {
         let Some(leader) = self.leadership.leader else { return false };
@@ -702,7 +553,3 @@ impl<M: Medium> Quorum<M> {
         }
     }
 }
-
-/// Where the log is cut off by a snapshot.
-const MOST_LOG_ENTRIES: usize = 10_000;
-const MOST_LOG_BYTES: usize = 8 << 20;

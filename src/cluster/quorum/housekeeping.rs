@@ -1,0 +1,77 @@
+//! What is done unasked: seats and names for newcomers, a seat for who lost its log, and a log that stays short.
+
+use super::{Quorum, SeatKind};
+use crate::cluster::name::NodeName;
+use crate::cluster::raft::Consensus;
+use crate::cluster::raft::log::Medium;
+use crate::cluster::state::Command;
+use crate::cluster::state::node::Description;
+
+impl<M: Medium> Quorum<M> {
+    /// What a leader does unasked: seats for those who have none yet, and their names in the control state.
+    pub(super) fn keep_house(&mut self) {
+        if self.leading.is_none() || self.member.is_changing_voters() {
+            return;
+        }
+        let voters = self.member.voters();
+        let vacant = self.peers.iter().find(|(name, peer)| {
+            !voters.contains_key(&peer.member) && voters.values().all(|seat| seat != name.as_str())
+        });
+        let own_is_known = self.is_in_state(&self.setup.name, self.setup.kind);
+        if let Some((name, peer)) = vacant.filter(|_| own_is_known) {
+            let seat = (peer.member, name.to_string());
+            let changed = self.member.change_voters(Some(seat), None).map(drop);
+            return self.note(changed);
+        }
+        if self.housekeeping.is_some_and(|number| self.proposals.is_open(number)) {
+            return;
+        }
+        let own = (&self.setup.name, self.setup.kind);
+        let members = std::iter::once(own).chain(self.peers.iter().map(|(name, peer)| (name, peer.kind)));
+        let unknown = members.into_iter().find(|(name, kind)| !self.is_in_state(name, *kind));
+        if let Some((name, kind)) = unknown {
+            let command = match kind {
+                SeatKind::Node => Command::AddNode { name: name.clone() },
+                SeatKind::Witness => Command::SetWitness { description: Description::default() },
+            };
+            self.housekeeping = Some(self.proposals.open(self.now_ms, &command, &mut self.effects));
+            self.settle();
+        }
+    }
+
+    fn is_in_state(&self, name: &NodeName, kind: SeatKind) -> bool {
+        match kind {
+            SeatKind::Node => self.state.nodes().any(|(node, _)| node == name),
+            SeatKind::Witness => self.state.witness().is_some(),
+        }
+    }
+
+    /// Puts the present identity of the member in `seat` in the place of the one that is lost.
+    pub(super) fn replace(&mut self, seat: &NodeName) {
+        let Some(present) = self.peers.get(seat).map(|peer| peer.member) else { return };
+        let voters = self.member.voters();
+        let lost = voters.iter().find(|(_, name)| *name == seat.as_str()).map(|(id, _)| *id);
+        if self.leading.is_some() && lost.is_some_and(|lost| lost != present) {
+            let changed = self.member.change_voters(Some((present, seat.to_string())), lost).map(drop);
+            self.note(changed);
+        }
+    }
+
+    /// Cuts a log that has become long, or that a newcomer needs a snapshot of.
+    pub(super) fn compact(&mut self) {
+        let is_long =
+            self.member.log_length() >= MOST_LOG_ENTRIES || self.bytes_since_snapshot >= MOST_LOG_BYTES;
+        if self.failure.is_some() || !(is_long || self.is_snapshot_due) {
+            return;
+        }
+        let compacted = self.member.compact(self.member.applied_index(), self.state.encode());
+        if compacted.is_ok() {
+            (self.bytes_since_snapshot, self.is_snapshot_due) = (0, false);
+        }
+        self.note(compacted);
+    }
+}
+
+/// Where the log is cut off by a snapshot.
+const MOST_LOG_ENTRIES: usize = 10_000;
+const MOST_LOG_BYTES: usize = 8 << 20;
