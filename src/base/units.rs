@@ -32,6 +32,9 @@ pub struct Version {
 }
 
 impl Version {
+    /// Not older than any other.
+    pub const GREATEST: Self = Self { epoch: u32::MAX, sequence: u64::MAX };
+
     /// Whether a replica that has everything through `point` has this. Sequence numbers grow along a
     /// volume's whole history, so a version of an older epoch with a greater number than the point's is
     /// *not* covered: it was given away beside the history, though it compares as less.

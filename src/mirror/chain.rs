@@ -193,6 +193,7 @@ impl Chain {
             let (first, count) = match write {
                 BlockWrite::Data { address, .. } => (address.0, 1),
                 BlockWrite::Hole { address, count } => (address.0, *count),
+                BlockWrite::Snapshot { .. } | BlockWrite::SnapshotDropped { .. } => return false,
             };
             first < end && address.0 < first.saturating_add(count)
         };

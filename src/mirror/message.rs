@@ -232,7 +232,8 @@ pub enum ReplicaFailure {
 pub fn size_of_writes(writes: &[BlockWrite]) -> u64 {
     let size = |write: &BlockWrite| match write {
         BlockWrite::Data { data, .. } => data.len() as u64 + PER_CHANGE_BYTES,
-        BlockWrite::Hole { .. } => PER_CHANGE_BYTES,
+        BlockWrite::Snapshot { record } => record.len() as u64 + PER_CHANGE_BYTES,
+        BlockWrite::Hole { .. } | BlockWrite::SnapshotDropped { .. } => PER_CHANGE_BYTES,
     };
     PER_CHANGE_BYTES + writes.iter().map(size).sum::<u64>()
 }

@@ -16,7 +16,7 @@ use super::message::{FromReplica, ReplicaFailure, StreamId, ToReplica};
 use crate::base::checksum::Crc32;
 use crate::base::codec::{CutShort, Reader, Writer};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
-use crate::store::interface::{BlockWrite, ChangedRun, Changes, StoreError};
+use crate::store::interface::{BlockWrite, ChangedRun, Changes, MAX_SNAPSHOT_RECORD_BYTES, StoreError};
 
 /// Why bytes are no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -238,6 +238,15 @@ fn put_writes(header: &mut Vec<u8>, writes: &[BlockWrite]) -> Vec<Bytes> {
                 header.put_u64(address.0);
                 header.put_u64(*count);
             }
+            BlockWrite::Snapshot { record } => {
+                header.put_u8(SNAPSHOT);
+                header.put_u16(record.len() as u16);
+                header.put(record);
+            }
+            BlockWrite::SnapshotDropped { snapshot } => {
+                header.put_u8(SNAPSHOT_DROPPED);
+                put_version(header, *snapshot);
+            }
         }
     }
     pieces
@@ -248,7 +257,12 @@ fn read_writes(fields: &mut Reader<'_>, mut data: Bytes) -> Result<Vec<BlockWrit
     let mut writes = Vec::with_capacity(fields.remaining() / LEAST_CHANGE_BYTES);
     let mut end = 0;
     while fields.remaining() > 0 {
-        let (tag, address) = (fields.u8()?, fields.u64()?);
+        let tag = fields.u8()?;
+        if let Some(write) = read_snapshot(tag, fields)? {
+            writes.push(write);
+            continue;
+        }
+        let address = fields.u64()?;
         if address < end {
             return Err(WireError::Malformed);
         }
@@ -279,6 +293,21 @@ fn read_writes(fields: &mut Reader<'_>, mut data: Bytes) -> Result<Vec<BlockWrit
         return Err(WireError::Malformed);
     }
     Ok(writes)
+}
+
+/// The taking or dropping of a snapshot, if that is what the tag says.
+fn read_snapshot(tag: u8, fields: &mut Reader<'_>) -> Result<Option<BlockWrite>, WireError> {
+    Ok(match tag {
+        SNAPSHOT => {
+            let length = usize::from(fields.u16()?);
+            if length > MAX_SNAPSHOT_RECORD_BYTES {
+                return Err(WireError::Malformed);
+            }
+            Some(BlockWrite::Snapshot { record: Bytes::copy_from_slice(fields.bytes(length)?) })
+        }
+        SNAPSHOT_DROPPED => Some(BlockWrite::SnapshotDropped { snapshot: read_version(fields)? }),
+        _ => None,
+    })
 }
 
 fn put_coverage(header: &mut Vec<u8>, coverage: &Coverage) {
@@ -353,6 +382,15 @@ fn put_failure(header: &mut Vec<u8>, reason: &ReplicaFailure) {
         }
         ReplicaFailure::Records => header.put_u8(6),
         ReplicaFailure::Protocol => header.put_u8(7),
+        ReplicaFailure::Store(StoreError::NoSuchSnapshot { volume, snapshot }) => {
+            header.put_u8(8);
+            header.put_u32(volume.0);
+            put_version(header, *snapshot);
+        }
+        ReplicaFailure::Store(StoreError::TooManySnapshots(volume)) => {
+            header.put_u8(9);
+            header.put_u32(volume.0);
+        }
     }
 }
 
@@ -368,6 +406,11 @@ fn read_failure(fields: &mut Reader<'_>) -> Result<ReplicaFailure, WireError> {
         5 => ReplicaFailure::Gap { expected: read_version(fields)?, found: read_version(fields)? },
         6 => ReplicaFailure::Records,
         7 => ReplicaFailure::Protocol,
+        8 => {
+            let (volume, snapshot) = (VolumeId(fields.u32()?), read_version(fields)?);
+            StoreError::NoSuchSnapshot { volume, snapshot }.into()
+        }
+        9 => StoreError::TooManySnapshots(VolumeId(fields.u32()?)).into(),
         _ => return Err(WireError::Malformed),
     })
 }
@@ -376,6 +419,8 @@ const FORMAT: u8 = 1;
 const LENGTH_AT: usize = 2;
 const DATA: u8 = 0;
 const HOLE: u8 = 1;
+const SNAPSHOT: u8 = 2;
+const SNAPSHOT_DROPPED: u8 = 3;
 const LEAST_CHANGE_BYTES: usize = 1 + 8 + 4;
 /// No volume reaches as far.
 const MOST_BLOCKS: u64 = 1 << 48;
@@ -393,6 +438,14 @@ mod tests {
     }
 
     fn writes(random: &mut ChaCha8Rng) -> Vec<BlockWrite> {
+        match random.random_range(0..10) {
+            0 => {
+                let record = vec![random.random(); random.random_range(0..=MAX_SNAPSHOT_RECORD_BYTES)];
+                return vec![BlockWrite::Snapshot { record: record.into() }];
+            }
+            1 => return vec![BlockWrite::SnapshotDropped { snapshot: version(random) }],
+            _ => {}
+        }
         let mut address = random.random_range(0..100u64);
         let mut next = |random: &mut ChaCha8Rng| {
             let (first, count) = (BlockAddress(address), random.random_range(1..50u64));
@@ -465,8 +518,10 @@ mod tests {
                     ReplicaFailure::Gap { expected: version(random), found: version(random) },
                     ReplicaFailure::Records,
                     ReplicaFailure::Protocol,
+                    StoreError::NoSuchSnapshot { volume, snapshot: version(random) }.into(),
+                    StoreError::TooManySnapshots(volume).into(),
                 ];
-                let reason = reasons[random.random_range(0..7usize)].clone();
+                let reason = reasons[random.random_range(0..reasons.len())].clone();
                 FromReplica::Failed { volume, stream, reason }
             }
         }
@@ -484,7 +539,7 @@ mod tests {
                 let within = bytes.as_ptr_range();
                 let is_slice = |write: &BlockWrite| match write {
                     BlockWrite::Data { data, .. } => within.contains(&data.as_ptr()),
-                    BlockWrite::Hole { .. } => true,
+                    _ => true,
                 };
                 assert!(writes.iter().all(is_slice), "no copy");
             }

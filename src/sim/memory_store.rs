@@ -3,7 +3,8 @@
 //! Guarantees: those of [`BlockStore`], with delays from the runtime's randomness: appends settle in
 //! the order in which they were called, their callers learn of it in any order, and a read of several
 //! blocks looks at each of them at another moment. It asserts what callers owe the interface:
-//! versions that grow, checksums that match, aligned blocks, ascending and disjoint changes.
+//! versions that grow, checksums that match, aligned blocks, ascending and disjoint changes, statements about
+//! snapshots that are alone in their appends.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -17,7 +18,10 @@ use crate::base::buffer::{AlignedBuf, is_block_aligned};
 use crate::base::checksum::Crc32;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
-use crate::store::interface::{BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, StoreError};
+use crate::store::interface::{
+    BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, MAX_SNAPSHOT_RECORD_BYTES, MAX_SNAPSHOTS,
+    SnapshotEntry, SnapshotStore, StoreError, is_shown,
+};
 
 /// A store in memory. Every volume exists in it from the start, empty, until it is removed.
 pub struct MemoryStore {
@@ -36,7 +40,8 @@ impl MemoryStore {
                 zeros: AlignedBuf::zeroed(BLOCK_SIZE).freeze(),
                 log: RefCell::default(),
                 blocks: RefCell::default(),
-                versions: RefCell::default(),
+                data_count: Cell::new(0),
+                snapshots: RefCell::default(),
                 latest: RefCell::default(),
                 removed: RefCell::default(),
                 unreadable: RefCell::default(),
@@ -66,14 +71,29 @@ impl MemoryStore {
     /// Removes a volume with everything in it.
     pub fn remove(&self, volume: VolumeId) {
         self.shared.removed.borrow_mut().insert(volume);
-        self.shared.blocks.borrow_mut().retain(|(owner, _), _| *owner != volume);
-        self.shared.versions.borrow_mut().retain(|(owner, _), _| *owner != volume);
+        let gone = |(owner, _): &(VolumeId, BlockAddress), block: &mut Block| {
+            let data_count = if *owner == volume { data_count(block) } else { 0 };
+            self.shared.data_count.set(self.shared.data_count.get() - data_count);
+            *owner != volume
+        };
+        self.shared.blocks.borrow_mut().retain(gone);
+        self.shared.snapshots.borrow_mut().remove(&volume);
     }
 
-    /// Blocks that hold data, in all volumes.
+    /// Blocks that hold data, in all volumes; what only snapshots show is not counted.
     #[must_use]
     pub fn mapped_block_count(&self) -> u64 {
-        self.shared.blocks.borrow().len() as u64
+        let blocks = self.shared.blocks.borrow();
+        blocks
+            .values()
+            .filter(|block| shown_at(block, Version::GREATEST).is_some_and(|(_, data)| data.is_some()))
+            .count() as u64
+    }
+
+    /// Blocks of data that only snapshots show, in all volumes.
+    #[must_use]
+    pub fn held_block_count(&self) -> u64 {
+        self.shared.data_count.get() - self.mapped_block_count()
     }
 
     /// Reads so far.
@@ -96,15 +116,9 @@ impl BlockStore for MemoryStore {
         version: Version,
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
-        self.shared.admit(volume, version, &writes)?;
-        let settled = self.shared.clone().log_append(volume, version, writes);
-        let shared = self.shared.clone();
-        Ok(async move {
-            // The sender is dropped only with the whole world.
-            let _ = settled.await;
-            shared.delay().await;
-            if shared.is_offline.get() { Err(StoreError::Offline) } else { Ok(()) }
-        })
+        let previous = self.shared.latest.borrow().get(&volume).copied();
+        assert!(previous <= Some(version), "version {version:?} appended after {previous:?}");
+        self.shared.start_append(volume, version, writes)
     }
 
     async fn read(
@@ -113,16 +127,7 @@ impl BlockStore for MemoryStore {
         address: BlockAddress,
         count: u64,
     ) -> Result<Vec<Bytes>, StoreError> {
-        self.shared.read_count.set(self.shared.read_count.get() + 1);
-        let mut pieces = Vec::new();
-        for offset in 0..count {
-            if offset == 0 || self.shared.runtime.random().is_multiple_of(4) {
-                self.shared.delay().await;
-            }
-            pieces.push(self.shared.look_up(volume, address.offset(offset))?);
-        }
-        self.shared.delay().await;
-        Ok(pieces)
+        self.shared.read(volume, None, address, count).await
     }
 
     async fn allocation(
@@ -134,7 +139,7 @@ impl BlockStore for MemoryStore {
     ) -> Result<Vec<BlockRun>, StoreError> {
         self.shared.delay().await;
         self.shared.check(volume)?;
-        Ok(self.shared.runs(volume, address, count, limit))
+        Ok(self.shared.runs(volume, Version::GREATEST, address, count, limit))
     }
 
     async fn flush(&self) -> Result<(), StoreError> {
@@ -154,16 +159,76 @@ impl ChangeLog for MemoryStore {
         limit: usize,
     ) -> Result<Changes, StoreError> {
         self.shared.check(volume)?;
-        let versions = self.shared.versions.borrow();
-        let mut changes = Changes::default();
-        let all = versions.range((volume, from)..=(volume, BlockAddress(u64::MAX)));
-        for ((_, address), (version, is_mapped)) in all.filter(|(_, (v, _))| !v.is_covered_by(since)) {
-            if !changes.push(*address, *version, *is_mapped, limit) {
-                break;
-            }
-        }
-        Ok(changes)
+        Ok(self.shared.changes(volume, since, Version::GREATEST, from, limit))
     }
+}
+
+impl SnapshotStore for MemoryStore {
+    fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotEntry>, StoreError> {
+        self.shared.check(volume)?;
+        let snapshots = self.shared.snapshots.borrow();
+        let entry = |(version, record): (&Version, &Bytes)| SnapshotEntry {
+            version: *version,
+            record: record.clone(),
+        };
+        Ok(snapshots.get(&volume).into_iter().flatten().map(entry).collect())
+    }
+
+    async fn read_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        self.shared.read(volume, Some(at), address, count).await
+    }
+
+    async fn allocation_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        self.shared.delay().await;
+        let at = self.shared.view(volume, Some(at))?;
+        Ok(self.shared.runs(volume, at, address, count, limit))
+    }
+
+    async fn changed_between(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        at: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        let at = self.shared.view(volume, Some(at))?;
+        Ok(self.shared.changes(volume, since, at, from, limit))
+    }
+
+    fn start_append_at(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        self.shared.start_append(volume, version, writes)
+    }
+}
+
+/// What is kept of a block, by version: data, or that it is a hole. Never empty.
+type Block = BTreeMap<Version, Option<Bytes>>;
+
+/// What the view at a version shows of a block.
+fn shown_at(block: &Block, at: Version) -> Option<(Version, &Option<Bytes>)> {
+    block.range(..=at).next_back().map(|(version, data)| (*version, data))
+}
+
+fn data_count(block: &Block) -> u64 {
+    block.values().flatten().count() as u64
 }
 
 struct Shared {
@@ -172,10 +237,12 @@ struct Shared {
     zeros: Bytes,
     /// Appends in the order of their calls, until they settle.
     log: RefCell<VecDeque<Entry>>,
-    /// Settled blocks that hold data.
-    blocks: RefCell<BTreeMap<(VolumeId, BlockAddress), Bytes>>,
-    /// Settled blocks that were ever written, with whether they hold data now.
-    versions: RefCell<BTreeMap<(VolumeId, BlockAddress), (Version, bool)>>,
+    /// Settled blocks that were ever written.
+    blocks: RefCell<BTreeMap<(VolumeId, BlockAddress), Block>>,
+    /// How much data is in them.
+    data_count: Cell<u64>,
+    /// Settled snapshots and their records.
+    snapshots: RefCell<BTreeMap<VolumeId, BTreeMap<Version, Bytes>>>,
     latest: RefCell<BTreeMap<VolumeId, Version>>,
     removed: RefCell<BTreeSet<VolumeId>>,
     unreadable: RefCell<BTreeSet<(VolumeId, BlockAddress)>>,
@@ -208,10 +275,55 @@ impl Shared {
         if self.is_offline.get() { Err(StoreError::Offline) } else { Ok(()) }
     }
 
+    /// The version at which a view is read; a snapshot has to be there.
+    fn view(&self, volume: VolumeId, at: Option<Version>) -> Result<Version, StoreError> {
+        self.check(volume)?;
+        let Some(snapshot) = at else { return Ok(Version::GREATEST) };
+        let snapshots = self.snapshots.borrow();
+        let is_there = snapshots.get(&volume).is_some_and(|snapshots| snapshots.contains_key(&snapshot));
+        if is_there { Ok(snapshot) } else { Err(StoreError::NoSuchSnapshot { volume, snapshot }) }
+    }
+
+    async fn read(
+        &self,
+        volume: VolumeId,
+        at: Option<Version>,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        self.read_count.set(self.read_count.get() + 1);
+        let mut pieces = Vec::new();
+        for offset in 0..count {
+            if offset == 0 || self.runtime.random().is_multiple_of(4) {
+                self.delay().await;
+            }
+            pieces.push(self.look_up(volume, at, address.offset(offset))?);
+        }
+        self.delay().await;
+        Ok(pieces)
+    }
+
+    fn start_append(
+        self: &Rc<Self>,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + use<>, StoreError> {
+        self.admit(volume, version, &writes)?;
+        let settled = self.clone().log_append(volume, version, writes);
+        let shared = self.clone();
+        Ok(async move {
+            // The sender is dropped only with the whole world.
+            let _ = settled.await;
+            shared.delay().await;
+            if shared.is_offline.get() { Err(StoreError::Offline) } else { Ok(()) }
+        })
+    }
+
     /// Checks an append for what its caller owes and for what the store can take.
     fn admit(&self, volume: VolumeId, version: Version, writes: &[BlockWrite]) -> Result<(), StoreError> {
-        let previous = self.latest.borrow_mut().insert(volume, version);
-        assert!(previous <= Some(version), "version {version:?} appended after {previous:?}");
+        let latest = self.latest.borrow().get(&volume).map_or(version, |latest| version.max(*latest));
+        self.latest.borrow_mut().insert(volume, latest);
         assert!(!writes.is_empty(), "an append without changes");
         self.append_count.set(self.append_count.get() + 1);
         let mut end = 0;
@@ -226,14 +338,25 @@ impl Shared {
                     (address, 1)
                 }
                 BlockWrite::Hole { address, count } => (address, *count),
+                BlockWrite::Snapshot { record } => {
+                    assert!(writes.len() == 1 && record.len() <= MAX_SNAPSHOT_RECORD_BYTES);
+                    let snapshots = self.snapshots.borrow();
+                    if snapshots.get(&volume).is_some_and(|snapshots| snapshots.len() >= MAX_SNAPSHOTS) {
+                        return Err(StoreError::TooManySnapshots(volume));
+                    }
+                    continue;
+                }
+                BlockWrite::SnapshotDropped { .. } => {
+                    assert_eq!(writes.len(), 1);
+                    continue;
+                }
             };
             assert!(count > 0 && address.0 >= end, "changes are not ascending and disjoint");
             end = address.0 + count;
         }
         self.check(volume)?;
         // Counts overwrites as new blocks, which is only ever too strict.
-        let mapped_count = self.blocks.borrow().len() as u64;
-        let fits = data_count == 0 || mapped_count + data_count <= self.capacity_blocks.get();
+        let fits = data_count == 0 || self.data_count.get() + data_count <= self.capacity_blocks.get();
         if fits { Ok(()) } else { Err(StoreError::OutOfSpace) }
     }
 
@@ -276,46 +399,105 @@ impl Shared {
         }
     }
 
-    /// As the real store does: a block's newest version wins, and of equal ones the later append.
+    /// As the real store does: entries take their place by version, of equal ones the later append wins, and
+    /// what no view shows is not kept.
     fn apply(&self, volume: VolumeId, version: Version, write: BlockWrite) {
-        let (mut blocks, mut versions) = (self.blocks.borrow_mut(), self.versions.borrow_mut());
         match write {
             BlockWrite::Data { address, data, .. } => {
-                let place = (volume, address);
-                if versions.get(&place).is_some_and(|(newest, _)| *newest > version) {
-                    return;
-                }
+                let mut blocks = self.blocks.borrow_mut();
                 // A copy, so that a buffer reused too early shows.
                 let kept = AlignedBuf::copy_of(&data).freeze();
-                self.unreadable.borrow_mut().remove(&place);
-                blocks.insert(place, kept);
-                versions.insert(place, (version, true));
+                let block = blocks.entry((volume, address)).or_default();
+                if block.last_key_value().is_none_or(|(newest, _)| *newest <= version) {
+                    self.unreadable.borrow_mut().remove(&(volume, address));
+                }
+                self.change(volume, block, |block| drop(block.insert(version, Some(kept))));
             }
             BlockWrite::Hole { address, count } => {
                 let range = (volume, address)..(volume, address.offset(count));
-                for (place, known) in versions.range_mut(range).filter(|(_, known)| known.0 <= version) {
-                    *known = (version, false);
-                    blocks.remove(place);
-                    self.unreadable.borrow_mut().remove(place);
+                for (place, block) in self.blocks.borrow_mut().range_mut(range) {
+                    if block.last_key_value().is_none_or(|(newest, _)| *newest <= version) {
+                        self.unreadable.borrow_mut().remove(place);
+                    }
+                    self.change(volume, block, |block| drop(block.insert(version, None)));
+                }
+            }
+            BlockWrite::Snapshot { record } => {
+                self.snapshots.borrow_mut().entry(volume).or_default().insert(version, record);
+            }
+            BlockWrite::SnapshotDropped { snapshot } => {
+                let dropped =
+                    self.snapshots.borrow_mut().get_mut(&volume).and_then(|known| known.remove(&snapshot));
+                if dropped.is_some() {
+                    let all = (volume, BlockAddress(0))..=(volume, BlockAddress(u64::MAX));
+                    let mut blocks = self.blocks.borrow_mut();
+                    blocks.range_mut(all).for_each(|(_, block)| self.change(volume, block, |_| {}));
                 }
             }
         }
     }
 
-    fn look_up(&self, volume: VolumeId, address: BlockAddress) -> Result<Bytes, StoreError> {
-        self.check(volume)?;
+    /// Changes a block, and gives up what no view shows any more.
+    fn change(&self, volume: VolumeId, block: &mut Block, change: impl FnOnce(&mut Block)) {
+        let before = data_count(block);
+        change(block);
+        let snapshots: Vec<Version> =
+            self.snapshots.borrow().get(&volume).into_iter().flatten().map(|(version, _)| *version).collect();
+        let versions: Vec<Version> = block.keys().copied().collect();
+        for pair in versions.windows(2).filter(|pair| !is_shown(&snapshots, pair[0], pair[1])) {
+            block.remove(&pair[0]);
+        }
+        self.data_count.set(self.data_count.get() + data_count(block) - before);
+    }
+
+    fn look_up(
+        &self,
+        volume: VolumeId,
+        at: Option<Version>,
+        address: BlockAddress,
+    ) -> Result<Bytes, StoreError> {
+        let at = self.view(volume, at)?;
         if self.unreadable.borrow().contains(&(volume, address)) {
             return Err(StoreError::Medium { volume, address });
         }
         let blocks = self.blocks.borrow();
-        Ok(blocks.get(&(volume, address)).unwrap_or(&self.zeros).clone())
+        let shown = blocks.get(&(volume, address)).and_then(|block| shown_at(block, at));
+        Ok(shown.and_then(|(_, data)| data.clone()).unwrap_or_else(|| self.zeros.clone()))
     }
 
-    fn runs(&self, volume: VolumeId, address: BlockAddress, count: u64, limit: usize) -> Vec<BlockRun> {
+    fn changes(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        at: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Changes {
+        let blocks = self.blocks.borrow();
+        let mut changes = Changes::default();
+        for ((_, address), block) in blocks.range((volume, from)..=(volume, BlockAddress(u64::MAX))) {
+            let changed = shown_at(block, at).filter(|(version, _)| !version.is_covered_by(since));
+            let Some((version, data)) = changed else { continue };
+            if !changes.push(*address, version, data.is_some(), limit) {
+                break;
+            }
+        }
+        changes
+    }
+
+    fn runs(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Vec<BlockRun> {
         let blocks = self.blocks.borrow();
         let end = address.0.saturating_add(count);
-        let range = (volume, address)..(volume, BlockAddress(end));
-        let mut mapped = blocks.range(range).map(|((_, address), _)| address.0).peekable();
+        let range = blocks.range((volume, address)..(volume, BlockAddress(end)));
+        let mapped = range.filter(|(_, block)| shown_at(block, at).is_some_and(|(_, data)| data.is_some()));
+        let mut mapped = mapped.map(|((_, address), _)| address.0).peekable();
         let mut runs = Vec::new();
         let mut position = address.0;
         while position < end && runs.len() < limit {
@@ -332,5 +514,71 @@ impl Shared {
             runs.push(BlockRun { address: start, count: position - start.0, mapped: is_mapped });
         }
         runs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::runtime::yield_now;
+    use crate::sim::executor::Executor;
+
+    const VOLUME: VolumeId = VolumeId(1);
+
+    fn at(sequence: u64) -> Version {
+        Version { epoch: 1, sequence }
+    }
+
+    fn data(address: u64, fill: u8) -> Vec<BlockWrite> {
+        let data = AlignedBuf::copy_of(&[fill; BLOCK_SIZE]).freeze();
+        vec![BlockWrite::Data { address: BlockAddress(address), checksum: Crc32::of(&data), data }]
+    }
+
+    fn hole(address: u64) -> Vec<BlockWrite> {
+        vec![BlockWrite::Hole { address: BlockAddress(address), count: 1 }]
+    }
+
+    #[test]
+    fn snapshots_show_what_was() {
+        let executor = Executor::new(1);
+        let store = MemoryStore::new(executor.world("node"), Duration::from_millis(1));
+        let byte = async |snapshot: Option<u64>, address| {
+            let address = BlockAddress(address);
+            let data = match snapshot {
+                Some(snapshot) => store.read_at(VOLUME, at(snapshot), address, 1).await,
+                None => store.read(VOLUME, address, 1).await,
+            };
+            data.map(|data| data[0][0])
+        };
+        let snapshot = |name: &'static [u8]| vec![BlockWrite::Snapshot { record: Bytes::from_static(name) }];
+        let done = executor.block_on(async {
+            store.append(VOLUME, at(1), data(7, 1)).await.unwrap();
+            store.append(VOLUME, at(2), snapshot(b"first")).await.unwrap();
+            store.append(VOLUME, at(3), data(7, 3)).await.unwrap();
+            store.append(VOLUME, at(4), data(7, 4)).await.unwrap();
+            store.append(VOLUME, at(5), snapshot(b"second")).await.unwrap();
+            store.append(VOLUME, at(6), hole(7)).await.unwrap();
+            let shown = (byte(Some(2), 7).await, byte(Some(5), 7).await, byte(None, 7).await);
+            assert_eq!(shown, (Ok(1), Ok(4), Ok(0)));
+            assert_eq!((store.mapped_block_count(), store.held_block_count()), (0, 2));
+            let between = store.changed_between(VOLUME, at(2), at(5), BlockAddress(0), 9).await.unwrap();
+            assert_eq!(between.runs.iter().map(|run| run.version).collect::<Vec<_>>(), [at(4)]);
+            // History of another block.
+            store.start_append_at(VOLUME, at(5), data(8, 5)).unwrap().await.unwrap();
+            store.append(VOLUME, at(7), data(8, 7)).await.unwrap();
+            assert_eq!(
+                (byte(Some(2), 8).await, byte(Some(5), 8).await, byte(None, 8).await),
+                (Ok(0), Ok(5), Ok(7))
+            );
+            let dropped = vec![BlockWrite::SnapshotDropped { snapshot: at(5) }];
+            store.append(VOLUME, at(8), dropped).await.unwrap();
+            let gone = StoreError::NoSuchSnapshot { volume: VOLUME, snapshot: at(5) };
+            assert_eq!((byte(Some(2), 7).await, byte(Some(5), 7).await), (Ok(1), Err(gone)));
+            assert_eq!((store.mapped_block_count(), store.held_block_count()), (1, 1));
+            let left = store.snapshots(VOLUME).unwrap();
+            assert_eq!(left, [SnapshotEntry { version: at(2), record: Bytes::from_static(b"first") }]);
+            yield_now().await;
+        });
+        done.unwrap();
     }
 }

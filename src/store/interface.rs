@@ -4,20 +4,28 @@
 //! Guarantees: an append completes when it, and every append before it, is on stable media; a read
 //! returns the newest settled version of each block, never one that an append has not completed for;
 //! appends settle by version, whatever order they complete in.
+//!
+//! A snapshot is a statement of the volume's history like a write, with a version of its own. The *view at* a
+//! version shows of each block the newest entry that is not newer than it. The view at a snapshot stays as it
+//! is until the snapshot is dropped, whatever is written meanwhile ([`SnapshotStore`]).
 
 use std::future::Future;
 
 use bytes::Bytes;
 
 use crate::base::checksum::Crc32;
-use crate::base::units::{BlockAddress, Version, VolumeId};
+use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 
 /// A store of versioned 4 KiB blocks.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
 pub trait BlockStore {
     /// Appends `writes` under `version`, which is not older than what was appended to the volume before;
-    /// equal to it only in a copy of what that version left in these blocks. The position in the log is taken when this is called, not
-    /// when the future is first polled; a dropped future does not take the append back.
+    /// equal to it only in a copy of what that version left in these blocks. The position in the log is taken
+    /// when this is called, not when the future is first polled; a dropped future does not take the append
+    /// back.
+    ///
+    /// The taking and the dropping of a snapshot are writes in this respect: each is alone in its append and
+    /// has the volume's next version, which names the snapshot from then on.
     ///
     /// # Errors
     /// At once when the store does not take it; then nothing of it is written. What was taken fails
@@ -74,6 +82,93 @@ pub trait ChangeLog {
         from: BlockAddress,
         limit: usize,
     ) -> Result<Changes, StoreError>;
+}
+
+/// A store that keeps what a volume was.
+#[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
+pub trait SnapshotStore: BlockStore {
+    /// The settled snapshots of a volume, ascending.
+    ///
+    /// # Errors
+    /// When there is no such volume.
+    fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotEntry>, StoreError>;
+    /// [`BlockStore::read`] in the view at the snapshot `at`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchSnapshot`] when there is none, or none any more.
+    async fn read_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError>;
+    /// [`BlockStore::allocation`] in the view at the snapshot `at`.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::read_at`].
+    async fn allocation_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError>;
+    /// [`ChangeLog::changed_since`] in the view at the snapshot `at`: runs of blocks whose entry in that view
+    /// `since` does not cover, with the versions that the view shows, holes among them as long as they are
+    /// remembered. With the version of an older snapshot as `since`, it is what changed between the two.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::read_at`].
+    async fn changed_between(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        at: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Result<Changes, StoreError>;
+    /// [`BlockStore::start_append`] for history: `version` may be older than what was appended before. Data and
+    /// holes take their place by version: the view at `version`, and later ones up to the block's next entry,
+    /// show them, newer entries stay as they are. An entry that no view of a snapshot and not the newest view
+    /// shows is not kept, so a snapshot is taken (here, at exactly its version) before what it is to show.
+    ///
+    /// A hole over a block in which nothing was ever written leaves no trace, and one that everybody has passed
+    /// is forgotten. So data that is older than such a hole would come to light: who appends history of blocks
+    /// appends afterwards what they are now, under the newest version.
+    ///
+    /// # Errors
+    /// As [`BlockStore::start_append`].
+    fn start_append_at(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError>;
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotEntry {
+    /// The version under which it was taken; names it in its volume.
+    pub version: Version,
+    /// What whoever took it wrote down about it.
+    pub record: Bytes,
+}
+
+/// Most bytes of a snapshot's record.
+pub const MAX_SNAPSHOT_RECORD_BYTES: usize = BLOCK_SIZE;
+
+/// Most snapshots of a volume.
+pub const MAX_SNAPSHOTS: usize = 4096;
+
+/// Whether an entry of a block is shown by the view at some snapshot: from its own version on, and before the
+/// block's next entry. `snapshots` ascend.
+#[must_use]
+pub fn is_shown(snapshots: &[Version], entry: Version, next: Version) -> bool {
+    let first = snapshots.partition_point(|snapshot| *snapshot < entry);
+    snapshots.get(first).is_some_and(|snapshot| *snapshot < next)
 }
 
 /// A part of what has changed.
@@ -144,6 +239,16 @@ pub enum BlockWrite {
         /// Number of blocks.
         count: u64,
     },
+    /// From now on the view at the append's version is kept.
+    Snapshot {
+        /// At most [`MAX_SNAPSHOT_RECORD_BYTES`], opaque to the store: a name, a time.
+        record: Bytes,
+    },
+    /// The snapshot of this version is not needed any more. Without effect when there is none.
+    SnapshotDropped {
+        /// Its version.
+        snapshot: Version,
+    },
 }
 
 /// Consecutive blocks of one state.
@@ -177,4 +282,15 @@ pub enum StoreError {
     /// There is no such volume in the store.
     #[error("volume {} is not in the pool", .0.0)]
     NoSuchVolume(VolumeId),
+    /// The volume has no such snapshot, or has it no more.
+    #[error("volume {} has no snapshot {}.{}", volume.0, snapshot.epoch, snapshot.sequence)]
+    NoSuchSnapshot {
+        /// The volume.
+        volume: VolumeId,
+        /// The version that names no snapshot.
+        snapshot: Version,
+    },
+    /// The volume has as many snapshots as a volume may have; nothing of the append was written.
+    #[error("volume {} has {MAX_SNAPSHOTS} snapshots, which is the most that a volume may have", .0.0)]
+    TooManySnapshots(VolumeId),
 }

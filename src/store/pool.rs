@@ -252,6 +252,9 @@ impl Store {
                         is_new_block: false,
                     }
                 }
+                // As many as there may be so far: none.
+                BlockWrite::Snapshot { .. } => return Err(StoreError::TooManySnapshots(volume)),
+                BlockWrite::SnapshotDropped { .. } => continue,
             };
             items.push(item);
         }

@@ -43,7 +43,7 @@ impl Default for StoreOptions {
             seal_delay: Duration::from_millis(10),
             checkpoint_log_bytes: 1 << 30,
             discard: false,
-            forget_holes_through: Version { epoch: u32::MAX, sequence: u64::MAX },
+            forget_holes_through: Version::GREATEST,
         }
     }
 }

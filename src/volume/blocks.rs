@@ -315,6 +315,7 @@ mod tests {
                     assert_eq!(address.0 as usize * BLOCK_SIZE, all.len());
                     all.resize(all.len() + *count as usize * BLOCK_SIZE, 0);
                 }
+                other => panic!("{other:?}"),
             }
         }
         all

@@ -306,7 +306,10 @@ impl<S: BlockStore + 'static> Volume<S> {
                 DeviceError::Medium { address: (address.0 * BLOCK_BYTES).max(start) / logical }
             }
             StoreError::Offline => DeviceError::Offline,
-            StoreError::NoSuchVolume(_) => DeviceError::Gone,
+            // A device may show a snapshot, which can be dropped; it takes none itself.
+            StoreError::NoSuchVolume(_)
+            | StoreError::NoSuchSnapshot { .. }
+            | StoreError::TooManySnapshots(_) => DeviceError::Gone,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! A pool in memory, for tests of everything above the store and for measuring the protocol alone.
-//! Nothing survives the process.
+//! Nothing survives the process. A snapshot is a second table of the same blocks; its space is not counted.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -11,15 +11,23 @@ use super::pool::{Pool, PoolError};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::PoolReport;
-use crate::store::interface::{BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, StoreError};
+use crate::store::interface::{
+    BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError,
+};
 
 /// Blocks by volume and address.
 pub struct MemoryPool {
-    volumes: RefCell<HashMap<VolumeId, BTreeMap<u64, Bytes>>>,
+    volumes: RefCell<HashMap<VolumeId, Blocks>>,
+    snapshots: RefCell<HashMap<VolumeId, Snapshots>>,
     capacity_blocks: u64,
     used_blocks: Cell<u64>,
     zeros: Bytes,
 }
+
+/// Blocks that hold data, by address.
+type Blocks = BTreeMap<u64, Bytes>;
+/// Record and blocks of each snapshot.
+type Snapshots = BTreeMap<Version, (Bytes, Blocks)>;
 
 impl MemoryPool {
     /// An empty pool of `capacity_bytes`.
@@ -27,18 +35,19 @@ impl MemoryPool {
     pub fn new(capacity_bytes: u64) -> Self {
         Self {
             volumes: RefCell::default(),
+            snapshots: RefCell::default(),
             capacity_blocks: capacity_bytes / BLOCK_SIZE as u64,
             used_blocks: Cell::new(0),
             zeros: crate::base::buffer::AlignedBuf::zeroed(BLOCK_SIZE).freeze(),
         }
     }
 
-    fn write(&self, volume: VolumeId, writes: Vec<BlockWrite>) -> Result<(), StoreError> {
+    fn write(&self, volume: VolumeId, version: Version, writes: Vec<BlockWrite>) -> Result<(), StoreError> {
         let mut volumes = self.volumes.borrow_mut();
         let blocks = volumes.get_mut(&volume).ok_or(StoreError::NoSuchVolume(volume))?;
         let is_new = |write: &&BlockWrite| match write {
             BlockWrite::Data { address, .. } => !blocks.contains_key(&address.0),
-            BlockWrite::Hole { .. } => false,
+            _ => false,
         };
         let new = writes.iter().filter(is_new).count() as u64;
         if self.used_blocks.get() + new > self.capacity_blocks {
@@ -56,21 +65,64 @@ impl MemoryPool {
                     let holes: Vec<_> = blocks.range(address.0..end).map(|(address, _)| *address).collect();
                     holes.iter().for_each(|address| drop(blocks.remove(address)));
                 }
+                BlockWrite::Snapshot { record } => {
+                    let mut snapshots = self.snapshots.borrow_mut();
+                    snapshots.entry(volume).or_default().insert(version, (record, blocks.clone()));
+                }
+                BlockWrite::SnapshotDropped { snapshot } => {
+                    self.snapshots.borrow_mut().get_mut(&volume).map(|known| known.remove(&snapshot));
+                }
             }
         }
         self.used_blocks.set(self.used_blocks.get() + blocks.len() as u64 - before as u64);
         Ok(())
     }
+
+    fn read_of(&self, blocks: &Blocks, address: BlockAddress, count: u64) -> Vec<Bytes> {
+        let block = |address| blocks.get(&address).unwrap_or(&self.zeros).clone();
+        (address.0..address.0 + count).map(block).collect()
+    }
+
+    /// What `look` makes of the blocks of a snapshot.
+    fn with_snapshot<T>(
+        &self,
+        volume: VolumeId,
+        snapshot: Version,
+        look: impl FnOnce(&Blocks) -> T,
+    ) -> Result<T, StoreError> {
+        let snapshots = self.snapshots.borrow();
+        let found = snapshots.get(&volume).and_then(|snapshots| snapshots.get(&snapshot));
+        found.map(|(_, blocks)| look(blocks)).ok_or(StoreError::NoSuchSnapshot { volume, snapshot })
+    }
+}
+
+/// Runs of mapped and unmapped blocks.
+fn runs_of(blocks: &Blocks, address: BlockAddress, count: u64, limit: usize) -> Vec<BlockRun> {
+    let end = address.0 + count;
+    let mut runs = Vec::new();
+    let mut at = address.0;
+    while at < end && runs.len() < limit {
+        let next = blocks.range(at..end).next().map_or(end, |(address, _)| *address);
+        let (mapped, until) = if next > at {
+            (false, next)
+        } else {
+            let gap = blocks.range(at..end).zip(at..).find(|((address, _), expected)| *address != expected);
+            (true, gap.map_or_else(|| at + blocks.range(at..end).count() as u64, |(_, expected)| expected))
+        };
+        runs.push(BlockRun { address: BlockAddress(at), count: until - at, mapped });
+        at = until;
+    }
+    runs
 }
 
 impl BlockStore for MemoryPool {
     fn start_append(
         &self,
         volume: VolumeId,
-        _version: Version,
+        version: Version,
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
-        self.write(volume, writes).map(|()| ready(Ok(())))
+        self.write(volume, version, writes).map(|()| ready(Ok(())))
     }
 
     async fn read(
@@ -81,8 +133,7 @@ impl BlockStore for MemoryPool {
     ) -> Result<Vec<Bytes>, StoreError> {
         let volumes = self.volumes.borrow();
         let blocks = volumes.get(&volume).ok_or(StoreError::NoSuchVolume(volume))?;
-        let block = |address| blocks.get(&address).unwrap_or(&self.zeros).clone();
-        Ok((address.0..address.0 + count).map(block).collect())
+        Ok(self.read_of(blocks, address, count))
     }
 
     async fn allocation(
@@ -94,25 +145,7 @@ impl BlockStore for MemoryPool {
     ) -> Result<Vec<BlockRun>, StoreError> {
         let volumes = self.volumes.borrow();
         let blocks = volumes.get(&volume).ok_or(StoreError::NoSuchVolume(volume))?;
-        let end = address.0 + count;
-        let mut runs = Vec::new();
-        let mut at = address.0;
-        while at < end && runs.len() < limit {
-            let next = blocks.range(at..end).next().map_or(end, |(address, _)| *address);
-            let (mapped, until) = if next > at {
-                (false, next)
-            } else {
-                let gap =
-                    blocks.range(at..end).zip(at..).find(|((address, _), expected)| *address != expected);
-                (
-                    true,
-                    gap.map_or_else(|| at + blocks.range(at..end).count() as u64, |(_, expected)| expected),
-                )
-            };
-            runs.push(BlockRun { address: BlockAddress(at), count: until - at, mapped });
-            at = until;
-        }
-        Ok(runs)
+        Ok(runs_of(blocks, address, count, limit))
     }
 
     async fn flush(&self) -> Result<(), StoreError> {
@@ -130,6 +163,60 @@ impl ChangeLog for MemoryPool {
         _: usize,
     ) -> Result<Changes, StoreError> {
         Err(StoreError::NoSuchVolume(volume))
+    }
+}
+
+impl SnapshotStore for MemoryPool {
+    fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotEntry>, StoreError> {
+        if !self.volumes.borrow().contains_key(&volume) {
+            return Err(StoreError::NoSuchVolume(volume));
+        }
+        let snapshots = self.snapshots.borrow();
+        let all = snapshots.get(&volume).into_iter().flatten();
+        Ok(all
+            .map(|(version, (record, _))| SnapshotEntry { version: *version, record: record.clone() })
+            .collect())
+    }
+
+    async fn read_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        self.with_snapshot(volume, at, |blocks| self.read_of(blocks, address, count))
+    }
+
+    async fn allocation_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        self.with_snapshot(volume, at, |blocks| runs_of(blocks, address, count, limit))
+    }
+
+    async fn changed_between(
+        &self,
+        volume: VolumeId,
+        _: Version,
+        _: Version,
+        _: BlockAddress,
+        _: usize,
+    ) -> Result<Changes, StoreError> {
+        Err(StoreError::NoSuchVolume(volume))
+    }
+
+    fn start_append_at(
+        &self,
+        volume: VolumeId,
+        _: Version,
+        _: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        Err::<std::future::Ready<_>, _>(StoreError::NoSuchVolume(volume))
     }
 }
 
@@ -176,6 +263,7 @@ impl Pool for MemoryPool {
     fn keep_holes_after(&self, _: VolumeId, _: Version) {}
 
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError> {
+        self.snapshots.borrow_mut().remove(&volume);
         let freed = self.volumes.borrow_mut().remove(&volume).map_or(0, |blocks| blocks.len() as u64);
         self.used_blocks.set(self.used_blocks.get() - freed);
         Ok(())
@@ -223,6 +311,17 @@ mod tests {
         let runs: Vec<_> = runs.iter().map(|run| (run.address.0, run.count, run.mapped)).collect();
         assert_eq!(runs, [(0, 1, false), (1, 2, true), (3, 3, false)]);
         assert_eq!(pool.used_bytes(volume), 2 * BLOCK_SIZE as u64);
+        let taken = Version { epoch: 1, sequence: 9 };
+        let snapshot = BlockWrite::Snapshot { record: Bytes::from_static(b"monday") };
+        pool.append(volume, taken, vec![snapshot]).await.unwrap();
+        pool.append(volume, version, vec![data(2, 9)]).await.unwrap();
+        assert_eq!(pool.read(volume, BlockAddress(2), 1).await.unwrap()[0][0], 9);
+        assert_eq!(pool.read_at(volume, taken, BlockAddress(2), 1).await.unwrap()[0][0], 7);
+        assert_eq!(pool.snapshots(volume).unwrap()[0].version, taken);
+        let dropped = BlockWrite::SnapshotDropped { snapshot: taken };
+        pool.append(volume, version, vec![dropped]).await.unwrap();
+        let gone = StoreError::NoSuchSnapshot { volume, snapshot: taken };
+        assert_eq!(pool.read_at(volume, taken, BlockAddress(2), 1).await, Err(gone));
         pool.delete_volume(volume).await.unwrap();
         assert_eq!(pool.report().used_bytes, 0);
     }

@@ -67,7 +67,7 @@ impl Site {
         match error {
             StoreError::Offline => matches!(self.theme, Theme::TwoFaults | Theme::AllDisksGone),
             StoreError::Medium { .. } => self.theme == Theme::TwoFaults,
-            StoreError::OutOfSpace | StoreError::NoSuchVolume(_) => false,
+            _ => false,
         }
     }
 }
