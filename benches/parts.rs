@@ -85,7 +85,7 @@ fn map(criterion: &mut Criterion) {
     };
     let mut map = MemoryMap::default();
     for address in 0..MAP_BLOCKS {
-        map.apply(volume, BlockAddress(address), entry(address), &mut Nobody);
+        map.apply(volume, BlockAddress(address), entry(address), &[], &mut Nobody);
     }
     let (mut state, mut sequence) = (1u64, MAP_BLOCKS);
     let mut random = move || {
@@ -94,12 +94,21 @@ fn map(criterion: &mut Criterion) {
     };
     let mut group = criterion.benchmark_group("map of 1 Mi blocks");
     group.bench_function("random lookup", |bencher| {
-        bencher.iter(|| drop(map.look_up(volume, random(), 1, |_, found| _ = black_box(found))));
+        bencher.iter(|| {
+            drop(map.look_up(volume, Version::GREATEST, random(), 1, |_, found| _ = black_box(found)))
+        });
     });
     group.bench_function("random overwrite", |bencher| {
         bencher.iter(|| {
             sequence += 1;
-            map.apply(volume, random(), entry(sequence), &mut Nobody);
+            map.apply(volume, random(), entry(sequence), &[], &mut Nobody);
+        });
+    });
+    let snapshot = [entry(sequence).version];
+    group.bench_function("random overwrite under a snapshot", |bencher| {
+        bencher.iter(|| {
+            sequence += 1;
+            map.apply(volume, random(), entry(sequence), &snapshot, &mut Nobody);
         });
     });
 }

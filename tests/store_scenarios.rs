@@ -19,7 +19,7 @@ use gemel::sim::executor::{Executor, World};
 use gemel::sim::fault::{Effect, Fault};
 use gemel::sim::medium::SimulatedMedium;
 use gemel::store::batch::{BatchHeader, BatchKind};
-use gemel::store::interface::{BlockStore, BlockWrite, StoreError};
+use gemel::store::interface::{BlockStore, BlockWrite, SnapshotStore, StoreError};
 use gemel::store::segments::SegmentState;
 use gemel::store::{PoolError, Store, StoreOptions};
 
@@ -182,6 +182,47 @@ fn a_full_pool_refuses_only_what_needs_new_space_and_gives_space_back() {
     let version = rig.version();
     rig.block_on(store.put_volume(VolumeId(9), version, b"next")).unwrap();
     assert_eq!(store.audit(), Ok(()));
+}
+
+#[test]
+fn a_snapshot_keeps_what_it_shows_until_it_is_dropped() {
+    let rig = Rig::new(28, 4);
+    let mut store = rig.open();
+    rig.write(&store, 0, 100, 1);
+    let snapshot = rig.version();
+    let taken = BlockWrite::Snapshot { record: b"before the change"[..].into() };
+    rig.block_on(store.append(VOLUME, snapshot, vec![taken])).unwrap();
+    rig.write(&store, 0, 60, 2);
+    let hole = BlockWrite::Hole { address: BlockAddress(50), count: 20 };
+    let version = rig.version();
+    rig.block_on(store.append(VOLUME, version, vec![hole])).unwrap();
+    // What it shows takes space of its own, so that a full pool refuses to overwrite it.
+    let capacity = store.usage().capacity_bytes / BLOCK_SIZE as u64;
+    let used = store.usage().used_bytes / BLOCK_SIZE as u64;
+    assert_eq!((used, store.volume_snapshot_bytes(VOLUME)), (80 + 70, 70 * BLOCK_SIZE as u64));
+    (0..capacity - used).step_by(8).for_each(|n| {
+        rig.write(&store, 1000 + n, 8.min(capacity - used - n), 3);
+    });
+    assert_eq!(rig.block_on(rig.append(&store, 90, 1, 4)), Err(StoreError::OutOfSpace));
+    rig.write(&store, 0, 50, 5);
+    for _ in 0..2 {
+        for address in 0..100 {
+            let shown = rig.block_on(store.read_at(VOLUME, snapshot, BlockAddress(address), 1)).unwrap();
+            assert_eq!(shown[0][..16], [address.to_le_bytes(), 1u64.to_le_bytes()].concat());
+        }
+        assert_eq!(rig.read_round(&store, 0), Ok(5));
+        assert_eq!(rig.read_round(&store, 55), Ok(0));
+        assert_eq!(store.audit(), Ok(()));
+        store = rig.restart(store);
+    }
+    assert_eq!(store.snapshots(VOLUME).unwrap()[0].record[..], b"before the change"[..]);
+    let version = rig.version();
+    let dropped = BlockWrite::SnapshotDropped { snapshot };
+    rig.block_on(store.append(VOLUME, version, vec![dropped])).unwrap();
+    assert_eq!((store.usage().snapshot_bytes, store.audit()), (0, Ok(())));
+    let gone = StoreError::NoSuchSnapshot { volume: VOLUME, snapshot };
+    assert_eq!(rig.block_on(store.read_at(VOLUME, snapshot, BlockAddress(0), 1)), Err(gone));
+    rig.write(&store, 90, 1, 6);
 }
 
 #[test]

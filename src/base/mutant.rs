@@ -96,6 +96,16 @@ seeded_bugs! {
         CleanForWorkingDisks,
         ReservationLeaks,
         OverwriteNeedsSpace,
+        OlderVersionFreed,
+        OlderVersionNotReserved,
+        SnapshotForgottenAtReplay,
+        SnapshotLostInCheckpoint,
+        SnapshotsBeforeMapInCheckpoint,
+        MoveOfOlderVersionIgnored,
+        HoleForgottenOverHistory,
+        HoleForgottenUnderLateWrite,
+        DropFreesShared,
+        DropFreesNothing,
     }
 }
 

@@ -520,7 +520,6 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::runtime::yield_now;
     use crate::sim::executor::Executor;
 
     const VOLUME: VolumeId = VolumeId(1);
@@ -577,7 +576,6 @@ mod tests {
             assert_eq!((store.mapped_block_count(), store.held_block_count()), (1, 1));
             let left = store.snapshots(VOLUME).unwrap();
             assert_eq!(left, [SnapshotEntry { version: at(2), record: Bytes::from_static(b"first") }]);
-            yield_now().await;
         });
         done.unwrap();
     }

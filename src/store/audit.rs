@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::array::SegmentIndex;
 
+use super::interface::is_shown;
 use super::map::Map;
 use super::pool::Store;
 use super::segments::{Segment, SegmentState};
@@ -26,6 +27,15 @@ impl Store {
             }
             *live.entry(place.segment()).or_default() += 1;
         }
+        for (volume, address, version) in contents.map.older_entries() {
+            let snapshots = contents.volumes.get(&volume).map_or(&[][..], |state| state.snapshots.versions());
+            let next = contents.map.next_version(volume, address, version);
+            if !next.is_some_and(|next| is_shown(snapshots, version, next)) {
+                return Err(format!(
+                    "{version:?} of {volume:?} {address:?} is kept, next {next:?}, for none of {snapshots:?}"
+                ));
+            }
+        }
         let last_number = self.shared().log.borrow().position().last_number;
         for (index, segment) in contents.segments.iter() {
             if segment.last_batch > last_number {
@@ -41,6 +51,13 @@ impl Store {
             }
         }
         let mapped: u64 = contents.volumes.keys().map(|volume| contents.map.mapped_blocks(*volume)).sum();
+        let held: u64 = contents.volumes.keys().map(|volume| contents.map.held_blocks(*volume)).sum();
+        if held != contents.map.total_held_blocks() {
+            return Err(format!(
+                "{held} blocks are held by volume, {} in all",
+                contents.map.total_held_blocks()
+            ));
+        }
         if mapped != contents.map.total_mapped_blocks() {
             return Err(format!("{mapped} blocks by volume, {} in all", contents.map.total_mapped_blocks()));
         }

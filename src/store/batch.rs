@@ -132,6 +132,19 @@ pub enum Content {
     },
     /// The volume and all its blocks are gone.
     VolumeDropped,
+    /// From this version on the volume's blocks, as this version shows them, are kept; with a record of
+    /// `length` bytes in a block of its own.
+    Snapshot {
+        /// Bytes of the record.
+        length: u16,
+        /// Checksum of the whole block.
+        checksum: Crc32,
+    },
+    /// The snapshot of that version is needed no more.
+    SnapshotDropped {
+        /// Which.
+        snapshot: Version,
+    },
     /// A block of a checkpoint.
     Page {
         /// Checksum of the whole block.
@@ -144,6 +157,12 @@ impl Entry {
     #[must_use]
     pub fn identity(&self) -> BlockIdentity {
         BlockIdentity { volume: self.volume, address: self.address, version: self.version }
+    }
+
+    /// Whether its payload is a record, which replay has to read.
+    #[must_use]
+    pub fn has_record(&self) -> bool {
+        matches!(self.content, Content::Volume { .. } | Content::Snapshot { .. })
     }
 
     /// Whether a block of payload belongs to it.
@@ -167,8 +186,12 @@ impl Entry {
             Content::Data { checksum }
             | Content::Moved { checksum }
             | Content::Volume { checksum, .. }
+            | Content::Snapshot { checksum, .. }
             | Content::Page { checksum } => Some(checksum),
-            Content::Hole { .. } | Content::Lost | Content::VolumeDropped => None,
+            Content::Hole { .. }
+            | Content::Lost
+            | Content::VolumeDropped
+            | Content::SnapshotDropped { .. } => None,
         }
     }
 }
@@ -402,6 +425,8 @@ fn put_entry(bytes: &mut Vec<u8>, entry: &Entry) {
         Content::Lost => (TAG_LOST, 1, Crc32(0)),
         Content::Volume { length, checksum } => (TAG_VOLUME, u64::from(length), checksum),
         Content::VolumeDropped => (TAG_VOLUME_DROPPED, 0, Crc32(0)),
+        Content::Snapshot { length, checksum } => (TAG_SNAPSHOT, u64::from(length), checksum),
+        Content::SnapshotDropped { .. } => (TAG_SNAPSHOT_DROPPED, 0, Crc32(0)),
         Content::Page { checksum } => (TAG_PAGE, 1, checksum),
     };
     let start = bytes.len();
@@ -414,10 +439,15 @@ fn put_entry(bytes: &mut Vec<u8>, entry: &Entry) {
     bytes.put_u64(entry.version.sequence);
     bytes.put_u64(entry.address.0);
     bytes.put_u64(count);
-    // The origin identity that the checksum is bound to: the block's own, until blocks are shared.
+    // The origin identity that the checksum is bound to: the block's own, until blocks are shared; of a
+    // snapshot that is dropped, its own version.
+    let origin = match entry.content {
+        Content::SnapshotDropped { snapshot } => snapshot,
+        _ => entry.version,
+    };
     bytes.put_u32(entry.volume.0);
-    bytes.put_u32(entry.version.epoch);
-    bytes.put_u64(entry.version.sequence);
+    bytes.put_u32(origin.epoch);
+    bytes.put_u64(origin.sequence);
     bytes.put_u64(entry.address.0);
     debug_assert_eq!(bytes.len() - start, ENTRY_BYTES);
 }
@@ -432,7 +462,8 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Result<Entry, HeaderError>, Cut
     let origin_volume = VolumeId(reader.u32()?);
     let origin_version = Version { epoch: reader.u32()?, sequence: reader.u64()? };
     let origin_address = BlockAddress(reader.u64()?);
-    let own = (origin_volume, origin_version, origin_address) == (volume, version, address);
+    let is_version_own = origin_version == version || tag == TAG_SNAPSHOT_DROPPED;
+    let own = (origin_volume, origin_address) == (volume, address) && is_version_own;
     if encoding != ENCODING_PLAIN || usize::from(sectors) * 512 != BLOCK_SIZE || !own {
         return Ok(Err(HeaderError::UnknownFeature));
     }
@@ -443,6 +474,8 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Result<Entry, HeaderError>, Cut
         TAG_LOST => Content::Lost,
         TAG_VOLUME if count <= BLOCK_SIZE as u64 => Content::Volume { length: count as u16, checksum },
         TAG_VOLUME_DROPPED => Content::VolumeDropped,
+        TAG_SNAPSHOT if count <= BLOCK_SIZE as u64 => Content::Snapshot { length: count as u16, checksum },
+        TAG_SNAPSHOT_DROPPED => Content::SnapshotDropped { snapshot: origin_version },
         TAG_PAGE => Content::Page { checksum },
         _ => return Ok(Err(HeaderError::UnknownFeature)),
     };
@@ -473,6 +506,8 @@ const TAG_LOST: u8 = 4;
 const TAG_VOLUME: u8 = 5;
 const TAG_VOLUME_DROPPED: u8 = 6;
 const TAG_PAGE: u8 = 7;
+const TAG_SNAPSHOT: u8 = 8;
+const TAG_SNAPSHOT_DROPPED: u8 = 9;
 const _: () = assert!(8 + 4 + 4 + 16 + 8 + 8 + 12 + 4 * 4 + 8 + HEADS * 24 + 16 <= FIXED_BYTES);
 
 #[cfg(test)]
@@ -518,6 +553,9 @@ mod tests {
         entries.push(Entry { content: Content::Lost, ..data(10) });
         entries.push(Entry { content: Content::VolumeDropped, ..data(0) });
         entries.push(Entry { content: Content::Volume { length: 4096, checksum: Crc32(5) }, ..data(0) });
+        entries.push(Entry { content: Content::Snapshot { length: 7, checksum: Crc32(6) }, ..data(0) });
+        let snapshot = Version { epoch: 3, sequence: 1 << 40 };
+        entries.push(Entry { content: Content::SnapshotDropped { snapshot }, ..data(0) });
         let header = header(entries);
         let (bytes, checksum) = header.encode();
         assert_eq!(BatchHeader::peek_blocks(&bytes[..BLOCK_SIZE]), Some(bytes.len() / BLOCK_SIZE));

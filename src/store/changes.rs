@@ -7,7 +7,6 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 
 use super::Store;
 use super::interface::{ChangeLog, Changes, StoreError};
-use super::map::Map;
 use super::shared::Shared;
 
 impl ChangeLog for Store {
@@ -18,17 +17,7 @@ impl ChangeLog for Store {
         from: BlockAddress,
         limit: usize,
     ) -> Result<Changes, StoreError> {
-        if self.is_offline() {
-            return Err(StoreError::Offline);
-        }
-        let changes = {
-            let contents = self.shared().contents.borrow();
-            if !contents.volumes.contains_key(&volume) {
-                return Err(StoreError::NoSuchVolume(volume));
-            }
-            contents.map.changed_since(volume, since, from, limit)
-        };
-        changes.await
+        self.changes(volume, since, None, from, limit).await
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A checkpoint says that replay begins behind batch P. The table is as of P; map pages are taken
 //! while the log goes on, so some are newer, which replay from P puts right since applying statements
-//! again changes nothing. It counts when the superblock generation that names it is durable; only
+//! again changes nothing; the volumes and their snapshots are taken last. So a version that a page has for a
+//! snapshot has that snapshot behind it, unless it was dropped meanwhile: then nothing of it is left when
+//! replay is done. It counts when the superblock generation that names it is durable; only
 //! then are the segments free that were empty at P and end before it, and those of the checkpoint
 //! before.
 
@@ -18,15 +20,15 @@ use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 
 use super::batch::{BatchHeader, BatchKind, Content, Entry, HEADS, HeadRecord, SegmentUse, height};
+pub(super) use super::checkpoint_codec::SEGMENT_BYTES;
+use super::checkpoint_codec::{Decoder, encode_end, encode_table, encode_volumes};
 use super::image::SegmentImage;
 use super::interface::StoreError;
 use super::log::{MAX_BATCH_BLOCKS, lay_out};
 use super::map::{Map, SavePosition};
 use super::root::{CheckpointReference, Root};
 use super::segments::SegmentState;
-use super::shared::{Contents, Shared, add};
-pub(super) use super::snapshot_codec::SEGMENT_BYTES;
-use super::snapshot_codec::{Decoder, encode_end, encode_table};
+use super::shared::{Contents, Shared, VolumeState, add};
 
 /// Writes a checkpoint of what is settled, and frees what only the earlier one needed.
 pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
@@ -39,9 +41,10 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
         return Err(StoreError::Offline);
     }
     let (releasable, table, passed) = {
-        let contents = shared.contents.borrow();
+        let mut contents = shared.contents.borrow_mut();
         let releasable = releasable_segments(&contents, position.last_number);
         let table = encode_table(&contents, &releasable);
+        contents.volumes.values_mut().for_each(VolumeState::begin_checkpoint);
         let passed: Vec<_> = contents.volumes.iter().map(|(id, volume)| (*id, volume.newest)).collect();
         (releasable, table, passed)
     };
@@ -102,14 +105,15 @@ async fn write_contents(
             let Contents { map, volumes, .. } = &mut *contents;
             let may_forget = |id: VolumeId, hole: Version| {
                 // What the checkpoint before had: replay reaches no older version of these blocks.
-                let passed = volumes.get(&id).map_or_else(Version::default, |volume| volume.passed);
-                hole <= passed && shared.may_forget_hole(id, hole)
+                volumes.get(&id).is_some_and(|volume| volume.is_passed(hole))
+                    && shared.may_forget_hole(id, hole)
             };
             next = map.save(from, may_forget, &mut piece);
         }
         writer.put(&piece).await?;
     }
     piece.clear();
+    encode_volumes(&mut piece, &shared.contents.borrow());
     encode_end(&mut piece);
     writer.put(&piece).await?;
     writer.finish().await

@@ -147,7 +147,7 @@ async fn clean(shared: &Rc<Shared>, victims: Vec<SegmentIndex>) -> bool {
         let Some(found) = collect(shared, *segment).await else { return false };
         moves.extend(found);
     }
-    moves.sort_by_key(|item| (item.entry.volume, item.entry.address));
+    moves.sort_by_key(|item| (item.entry.volume, item.entry.address, item.entry.version));
     add(&shared.statistics.moved_blocks, moves.len() as u64);
     let (tracker, done) = Tracker::new();
     shared.log.borrow_mut().enqueue(CLEANING, Pending { items: moves.into(), tracker });
@@ -176,13 +176,14 @@ async fn collect(shared: &Rc<Shared>, segment: SegmentIndex) -> Option<Vec<Item>
     let mut moves = Vec::new();
     for (entry, place) in batches.iter().flat_map(BatchHeader::entries_with_places) {
         let (volume, address) = (entry.volume, entry.address);
-        let mut live = None;
-        let lookup = shared.contents.borrow().map.look_up(volume, address, 1, |_, found| live = found);
-        lookup.await.ok()?;
-        let Some(live) = live.filter(|live| place.is_some() && live.version == entry.version) else {
+        if place.is_none() {
             continue;
-        };
+        }
+        let lookup = shared.contents.borrow().map.look_up_version(volume, address, entry.version);
+        let Some(live) = lookup.await.ok()? else { continue };
         if matches!(live.value, MapValue::Data { place: at, .. } if Some(at) == place) {
+            let next = shared.contents.borrow().map.next_version(volume, address, entry.version);
+            add(&shared.statistics.moved_older_blocks, u64::from(next.is_some()));
             moves.push(move_of(&image, members, volume, address, live));
         }
     }

@@ -8,11 +8,11 @@
 use bytes::Bytes;
 
 use super::batch::{BatchHeader, HeaderError, sign};
+use super::checkpoint_codec::{Decoder, encode_end, encode_table, encode_volumes};
 use super::map::{Map, SavePosition, StoreMap};
 use super::root::Root;
 use super::segments::SegmentTable;
 use super::shared::Contents;
-use super::snapshot_codec::{Decoder, encode_end, encode_table};
 use crate::array::{Geometry, Place};
 use crate::base::checksum::Crc32;
 use crate::base::units::BLOCK_SIZE;
@@ -68,6 +68,7 @@ pub fn checkpoint(data: &[u8]) {
     let again = contents(&encoded, BLOCK_SIZE);
     assert!(again.is_some_and(|mut again| encode(&mut again) == encoded));
     assert!(references(&found.map).iter().all(|place| place.is_within(&GEOMETRY)));
+    found.give_up_unshown();
     if found.segments.recount(references(&found.map).into_iter()).is_none() {
         assert_counts(&found);
     }
@@ -138,6 +139,7 @@ fn encode(contents: &mut Contents) -> Vec<u8> {
         next = contents.map.save(from, |_, _| false, &mut bytes);
     }
     assert!((bytes.len() - table_bytes) as u64 <= contents.map.saved_bytes());
+    encode_volumes(&mut bytes, contents);
     encode_end(&mut bytes);
     bytes
 }
@@ -150,7 +152,7 @@ fn references(map: &StoreMap) -> Vec<Place> {
 fn assert_counts(contents: &Contents) {
     let live: u64 = contents.segments.iter().map(|(_, segment)| u64::from(segment.live_blocks)).sum();
     assert_eq!(live, references(&contents.map).len() as u64);
-    assert!(live <= contents.map.total_mapped_blocks());
+    assert!(live <= contents.used_blocks());
 }
 
 const REPAIR: u8 = 1;

@@ -135,8 +135,9 @@ pub trait SnapshotStore: BlockStore {
     /// shows is not kept, so a snapshot is taken (here, at exactly its version) before what it is to show.
     ///
     /// A hole over a block in which nothing was ever written leaves no trace, and one that everybody has passed
-    /// is forgotten. So data that is older than such a hole would come to light: who appends history of blocks
-    /// appends afterwards what they are now, under the newest version.
+    /// and that shadows nothing is forgotten. So data that is older than such a hole would come to light: who
+    /// appends history of blocks goes from snapshot to snapshot, oldest first, says what they are in each, and in
+    /// the end, under the newest version, what they are now.
     ///
     /// # Errors
     /// As [`BlockStore::start_append`].

@@ -19,7 +19,7 @@ use crate::base::mutant::{self, Mutant};
 use crate::base::units::BLOCK_SIZE;
 
 use super::batch::{
-    BatchHeader, BatchKind, Content, Entry, HEADS, HeadRecord, MAX_ENTRIES, SegmentUse, block_place, height,
+    BatchHeader, BatchKind, Entry, HEADS, HeadRecord, MAX_ENTRIES, SegmentUse, block_place, height,
 };
 use super::interface::StoreError;
 use super::root::{HeadPosition, LogPosition};
@@ -126,7 +126,7 @@ pub(super) struct InFlight {
 pub(super) struct Settling {
     pub(super) entry: Entry,
     pub(super) place: Option<Place>,
-    /// A volume's record; the payload of blocks is not needed any more.
+    /// A record; the payload of blocks is not needed any more.
     pub(super) payload: Option<Bytes>,
     pub(super) is_new_block: bool,
 }
@@ -274,7 +274,7 @@ impl Log {
         let columns = data_columns(open.members);
         let (items, trackers) = self.take_items(head, rows, columns);
         let (entries, payloads, flags) = split_items(items);
-        let records = volume_records(&entries, &payloads);
+        let records = record_payloads(&entries, &payloads);
         let payload_count = payloads.iter().flatten().count();
         let batch_height = height(entries.len(), payload_count, columns) as u32;
         let number = self.next_number;
@@ -410,10 +410,9 @@ pub(super) fn lay_out(
     (0..columns).map(|_| blocks.by_ref().take(height).collect()).collect()
 }
 
-/// The payloads that settling needs: those of volume records, by entry position.
-fn volume_records(entries: &[Entry], payloads: &[Option<Bytes>]) -> Vec<(usize, Bytes)> {
-    let is_record = |entry: &Entry| matches!(entry.content, Content::Volume { .. });
-    let records = entries.iter().zip(payloads).enumerate().filter(|(_, (entry, _))| is_record(entry));
+/// The payloads that settling needs: those of records, by entry position.
+fn record_payloads(entries: &[Entry], payloads: &[Option<Bytes>]) -> Vec<(usize, Bytes)> {
+    let records = entries.iter().zip(payloads).enumerate().filter(|(_, (entry, _))| entry.has_record());
     records.filter_map(|(position, (_, payload))| Some((position, payload.clone()?))).collect()
 }
 

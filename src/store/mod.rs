@@ -17,6 +17,7 @@ pub mod segments;
 mod audit;
 mod changes;
 mod checkpoint;
+mod checkpoint_codec;
 mod cleaner;
 mod image;
 mod log;
@@ -24,9 +25,13 @@ mod pool;
 mod read;
 mod recovery;
 mod shared;
-mod snapshot_codec;
+mod snapshots;
+mod views;
 mod writer;
 
 pub use pool::{PoolError, PoolUsage, Store};
 pub use recovery::{RecoveryError, RecoveryReport};
 pub use shared::{Statistics, StoreOptions};
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -15,7 +15,7 @@ use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, Version, VolumeId};
 
 use super::batch::{Content, Entry};
-use super::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
+use super::interface::{BlockRun, BlockStore, BlockWrite, MAX_SNAPSHOT_RECORD_BYTES, StoreError};
 use super::log::{FOREGROUND, Item, Log, Pending, Tracker};
 use super::map::Map;
 use super::recovery::{self, RecoveryError, RecoveryReport};
@@ -45,8 +45,10 @@ pub enum PoolError {
 pub struct PoolUsage {
     /// What volumes may fill.
     pub capacity_bytes: u64,
-    /// What they fill.
+    /// What they and their snapshots fill.
     pub used_bytes: u64,
+    /// What of this is kept for snapshots alone.
+    pub snapshot_bytes: u64,
     /// Free segments, and segments in all.
     pub free_segments: u64,
     /// All segments.
@@ -147,12 +149,10 @@ impl Store {
         record: &[u8],
     ) -> Result<(), StoreError> {
         assert!(record.len() <= BLOCK_SIZE, "a volume's record fits a block");
-        let mut block = AlignedBuf::zeroed(BLOCK_SIZE);
-        block[..record.len()].copy_from_slice(record);
+        let block = record_block(record);
         let content = Content::Volume { length: record.len() as u16, checksum: Crc32::of(&block) };
         let entry = Entry { volume, address: BlockAddress(0), version, content };
-        let item = Item { entry, payload: Some(block.freeze()), is_new_block: false };
-        self.submit(vec![item]).await
+        self.submit(vec![Item { entry, payload: Some(block), is_new_block: false }]).await
     }
 
     /// Drops a volume with all its blocks. Its number is not to be used again.
@@ -169,10 +169,16 @@ impl Store {
         self.submit(vec![Item { entry, payload: None, is_new_block: false }]).await
     }
 
-    /// Allocated bytes of a volume.
+    /// Allocated bytes of a volume as it is now.
     #[must_use]
     pub fn volume_used_bytes(&self, volume: VolumeId) -> u64 {
         self.shared.contents.borrow().map.mapped_blocks(volume) * BLOCK_SIZE as u64
+    }
+
+    /// Bytes that are kept for a volume's snapshots alone.
+    #[must_use]
+    pub fn volume_snapshot_bytes(&self, volume: VolumeId) -> u64 {
+        self.shared.contents.borrow().map.held_blocks(volume) * BLOCK_SIZE as u64
     }
 
     /// Space in the pool.
@@ -181,7 +187,8 @@ impl Store {
         let contents = self.shared.contents.borrow();
         PoolUsage {
             capacity_bytes: self.shared.usable_blocks() * BLOCK_SIZE as u64,
-            used_bytes: contents.map.total_mapped_blocks() * BLOCK_SIZE as u64,
+            used_bytes: contents.used_blocks() * BLOCK_SIZE as u64,
+            snapshot_bytes: contents.map.total_held_blocks() * BLOCK_SIZE as u64,
             free_segments: contents.segments.free_count() as u64,
             segments: contents.segments.count() as u64,
         }
@@ -205,11 +212,11 @@ impl Store {
         self.shared.array.is_offline() || self.shared.stopped.get()
     }
 
-    pub(super) fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Rc<Shared> {
         &self.shared
     }
 
-    fn submit(&self, items: Vec<Item>) -> impl Future<Output = Result<(), StoreError>> + 'static {
+    fn submit(&self, items: Vec<Item>) -> impl Future<Output = Result<(), StoreError>> + use<> {
         let (tracker, done) = Tracker::new();
         if self.is_offline() {
             tracker.complete(Err(StoreError::Offline));
@@ -220,6 +227,16 @@ impl Store {
         async move { done.await.unwrap_or(Err(StoreError::Offline)) }
     }
 
+    /// Takes an append.
+    pub(super) fn start(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + use<>, StoreError> {
+        Ok(self.submit(self.admit(volume, version, writes)?))
+    }
+
     /// Turns writes into statements, and reserves space for blocks that have none yet.
     fn admit(
         &self,
@@ -227,38 +244,49 @@ impl Store {
         version: Version,
         writes: Vec<BlockWrite>,
     ) -> Result<Vec<Item>, StoreError> {
-        let contents = self.shared.contents.borrow();
-        if !contents.volumes.contains_key(&volume) {
-            return Err(StoreError::NoSuchVolume(volume));
-        }
+        let mut contents = self.shared.contents.borrow_mut();
+        let contents = &mut *contents;
+        let state = contents.volumes.get_mut(&volume).ok_or(StoreError::NoSuchVolume(volume))?;
+        let newest = state.snapshots.newest();
+        // History counts as new: what is there stays.
+        let is_history = newest.is_some_and(|newest| version <= newest);
         let mut items = Vec::with_capacity(writes.len());
         let mut new_blocks = 0;
         for write in writes {
-            let item = match write {
+            let mut entry = Entry { volume, address: BlockAddress(0), version, content: Content::Lost };
+            let (mut payload, mut is_new_block) = (None, false);
+            match write {
                 BlockWrite::Data { address, data, checksum } => {
-                    let is_new_block =
-                        mutant::is(Mutant::OverwriteNeedsSpace) || !contents.map.has_space(volume, address);
+                    is_new_block = mutant::is(Mutant::OverwriteNeedsSpace)
+                        || is_history
+                        || !contents.map.has_space(volume, address, newest);
                     new_blocks += u64::from(is_new_block);
                     let identity = BlockIdentity { volume, address, version };
-                    let content = Content::Data { checksum: checksum.bind(&identity) };
-                    let payload = Some(aligned(&self.shared, data));
-                    Item { entry: Entry { volume, address, version, content }, payload, is_new_block }
+                    (entry.address, entry.content) =
+                        (address, Content::Data { checksum: checksum.bind(&identity) });
+                    payload = Some(aligned(&self.shared, data));
                 }
                 BlockWrite::Hole { address, count } => {
-                    let content = Content::Hole { count };
-                    Item {
-                        entry: Entry { volume, address, version, content },
-                        payload: None,
-                        is_new_block: false,
-                    }
+                    (entry.address, entry.content) = (address, Content::Hole { count });
                 }
-                // As many as there may be so far: none.
-                BlockWrite::Snapshot { .. } => return Err(StoreError::TooManySnapshots(volume)),
-                BlockWrite::SnapshotDropped { .. } => continue,
-            };
-            items.push(item);
+                BlockWrite::Snapshot { record } => {
+                    if !state.snapshots.has_room() {
+                        return Err(StoreError::TooManySnapshots(volume));
+                    }
+                    assert!(record.len() <= MAX_SNAPSHOT_RECORD_BYTES, "a snapshot's record fits a block");
+                    state.snapshots.announce(version);
+                    let block = record_block(&record);
+                    entry.content =
+                        Content::Snapshot { length: record.len() as u16, checksum: Crc32::of(&block) };
+                    payload = Some(block);
+                }
+                BlockWrite::SnapshotDropped { snapshot } => {
+                    entry.content = Content::SnapshotDropped { snapshot };
+                }
+            }
+            items.push(Item { entry, payload, is_new_block });
         }
-        let wanted = contents.map.total_mapped_blocks() + self.shared.reserved_blocks.get() + new_blocks;
+        let wanted = contents.used_blocks() + self.shared.reserved_blocks.get() + new_blocks;
         if new_blocks > 0 && (wanted > self.shared.usable_blocks() || self.shared.array.is_starved()) {
             return Err(StoreError::OutOfSpace);
         }
@@ -275,7 +303,7 @@ impl BlockStore for Store {
         version: Version,
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
-        Ok(self.submit(self.admit(volume, version, writes)?))
+        self.start(volume, version, writes)
     }
 
     async fn read(
@@ -284,7 +312,7 @@ impl BlockStore for Store {
         address: BlockAddress,
         count: u64,
     ) -> Result<Vec<Bytes>, StoreError> {
-        super::read::read(&self.shared, volume, address, count).await
+        super::read::read(&self.shared, volume, None, address, count).await
     }
 
     async fn allocation(
@@ -294,22 +322,7 @@ impl BlockStore for Store {
         count: u64,
         limit: usize,
     ) -> Result<Vec<BlockRun>, StoreError> {
-        let mut runs: Vec<BlockRun> = Vec::new();
-        let mut offset = 0;
-        while offset < count {
-            let block = address.offset(offset);
-            let run = self.shared.contents.borrow().map.run_from(volume, block);
-            let (length, mapped) = run.await?;
-            let length = length.min(count - offset);
-            let full = runs.len() == limit;
-            match runs.last_mut() {
-                Some(last) if last.mapped == mapped => last.count += length,
-                _ if full => break,
-                _ => runs.push(BlockRun { address: block, count: length, mapped }),
-            }
-            offset += length;
-        }
-        Ok(runs)
+        self.runs(volume, None, address, count, limit).await
     }
 
     async fn flush(&self) -> Result<(), StoreError> {
@@ -318,6 +331,13 @@ impl BlockStore for Store {
         }
         self.submit(Vec::new()).await
     }
+}
+
+/// A block that begins with a record.
+fn record_block(record: &[u8]) -> Bytes {
+    let mut block = AlignedBuf::zeroed(BLOCK_SIZE);
+    block[..record.len()].copy_from_slice(record);
+    block.freeze()
 }
 
 /// The block as direct output needs it: a copy when it lies across pages.

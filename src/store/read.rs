@@ -9,7 +9,7 @@ use crate::array::{Array, MemberSet, Place};
 use crate::base::checksum::Crc32;
 use crate::base::event::{Event, Severity};
 use crate::base::mutant::{self, Mutant};
-use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, VolumeId};
+use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, Version, VolumeId};
 
 use super::interface::StoreError;
 use super::log::zero_block;
@@ -33,17 +33,18 @@ enum Source {
     },
 }
 
-/// Reads `count` blocks of a volume.
+/// Reads `count` blocks of a volume, as it is or in the view at a snapshot.
 pub(super) async fn read(
     shared: &Rc<Shared>,
     volume: VolumeId,
+    at: Option<Version>,
     address: BlockAddress,
     count: u64,
 ) -> Result<Vec<Bytes>, StoreError> {
     if shared.array.is_offline() {
         return Err(StoreError::Offline);
     }
-    let runs = plan(shared, volume, address, count).await?;
+    let runs = plan(shared, volume, at, address, count).await?;
     // The segments are held from the lookup on, without a gap: none is reused under the read.
     let held: Vec<Held> = runs.iter().filter_map(|run| Held::of(shared, run)).collect();
     add(&shared.statistics.read_blocks, count);
@@ -63,6 +64,7 @@ pub(super) async fn read(
 async fn plan(
     shared: &Shared,
     volume: VolumeId,
+    at: Option<Version>,
     address: BlockAddress,
     count: u64,
 ) -> Result<Vec<Run>, StoreError> {
@@ -80,10 +82,8 @@ async fn plan(
     };
     let lookup = {
         let contents = shared.contents.borrow();
-        if !contents.volumes.contains_key(&volume) {
-            return Err(StoreError::NoSuchVolume(volume));
-        }
-        contents.map.look_up(volume, address, count, found)
+        let at = contents.view(volume, at)?;
+        contents.map.look_up(volume, at, address, count, found)
     };
     lookup.await?;
     Ok(runs)

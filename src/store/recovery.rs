@@ -136,6 +136,7 @@ fn finish(contents: &mut Contents, position: &LogPosition) -> Result<(), Recover
     if !mutant::is(Mutant::DiscardedBatchCounts) {
         contents.segments.end_at(position.last_number);
     }
+    contents.give_up_unshown();
     match contents.segments.recount(contents.map.places()) {
         None => Ok(()),
         Some(_) => Err(RecoveryError::Inconsistent),
@@ -434,7 +435,7 @@ fn expected_column(header: &BatchHeader, slot: Slot, columns: &[Vec<Bytes>]) -> 
 async fn apply(array: &Array, contents: &mut Contents, header: &BatchHeader) -> Result<(), RecoveryError> {
     for (entry, place) in header.entries_with_places() {
         let mut payload = None;
-        if let (Content::Volume { checksum, .. }, Some(place)) = (entry.content, place) {
+        if let (true, Some(checksum), Some(place)) = (entry.has_record(), entry.payload_checksum(), place) {
             let lost = RecoveryError::AcknowledgedBatchLost { number: header.number };
             let read = super::read::read_verified(array, header.members, place, checksum).await;
             payload = Some(read.ok_or(lost)?);
@@ -442,6 +443,7 @@ async fn apply(array: &Array, contents: &mut Contents, header: &BatchHeader) -> 
         let forgotten = match entry.content {
             Content::Hole { .. } => mutant::is(Mutant::HoleForgottenAtReplay),
             Content::VolumeDropped => mutant::is(Mutant::DropForgottenAtReplay),
+            Content::Snapshot { .. } => mutant::is(Mutant::SnapshotForgottenAtReplay),
             _ => false,
         };
         let mut rest = (!forgotten).then(|| entry.clone());

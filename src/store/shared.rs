@@ -9,15 +9,17 @@ use bytes::Bytes;
 use crate::array::geometry::data_columns;
 use crate::array::{Array, MemberSet, Place};
 use crate::base::event::EventSink;
+use crate::base::mutant::{self, Mutant};
 use crate::base::runtime::RuntimeHandle;
 use crate::base::signal::Signal;
-use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
+use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 
 use super::batch::{Content, Entry, HEADS};
 use super::log::{CLEANING, FOREGROUND, Log};
 use super::map::{Map, MapEntry, MapValue, StoreMap};
 use super::root::Root;
 use super::segments::SegmentTable;
+use super::snapshots::Snapshots;
 
 /// Knobs of a store.
 #[derive(Clone, Debug)]
@@ -96,6 +98,10 @@ pub(super) struct VolumeState {
     pub(super) newest: Version,
     /// What `newest` was at the last checkpoint since the pool was opened: replay begins behind it.
     pub(super) passed: Version,
+    /// The oldest version of history that was appended late: since the last checkpoint began, and while the one
+    /// before was the last. Replay may reach it.
+    pub(super) late: [Option<Version>; 2],
+    pub(super) snapshots: Snapshots,
 }
 
 /// Counts since the store was opened.
@@ -109,6 +115,8 @@ pub struct Statistics {
     pub log_blocks: Cell<u64>,
     /// Blocks that the cleaner moved.
     pub moved_blocks: Cell<u64>,
+    /// Of these, those that were not the newest of their addresses.
+    pub moved_older_blocks: Cell<u64>,
     /// Segments that the cleaner emptied.
     pub cleaned_segments: Cell<u64>,
     /// Checkpoints written.
@@ -150,10 +158,43 @@ impl Contents {
                 self.volumes.remove(&volume);
                 self.map.drop_volume(volume, &mut self.segments).then(|| entry.clone())
             }
-            _ => {
+            Content::Snapshot { length, .. } => {
                 let state = self.volumes.get_mut(&volume)?;
                 state.newest = state.newest.max(entry.version);
-                self.apply_block(entry, place)
+                state.snapshots.insert(entry.version, record(payload.unwrap_or(&Bytes::new()), length));
+                None
+            }
+            Content::SnapshotDropped { snapshot } => self.drop_snapshot(entry, snapshot),
+            _ => self.apply_block(entry, place),
+        }
+    }
+
+    /// Blocks that volumes and their snapshots fill.
+    pub(super) fn used_blocks(&self) -> u64 {
+        self.map.total_mapped_blocks() + self.map.total_held_blocks()
+    }
+
+    /// The snapshot goes at once, what was kept for it in turns: their statements begin at higher addresses.
+    fn drop_snapshot(&mut self, entry: &Entry, snapshot: Version) -> Option<Entry> {
+        let state = self.volumes.get_mut(&entry.volume)?;
+        state.newest = state.newest.max(entry.version);
+        let is_first_turn = entry.address == BlockAddress(0);
+        if is_first_turn && !state.snapshots.remove(snapshot) || mutant::is(Mutant::DropFreesNothing) {
+            return None;
+        }
+        let (map, left) = (&mut self.map, state.snapshots.versions());
+        let address = map.drop_snapshot(entry.volume, snapshot, entry.address, left, &mut self.segments)?;
+        Some(Entry { address, ..entry.clone() })
+    }
+
+    /// Gives up what no snapshot shows, when all snapshots are known that there are: a checkpoint may have
+    /// older versions whose snapshots were dropped while it was written.
+    pub(super) fn give_up_unshown(&mut self) {
+        for (volume, state) in &self.volumes {
+            let mut rest = Some(BlockAddress(0));
+            while let Some(from) = rest {
+                let left = state.snapshots.versions();
+                rest = self.map.drop_snapshot(*volume, Version::default(), from, left, &mut self.segments);
             }
         }
     }
@@ -161,31 +202,56 @@ impl Contents {
     fn apply_volume(&mut self, entry: &Entry, payload: &Bytes, length: u16) {
         let state = self.volumes.entry(entry.volume).or_default();
         if state.record_version <= entry.version {
-            // A copy: the payload may be a slice of a whole segment.
-            state.record = Bytes::copy_from_slice(&payload[..payload.len().min(usize::from(length))]);
+            state.record = record(payload, length);
             state.record_version = entry.version;
         }
     }
 
     fn apply_block(&mut self, entry: &Entry, place: Option<Place>) -> Option<Entry> {
         let (volume, address, version) = (entry.volume, entry.address, entry.version);
+        let state = self.volumes.get_mut(&volume)?;
+        let is_new = matches!(entry.content, Content::Data { .. } | Content::Hole { .. });
+        if is_new && version < state.newest {
+            state.late[0] = Some(state.late[0].map_or(version, |late| late.min(version)));
+        }
+        state.newest = state.newest.max(version);
+        let snapshots = state.snapshots.versions();
         let at = |value| MapEntry { version, value };
         let (map, segments) = (&mut self.map, &mut self.segments);
         match (entry.content, place) {
             (Content::Data { checksum }, Some(place)) => {
-                map.apply(volume, address, at(MapValue::Data { place, checksum }), segments);
+                map.apply(volume, address, at(MapValue::Data { place, checksum }), snapshots, segments);
             }
             (Content::Moved { checksum }, Some(place)) => {
                 map.apply_move(volume, address, at(MapValue::Data { place, checksum }), segments);
             }
             (Content::Lost, _) => map.apply_move(volume, address, at(MapValue::Lost), segments),
             (Content::Hole { count }, _) => {
-                let (address, count) = map.apply_hole(volume, address, count, version, segments)?;
+                let (address, count) =
+                    map.apply_hole(volume, address, count, version, snapshots, segments)?;
                 return Some(Entry { address, content: Content::Hole { count }, ..entry.clone() });
             }
             _ => {}
         }
         None
+    }
+}
+
+/// A record without what fills its block up. A copy: the payload may be a slice of a whole segment.
+fn record(payload: &Bytes, length: u16) -> Bytes {
+    Bytes::copy_from_slice(&payload[..payload.len().min(usize::from(length))])
+}
+
+impl VolumeState {
+    /// A checkpoint begins, behind everything so far.
+    pub(super) fn begin_checkpoint(&mut self) {
+        self.late = [None, self.late[0]];
+    }
+
+    /// Whether nothing older than a hole of this version can come back by replay.
+    pub(super) fn is_passed(&self, hole: Version) -> bool {
+        let late = self.late.iter().flatten().filter(|_| !mutant::is(Mutant::HoleForgottenUnderLateWrite));
+        hole <= self.passed && late.min().is_none_or(|late| hole < *late)
     }
 }
 
@@ -206,7 +272,8 @@ impl Shared {
         let geometry = self.array.geometry();
         let map = contents.map.saved_bytes();
         let table = u64::from(geometry.segment_count) * super::checkpoint::SEGMENT_BYTES as u64;
-        let volumes: u64 = contents.volumes.values().map(|volume| volume.record.len() as u64 + 32).sum();
+        let saved = |volume: &VolumeState| volume.record.len() as u64 + 32 + volume.snapshots.saved_bytes();
+        let volumes: u64 = contents.volumes.values().map(saved).sum();
         let bytes = map + table + volumes + (1 << 16);
         let columns = data_columns(self.members_for_writing());
         // A stripe's header and rounding cost a few percent.
@@ -225,7 +292,7 @@ impl Shared {
 
     fn needed_blocks(&self) -> u64 {
         // Called while contents may be borrowed for reading only.
-        self.contents.borrow().map.total_mapped_blocks() + self.reserved_blocks.get()
+        self.contents.borrow().used_blocks() + self.reserved_blocks.get()
     }
 
     /// Blocks that volumes may fill: what the segments hold less the room that cleaning, checkpoints

@@ -22,7 +22,9 @@ use crate::daemon::engine::{DiskReport, DiskState as ReportedState, PoolReport};
 use crate::daemon::event_log::EventReporter;
 use crate::disk::open::OpenRefusal;
 use crate::disk::{Disk, Engine, OpenOptions};
-use crate::store::interface::{BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, StoreError};
+use crate::store::interface::{
+    BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError,
+};
 use crate::store::{Store, StoreOptions};
 
 /// A store on disks.
@@ -161,6 +163,53 @@ impl ChangeLog for DiskPool {
         limit: usize,
     ) -> Result<Changes, StoreError> {
         self.store.changed_since(volume, since, from, limit).await
+    }
+}
+
+impl SnapshotStore for DiskPool {
+    fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotEntry>, StoreError> {
+        self.store.snapshots(volume)
+    }
+
+    async fn read_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        self.store.read_at(volume, at, address, count).await
+    }
+
+    async fn allocation_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        self.store.allocation_at(volume, at, address, count, limit).await
+    }
+
+    async fn changed_between(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        at: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        self.store.changed_between(volume, since, at, from, limit).await
+    }
+
+    fn start_append_at(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        self.store.start_append_at(volume, version, writes)
     }
 }
 

@@ -35,11 +35,16 @@ pub(super) struct Site {
     pub(super) refusals: Cell<u64>,
     pub(super) medium_errors: Cell<u64>,
     pub(super) drops: Cell<u64>,
+    pub(super) snapshots: Cell<u64>,
+    pub(super) snapshot_drops: Cell<u64>,
+    pub(super) snapshot_reads: Cell<u64>,
+    pub(super) late_writes: Cell<u64>,
 }
 
 impl Site {
     pub(super) fn new(theme: Theme, blocks: u64, stride: u64) -> Rc<Self> {
         let (oracle, problem, pending_blocks, starved, refusals, medium_errors, drops) = Default::default();
+        let (snapshots, snapshot_drops, snapshot_reads, late_writes) = Default::default();
         let expelled = Cell::new(MemberSet::EMPTY);
         let site = Self {
             theme,
@@ -53,6 +58,10 @@ impl Site {
             refusals,
             medium_errors,
             drops,
+            snapshots,
+            snapshot_drops,
+            snapshot_reads,
+            late_writes,
         };
         Rc::new(site)
     }
@@ -60,6 +69,11 @@ impl Site {
     /// Where a block of the oracle lies in its volume.
     pub(super) fn block_address(&self, address: u64) -> BlockAddress {
         BlockAddress(address * self.stride)
+    }
+
+    /// Whether the oracle's consecutive blocks are the volume's.
+    pub(super) fn is_dense(&self) -> bool {
+        self.stride == 1
     }
 
     /// Whether hosts may meet this error in this run.
@@ -78,10 +92,11 @@ pub(super) struct Client {
     pub(super) store: Store,
     pub(super) random: Random,
     pub(super) epoch: u32,
+    pub(super) keeps_snapshots: bool,
 }
 
 /// Why a client stops early.
-enum End {
+pub(super) enum End {
     /// The pool does not serve any more, as it may in this run.
     Offline,
     Problem(String),
@@ -125,7 +140,11 @@ impl Client {
         self.site.oracle.borrow_mut().set_state(volume, VolumeState::Exists);
         for _ in 0..self.random.below(30) {
             let extent = self.extent(volume, blocks);
-            if self.random.chance(250_000) { self.read(extent).await? } else { self.write(extent).await? }
+            match self.random.below(16) {
+                0 if self.keeps_snapshots => self.take_snapshot(volume).await?,
+                0..=3 => self.read(extent).await?,
+                _ => self.write(extent).await?,
+            }
         }
         if self.random.chance(700_000) {
             self.site.oracle.borrow_mut().set_state(volume, VolumeState::Dropping);
@@ -142,14 +161,14 @@ impl Client {
     }
 
     /// Whether the client is to stop; a problem is noted.
-    fn ends(&self, done: Result<(), End>) -> bool {
+    pub(super) fn ends(&self, done: Result<(), End>) -> bool {
         if let Err(End::Problem(problem)) = &done {
             self.site.problem.borrow_mut().get_or_insert_with(|| problem.clone());
         }
         done.is_err()
     }
 
-    fn extent(&self, volume: u32, blocks: u64) -> Extent {
+    pub(super) fn extent(&self, volume: u32, blocks: u64) -> Extent {
         let address = self.random.below(blocks);
         let longest = if self.random.chance(50_000) { 64 } else { 6 };
         let count = (1 + self.random.below(longest)).min(blocks - address);
@@ -243,7 +262,7 @@ impl Client {
         Ok(())
     }
 
-    fn expect(&self, done: Result<(), StoreError>, what: &str) -> Result<(), End> {
+    pub(super) fn expect(&self, done: Result<(), StoreError>, what: &str) -> Result<(), End> {
         match done {
             Ok(()) => Ok(()),
             Err(error) if self.site.tolerates(&error) => Err(End::Offline),

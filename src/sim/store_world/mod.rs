@@ -8,12 +8,15 @@
 
 mod client;
 mod forger;
+mod keeper;
 mod lost_batch;
 #[cfg(test)]
 mod mutants;
 mod oracle;
+mod past;
 mod plan;
 mod scrub;
+mod snapshot_check;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -67,6 +70,15 @@ pub struct Report {
     pub degraded_wide_segments: u64,
     pub refused_for_space: u64,
     pub dropped_volumes: u64,
+    pub snapshots: u64,
+    pub snapshots_dropped: u64,
+    pub snapshots_survived: u64,
+    pub snapshot_takes_lost: u64,
+    pub snapshot_drops_undone: u64,
+    pub snapshot_reads: u64,
+    pub late_writes: u64,
+    pub held_blocks: u64,
+    pub moved_older_blocks: u64,
     pub scrubbed_rows: u64,
     pub lives_without_reads: u64,
     pub lost_batches_refused: u64,
@@ -78,7 +90,7 @@ pub struct Report {
 impl Report {
     /// Every count with its name, the trace's hash apart.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 27] {
+    pub fn counts(&self) -> [(&'static str, u64); 36] {
         [
             ("writes", self.writes),
             ("reads", self.reads),
@@ -102,6 +114,15 @@ impl Report {
             ("segments wide for want of space", self.degraded_wide_segments),
             ("writes refused for want of space", self.refused_for_space),
             ("volumes dropped", self.dropped_volumes),
+            ("snapshots", self.snapshots),
+            ("snapshots dropped", self.snapshots_dropped),
+            ("snapshots checked after a restart", self.snapshots_survived),
+            ("snapshots lost on their way", self.snapshot_takes_lost),
+            ("drops of snapshots cut short", self.snapshot_drops_undone),
+            ("reads of snapshots", self.snapshot_reads),
+            ("writes into the past", self.late_writes),
+            ("blocks held for snapshots at restarts", self.held_blocks),
+            ("older blocks moved", self.moved_older_blocks),
             ("rows scrubbed", self.scrubbed_rows),
             ("lives without a read", self.lives_without_reads),
             ("lost batches refused", self.lost_batches_refused),
@@ -349,6 +370,7 @@ impl PoolUnderTest {
                 let data = match store.read(VolumeId(volume), block, 1).await {
                     Ok(data) => data.concat(),
                     Err(error) if self.site.tolerates(&error) => {
+                        self.site.oracle.borrow_mut().doubt(volume, address);
                         is_whole = false;
                         continue;
                     }
@@ -361,12 +383,18 @@ impl PoolUnderTest {
             }
             let (mapped, used) =
                 (self.site.oracle.borrow().mapped_blocks(volume), store.volume_used_bytes(VolumeId(volume)));
+            let checked = self.check_snapshots(store, volume, blocks, is_whole).await;
+            checked.map_err(|problem| format!("life {life}, volume {volume}: {problem}"))?;
             let is_followed = !self.plan.forges || volume != forger::VOLUME;
             if is_whole && is_followed && mapped * BLOCK_SIZE as u64 != used {
                 return Err(format!(
                     "life {life}: volume {volume} has {mapped} blocks and uses {used} bytes"
                 ));
             }
+        }
+        let usage = store.usage();
+        if usage.used_bytes > usage.capacity_bytes {
+            return Err(format!("life {life}: more is used than there is: {usage:?}"));
         }
         store.audit().map_err(|problem| format!("life {life}: audit: {problem}"))
     }
@@ -481,8 +509,13 @@ impl PoolUnderTest {
         random: &Random,
         epoch: u32,
     ) -> LocalBoxFuture<'static, ()> {
-        let client =
-            || Client { site: self.site.clone(), store: store.clone(), random: random.fork(), epoch };
+        let client = || Client {
+            site: self.site.clone(),
+            store: store.clone(),
+            random: random.fork(),
+            epoch,
+            keeps_snapshots: self.plan.snapshots,
+        };
         let mut work: Vec<LocalBoxFuture<'static, ()>> = Vec::new();
         for _ in 0..1 + random.index(6) {
             work.push(Box::pin(client().work()));
@@ -492,6 +525,11 @@ impl PoolUnderTest {
         }
         if self.plan.tenants {
             work.push(Box::pin(client().keep_tenants()));
+        }
+        if self.plan.snapshots {
+            work.extend(
+                (0..2).map(|_| -> LocalBoxFuture<'static, ()> { Box::pin(client().keep_snapshots()) }),
+            );
         }
         let start = |work: LocalBoxFuture<'static, ()>| {
             let (sender, receiver) = futures::channel::oneshot::channel::<()>();
@@ -527,6 +565,11 @@ impl PoolUnderTest {
             report.refused_for_space += self.site.refusals.take();
             report.medium_errors += self.site.medium_errors.take();
             report.dropped_volumes += self.site.drops.take();
+            report.snapshots += self.site.snapshots.take();
+            report.snapshots_dropped += self.site.snapshot_drops.take();
+            report.snapshot_reads += self.site.snapshot_reads.take();
+            report.late_writes += self.site.late_writes.take();
+            report.moved_older_blocks += statistics.moved_older_blocks.get();
         });
         self.cut_power(world);
         self.site.problem.borrow_mut().take().map_or(Ok(()), Err)

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::base::units::BLOCK_SIZE;
+use super::past::{Past, Shown};
+use crate::base::units::{BLOCK_SIZE, Version};
 
 /// The history of all blocks, as far as it still matters.
 #[derive(Default)]
@@ -15,6 +16,7 @@ pub(super) struct Oracle {
 struct Volume {
     state: VolumeState,
     blocks: Vec<Block>,
+    past: Past,
 }
 
 /// What is known of a volume.
@@ -38,6 +40,8 @@ struct Block {
     candidates: BTreeMap<u64, bool>,
     /// Holes that a newer write has replaced: a read that began before it may still see them.
     past_holes: BTreeSet<u64>,
+    /// After a restart it could not be read: which of the candidates it is stays open.
+    is_doubtful: bool,
 }
 
 /// Consecutive blocks of a volume.
@@ -53,7 +57,8 @@ impl Oracle {
     pub(super) fn create(&mut self, volume: u32, blocks: u64) {
         let blank = || Block { candidates: BTreeMap::from([(0, true)]), ..Block::default() };
         let blocks = (0..blocks).map(|_| blank()).collect();
-        self.volumes.insert(volume, Volume { state: VolumeState::Creating, blocks });
+        let past = Past::default();
+        self.volumes.insert(volume, Volume { state: VolumeState::Creating, blocks, past });
     }
 
     pub(super) fn set_state(&mut self, volume: u32, state: VolumeState) {
@@ -102,12 +107,49 @@ impl Oracle {
 
     /// A write begins: its sequence number.
     pub(super) fn submit(&mut self, extent: Extent, is_hole: bool) -> u64 {
-        self.last_sequence += 1;
-        let sequence = self.last_sequence;
+        let sequence = self.next_sequence();
         for block in self.blocks(extent) {
             block.candidates.insert(sequence, is_hole);
         }
         sequence
+    }
+
+    /// A number that nothing has had.
+    pub(super) fn next_sequence(&mut self) -> u64 {
+        self.last_sequence += 1;
+        self.last_sequence
+    }
+
+    /// A snapshot is about to be taken: its version.
+    pub(super) fn take(&mut self, volume: u32, epoch: u32) -> Version {
+        let version = Version { epoch, sequence: self.next_sequence() };
+        let Some(volume) = self.volumes.get_mut(&volume) else { return version };
+        let shown = |block: &Block| {
+            let (sequence, is_hole) = block.candidates.last_key_value().map_or((0, true), |(s, h)| (*s, *h));
+            let stamp = if is_hole { 0 } else { sequence };
+            Shown { version: sequence, stamp, is_doubtful: block.is_doubtful, ..Shown::default() }
+        };
+        volume.past.take(version, volume.blocks.iter().map(shown).collect());
+        version
+    }
+
+    /// The snapshots of a volume.
+    pub(super) fn past(&self, volume: u32) -> &Past {
+        &self.volumes[&volume].past
+    }
+
+    pub(super) fn past_mut(&mut self, volume: u32) -> &mut Past {
+        &mut self.volumes.get_mut(&volume).expect("clients use volumes that were created").past
+    }
+
+    /// Whether a block certainly holds data that is newer than a snapshot, and nothing else is being put into its
+    /// past.
+    pub(super) fn may_write_late(&self, volume: u32, address: u64, snapshot: Version) -> bool {
+        let volume = &self.volumes[&volume];
+        let block = &volume.blocks[address as usize];
+        let holds_data = block.candidates.get(&block.floor) == Some(&false);
+        let is_newer = block.floor > snapshot.sequence;
+        holds_data && is_newer && !block.is_doubtful && volume.past.may_write_late(snapshot, address)
     }
 
     /// A write was acknowledged.
@@ -122,11 +164,13 @@ impl Oracle {
         }
     }
 
-    /// Whether every block of the extent certainly holds data, so that overwriting takes no space.
+    /// Whether every block of the extent certainly holds data that no snapshot shows, so that overwriting takes
+    /// no space.
     pub(super) fn is_mapped(&mut self, extent: Extent) -> bool {
+        let newest = self.past(extent.volume).newest();
         self.blocks(extent).iter().all(|block| {
             let settled = block.candidates.get(&block.floor) == Some(&false);
-            settled && block.candidates.values().all(|is_hole| !is_hole)
+            settled && block.floor > newest && block.candidates.values().all(|is_hole| !is_hole)
         })
     }
 
@@ -136,29 +180,50 @@ impl Oracle {
         self.volumes[&volume].blocks.iter().filter(mapped).count() as u64
     }
 
+    /// Blocks that hold data which only snapshots show, when nothing is in doubt.
+    pub(super) fn held_blocks(&self, volume: u32) -> u64 {
+        let volume = &self.volumes[&volume];
+        let held = |(address, block): (u64, &Block)| volume.past.held(address, block.floor);
+        (0..).zip(&volume.blocks).map(held).sum()
+    }
+
     /// What a read that begins now must at least see.
     pub(super) fn floor(&self, volume: u32, address: u64) -> u64 {
         self.volumes[&volume].blocks[address as usize].floor
+    }
+
+    /// The number that is stamped on a block; 0 for zeros.
+    pub(super) fn stamp_of(data: &[u8], volume: u32, address: u64) -> Result<u64, String> {
+        if data.iter().all(|byte| *byte == 0) {
+            return Ok(0);
+        }
+        let sequence = data[24..32].try_into().map_or(0, u64::from_le_bytes);
+        let mut expected = vec![0; BLOCK_SIZE];
+        Self::stamp(&mut expected, volume, address, sequence);
+        if expected != data {
+            let start = &data[..48];
+            return Err(format!("block {volume}/{address} holds what was never written there: {start:?}"));
+        }
+        Ok(sequence)
+    }
+
+    /// After a restart: a block can't be read.
+    pub(super) fn doubt(&mut self, volume: u32, address: u64) {
+        self.blocks(Extent { volume, address, count: 1 })[0].is_doubtful = true;
     }
 
     /// Checks what a read that began at `floor` has seen.
     pub(super) fn check(&mut self, volume: u32, address: u64, floor: u64, data: &[u8]) -> Result<(), String> {
         let block = &mut self.blocks(Extent { volume, address, count: 1 })[0];
         let at = format!("block {volume}/{address}");
-        let sequence = if data.iter().all(|byte| *byte == 0) {
+        let seen = Self::stamp_of(data, volume, address)?;
+        let sequence = if seen == 0 {
             // Any hole that may be the newest: the oldest of them promises least.
             let past = block.past_holes.range(floor..).next();
             let hole = block.candidates.range(floor..).find(|(_, is_hole)| **is_hole).map(|(hole, _)| hole);
             *past.or(hole).ok_or(format!("{at} is zeros, but {floor} was settled"))?
         } else {
-            let field =
-                |index: usize| data[index * 8..index * 8 + 8].try_into().map_or(0, u64::from_le_bytes);
-            let sequence = field(3);
-            let mut expected = vec![0; BLOCK_SIZE];
-            Self::stamp(&mut expected, volume, address, sequence);
-            if expected != data {
-                return Err(format!("{at} holds what was never written there: {:?}", &data[..48]));
-            }
+            let sequence = seen;
             if sequence < floor {
                 return Err(format!("{at} went back to {sequence}, but {floor} was settled"));
             }
@@ -176,6 +241,7 @@ impl Oracle {
     pub(super) fn settle_for_good(&mut self, volume: u32, address: u64) {
         let block = &mut self.blocks(Extent { volume, address, count: 1 })[0];
         block.past_holes.clear();
+        block.is_doubtful = false;
         let settled_hole = block.candidates.get(&block.floor).copied().unwrap_or(true);
         if settled_hole {
             // Which of the holes it is cannot be seen; a data write behind a hole is gone for good.
@@ -197,6 +263,7 @@ impl Block {
     fn raise(&mut self, sequence: u64) {
         if sequence > self.floor {
             self.floor = sequence;
+            self.is_doubtful = false;
             let newer = self.candidates.split_off(&sequence);
             let past = std::mem::replace(&mut self.candidates, newer);
             self.past_holes.extend(past.into_iter().filter(|(_, is_hole)| *is_hole).map(|(past, _)| past));

@@ -89,6 +89,8 @@ pub(super) struct Plan {
     pub(super) forges: bool,
     /// Tell the disks which segments are free: they forget them at once.
     pub(super) discards: bool,
+    /// Take, use and drop snapshots.
+    pub(super) snapshots: bool,
     /// Some reads take long enough for the cleaner to come round.
     pub(super) slow_reads: bool,
 }
@@ -139,6 +141,7 @@ impl Plan {
             discards: random.coin(),
             slow_reads: theme != Theme::WritesOnly && random.below(5) == 0,
             tenants: theme != Theme::WritesOnly && tenths < 8 && random.coin(),
+            snapshots: theme != Theme::WritesOnly && random.coin(),
         }
     }
 }

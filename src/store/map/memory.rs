@@ -1,4 +1,5 @@
-//! The map in memory: 24 bytes a block and its page, saved whole by each checkpoint.
+//! The map in memory: 24 bytes a block and its page, about 70 an older version that a snapshot shows; saved
+//! whole by each checkpoint.
 
 use std::collections::BTreeMap;
 use std::future::{Future, ready};
@@ -9,6 +10,7 @@ use crate::base::codec::{CutShort, Reader};
 use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BlockAddress, Version, VolumeId};
 
+use super::older::{OlderEntries, is_kept};
 use super::record::{self, PAGE_BLOCKS};
 use super::{Map, MapEntry, MapValue, References, SavePosition};
 use crate::store::interface::{Changes, StoreError};
@@ -16,7 +18,10 @@ use crate::store::interface::{Changes, StoreError};
 /// The map of all volumes, in memory.
 #[derive(Default)]
 pub struct MemoryMap {
+    /// The newest entries. A block with older ones is among them.
     pages: BTreeMap<PageKey, Box<Page>>,
+    older: OlderEntries,
+    /// Of the newest entries.
     entry_count: u64,
     mapped_blocks: BTreeMap<VolumeId, u64>,
     total_mapped_blocks: u64,
@@ -69,33 +74,78 @@ impl MemoryMap {
         self.pages.get(&key)?[index].unpack()
     }
 
+    /// What the view at `at` shows.
+    fn get_at(&self, volume: VolumeId, at: Version, address: BlockAddress) -> Option<MapEntry> {
+        let newest = self.get(volume, address)?;
+        if newest.version <= at { Some(newest) } else { self.older.shown_at(volume, address, at) }
+    }
+
     fn page_from(&self, key: PageKey) -> Option<(PageKey, &Page)> {
         self.pages.range(key..).next().map(|(key, page)| (*key, &**page))
     }
 
-    /// Every entry that holds data, in address order.
+    /// Every entry that holds data: the newest in address order, then the older ones.
     pub(in crate::store) fn data_entries(
         &self,
     ) -> impl Iterator<Item = (VolumeId, BlockAddress, MapEntry, Place)> {
-        self.pages.iter().flat_map(|((volume, page), slots)| {
+        let newest = self.pages.iter().flat_map(|((volume, page), slots)| {
             slots.iter().enumerate().filter_map(move |(index, slot)| {
-                let entry = slot.unpack()?;
-                let place = entry.value.place()?;
-                Some((*volume, BlockAddress(page * PAGE_BLOCKS as u64 + index as u64), entry, place))
+                Some((*volume, BlockAddress(page * PAGE_BLOCKS as u64 + index as u64), slot.unpack()?))
             })
-        })
+        });
+        let all = newest.chain(self.older.iter());
+        all.filter_map(|(volume, address, entry)| Some((volume, address, entry, entry.value.place()?)))
     }
 
-    /// Forgets the holes of a page of which `may_forget` says so.
+    /// Every entry that is not its block's newest.
+    pub(in crate::store) fn older_entries(&self) -> impl Iterator<Item = (VolumeId, BlockAddress, Version)> {
+        self.older.iter().map(|(volume, address, entry)| (volume, address, entry.version))
+    }
+
+    /// The version of the block's entry that follows `version`.
+    pub(in crate::store) fn next_version(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        version: Version,
+    ) -> Option<Version> {
+        let mut older = self.older.range(volume, address, 1).map(|(_, entry)| entry.version);
+        let newest =
+            self.get(volume, address).map(|newest| newest.version).filter(|newest| *newest > version);
+        older.find(|next| *next > version).or(newest)
+    }
+
+    /// Forgets the holes of a page of which `may_forget` says so, and that shadow nothing.
     fn forget_holes(&mut self, key: PageKey, may_forget: impl Fn(VolumeId, Version) -> bool) {
+        let first = BlockAddress(key.1 * PAGE_BLOCKS as u64);
+        let mut shadowed = self.older.forget_holes(key.0, first, PAGE_BLOCKS as u64, &may_forget);
+        if mutant::is(Mutant::HoleForgottenOverHistory) {
+            shadowed = 0;
+        }
         let Some(page) = self.pages.get_mut(&key) else { return };
         let goes = |entry: &MapEntry| entry.value == MapValue::Hole && may_forget(key.0, entry.version);
-        for slot in page.iter_mut().filter(|slot| slot.unpack().as_ref().is_some_and(goes)) {
-            *slot = Slot::ABSENT;
-            self.entry_count -= 1;
+        for (index, slot) in page.iter_mut().enumerate() {
+            if shadowed & (1 << index) == 0 && slot.unpack().as_ref().is_some_and(goes) {
+                *slot = Slot::ABSENT;
+                self.entry_count -= 1;
+            }
         }
         if page.iter().all(|slot| slot.unpack().is_none()) {
             self.pages.remove(&key);
+        }
+    }
+
+    /// Takes an entry as it was saved.
+    fn keep(&mut self, volume: VolumeId, address: BlockAddress, entry: MapEntry) {
+        match self.get(volume, address) {
+            Some(newest) if newest.version > entry.version => {
+                self.older.keep(volume, address, entry);
+            }
+            newest => {
+                self.apply(volume, address, entry, &[], &mut Uncounted);
+                let older = newest.filter(|newest| newest.version < entry.version);
+                older.map(|older| self.older.keep(volume, address, older));
+            }
         }
     }
 
@@ -112,34 +162,48 @@ impl Map for MemoryMap {
     fn look_up<F: FnMut(BlockAddress, Option<MapEntry>)>(
         &self,
         volume: VolumeId,
+        at: Version,
         address: BlockAddress,
         count: u64,
         mut found: F,
     ) -> impl Future<Output = Result<(), StoreError>> + use<F> {
         for offset in 0..count {
             let block = address.offset(offset);
-            found(block, self.get(volume, block));
+            found(block, self.get_at(volume, at, block));
         }
         ready(Ok(()))
+    }
+
+    fn look_up_version(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        version: Version,
+    ) -> impl Future<Output = Result<Option<MapEntry>, StoreError>> + use<> {
+        let newest = self.get(volume, address).filter(|newest| newest.version == version);
+        ready(Ok(newest.or_else(|| self.older.get(volume, address, version))))
     }
 
     fn run_from(
         &self,
         volume: VolumeId,
+        at: Version,
         address: BlockAddress,
     ) -> impl Future<Output = Result<(u64, bool), StoreError>> + use<> {
-        let (key, index) = locate(volume, address);
+        let (key, _) = locate(volume, address);
         ready(Ok(match self.page_from(key) {
-            Some((found, page)) if found == key => {
-                (1, page[index].unpack().is_some_and(|entry| entry.value.is_mapped()))
+            Some((found, _)) if found == key => {
+                (1, self.get_at(volume, at, address).is_some_and(|entry| entry.value.is_mapped()))
             }
             Some((found, _)) if found.0 == volume => (found.1 * PAGE_BLOCKS as u64 - address.0, false),
             _ => (u64::MAX, false),
         }))
     }
 
-    fn has_space(&self, volume: VolumeId, address: BlockAddress) -> bool {
-        self.get(volume, address).is_some_and(|entry| entry.value.is_mapped())
+    fn has_space(&self, volume: VolumeId, address: BlockAddress, newest: Option<Version>) -> bool {
+        let is_kept = |entry: &MapEntry| newest.is_some_and(|newest| entry.version <= newest);
+        let is_kept = |entry: &MapEntry| is_kept(entry) && !mutant::is(Mutant::OlderVersionNotReserved);
+        self.get(volume, address).is_some_and(|entry| entry.value.is_mapped() && !is_kept(&entry))
     }
 
     fn apply(
@@ -147,19 +211,26 @@ impl Map for MemoryMap {
         volume: VolumeId,
         address: BlockAddress,
         entry: MapEntry,
+        snapshots: &[Version],
         references: &mut impl References,
     ) {
         let (key, index) = locate(volume, address);
         let page = self.pages.entry(key).or_insert_with(|| Box::new([Slot::ABSENT; PAGE_BLOCKS]));
         let old = page[index].unpack();
         let always = mutant::is(Mutant::MoveAppliedAlways);
-        if old.is_some_and(|old| old.version > entry.version) && !always {
+        if let Some(newest) = old.filter(|old| old.version > entry.version && !always) {
+            self.older.apply((volume, address), entry, newest.version, snapshots, references);
             return;
         }
         page[index] = Slot::pack(&entry);
         self.count(volume, old, Some(entry));
         entry.value.place().into_iter().for_each(|place| references.gained(place));
-        old.and_then(|old| old.value.place()).into_iter().for_each(|place| references.lost(place));
+        let Some(old) = old else { return };
+        if old.version < entry.version && is_kept(snapshots, old.version, entry.version) {
+            self.older.keep(volume, address, old);
+        } else {
+            old.value.place().into_iter().for_each(|place| references.lost(place));
+        }
     }
 
     fn apply_move(
@@ -169,11 +240,12 @@ impl Map for MemoryMap {
         entry: MapEntry,
         references: &mut impl References,
     ) {
-        let is_there = self
-            .get(volume, address)
-            .is_some_and(|old| old.version == entry.version && old.value.is_mapped());
+        let newest = self.get(volume, address);
+        let is_there = newest.is_some_and(|old| old.version == entry.version && old.value.is_mapped());
         if is_there || mutant::is(Mutant::MoveAppliedAlways) {
-            self.apply(volume, address, entry, references);
+            self.apply(volume, address, entry, &[], references);
+        } else {
+            self.older.apply_move(volume, address, entry, references);
         }
     }
 
@@ -184,13 +256,14 @@ impl Map for MemoryMap {
         address: BlockAddress,
         count: u64,
         version: Version,
+        snapshots: &[Version],
         references: &mut impl References,
     ) -> Option<(BlockAddress, u64)> {
         if count == 0 {
             return None;
         }
         let end = address.0 + count;
-        let hole = Slot::pack(&MapEntry { version, value: MapValue::Hole });
+        let hole = MapEntry { version, value: MapValue::Hole };
         let first_page = (volume, address.0 / PAGE_BLOCKS as u64);
         let last_page = (volume, (end - 1) / PAGE_BLOCKS as u64);
         let (mut unmapped, mut rest) = (0, None);
@@ -202,10 +275,17 @@ impl Map for MemoryMap {
             }
             for (index, slot) in page.iter_mut().enumerate() {
                 let within = (address.0..end).contains(&(base + index as u64));
-                let Some(old) = slot.unpack() else { continue };
-                if within && old.version <= version {
-                    unmapped += u64::from(old.value.is_mapped());
-                    *slot = hole;
+                let Some(old) = slot.unpack().filter(|_| within) else { continue };
+                let block = BlockAddress(base + index as u64);
+                if old.version > version {
+                    self.older.apply((volume, block), hole, old.version, snapshots, references);
+                    continue;
+                }
+                unmapped += u64::from(old.value.is_mapped());
+                *slot = Slot::pack(&hole);
+                if old.version < version && is_kept(snapshots, old.version, version) {
+                    self.older.keep(volume, block, old);
+                } else {
                     old.value.place().into_iter().for_each(|place| references.lost(place));
                 }
             }
@@ -217,8 +297,27 @@ impl Map for MemoryMap {
         rest
     }
 
-    /// Forgets [`PAGES_A_TURN`] pages.
+    /// Looks at [`OLDER_A_TURN`] entries.
+    fn drop_snapshot(
+        &mut self,
+        volume: VolumeId,
+        dropped: Version,
+        from: BlockAddress,
+        snapshots: &[Version],
+        references: &mut impl References,
+    ) -> Option<BlockAddress> {
+        let newest = |address| {
+            let (key, index) = locate(volume, address);
+            Some(self.pages.get(&key)?[index].unpack()?.version)
+        };
+        self.older.sweep((volume, from), (snapshots, dropped), OLDER_A_TURN, newest, references)
+    }
+
+    /// Forgets [`OLDER_A_TURN`] older entries, or [`PAGES_A_TURN`] pages.
     fn drop_volume(&mut self, volume: VolumeId, references: &mut impl References) -> bool {
+        if self.older.drop_volume(volume, OLDER_A_TURN, references) {
+            return true;
+        }
         let pages = self.pages.range((volume, 0)..=(volume, u64::MAX));
         let keys: Vec<PageKey> = pages.take(PAGES_A_TURN).map(|(key, _)| *key).collect();
         let is_last = keys.len() < PAGES_A_TURN;
@@ -248,6 +347,14 @@ impl Map for MemoryMap {
         self.total_mapped_blocks
     }
 
+    fn held_blocks(&self, volume: VolumeId) -> u64 {
+        self.older.held_blocks(volume)
+    }
+
+    fn total_held_blocks(&self) -> u64 {
+        self.older.total_held_blocks()
+    }
+
     fn entries_in(
         &self,
         segment: SegmentIndex,
@@ -261,6 +368,7 @@ impl Map for MemoryMap {
         &self,
         volume: VolumeId,
         since: Version,
+        at: Version,
         from: BlockAddress,
         limit: usize,
     ) -> impl Future<Output = Result<Changes, StoreError>> + use<> {
@@ -270,9 +378,13 @@ impl Map for MemoryMap {
         for ((_, number), page) in pages.by_ref().take(PAGES_A_TURN) {
             let base = number * PAGE_BLOCKS as u64;
             for (address, slot) in (base..).zip(page.iter()).filter(|(address, _)| *address >= from.0) {
-                let Some(entry) = slot.unpack().filter(|entry| !entry.version.is_covered_by(since)) else {
-                    continue;
+                let Some(newest) = slot.unpack() else { continue };
+                let shown = match newest.version <= at {
+                    true => Some(newest),
+                    false => self.older.shown_at(volume, BlockAddress(address), at),
                 };
+                let changed = shown.filter(|entry| !entry.version.is_covered_by(since));
+                let Some(entry) = changed else { continue };
                 if !changes.push(BlockAddress(address), entry.version, entry.value.is_mapped(), limit) {
                     return ready(Ok(changes));
                 }
@@ -296,21 +408,25 @@ impl Map for MemoryMap {
         let (key, _) = self.page_from((from.0, from.1))?;
         self.forget_holes(key, may_forget);
         if let Some(page) = self.pages.get(&key) {
-            let entries = page.iter().enumerate();
-            let entries = entries.filter_map(|(index, slot)| Some((index, slot.unpack()?)));
-            record::encode(bytes, key.0, key.1, entries);
+            let first = BlockAddress(key.1 * PAGE_BLOCKS as u64);
+            let older = self.older.range(key.0, first, PAGE_BLOCKS as u64);
+            let older = older.map(|(block, entry)| ((block.0 - first.0) as usize, entry));
+            let newest = page.iter().enumerate();
+            let newest = newest.filter_map(|(index, slot)| Some((index, slot.unpack()?)));
+            record::encode(bytes, key.0, key.1, older.chain(newest));
         }
         Some(SavePosition(key.0, key.1 + 1))
     }
 
     fn saved_bytes(&self) -> u64 {
-        self.pages.len() as u64 * record::HEAD_BYTES as u64 + self.entry_count * record::ENTRY_BYTES as u64
+        let entries = self.entry_count + self.older.len();
+        self.pages.len() as u64 * record::HEAD_BYTES as u64 + entries * record::ENTRY_BYTES as u64
     }
 
     fn load(&mut self, reader: &mut Reader<'_>, format: u32, geometry: &Geometry) -> Result<bool, CutShort> {
         let Some((volume, entries)) = record::decode(reader, format, geometry)? else { return Ok(false) };
         for (address, entry) in entries {
-            self.apply(volume, address, entry, &mut Uncounted);
+            self.keep(volume, address, entry);
         }
         Ok(true)
     }
@@ -330,6 +446,8 @@ fn locate(volume: VolumeId, address: BlockAddress) -> (PageKey, usize) {
 
 /// Pages that one call goes through at most, so that other tasks of the thread get their turn.
 const PAGES_A_TURN: usize = 256;
+/// Older entries that one call looks at, and those of the last block.
+const OLDER_A_TURN: usize = PAGES_A_TURN * PAGE_BLOCKS;
 
 const ABSENT: u64 = u64::MAX;
 const HOLE: u64 = u64::MAX - 1;
@@ -375,14 +493,14 @@ mod tests {
     fn filled(count: u64, step: u64) -> MemoryMap {
         let mut map = MemoryMap::default();
         (0..count).for_each(|n| {
-            map.apply(VOLUME, BlockAddress(n * step), entry(n, n as u32), &mut Uncounted);
+            map.apply(VOLUME, BlockAddress(n * step), entry(n, n as u32), &[], &mut Uncounted);
         });
         map
     }
 
     fn hole(map: &mut MemoryMap, address: u64, count: u64, sequence: u64) -> Told {
         let mut told = Told::default();
-        let rest = map.apply_hole(VOLUME, BlockAddress(address), count, version(sequence), &mut told);
+        let rest = map.apply_hole(VOLUME, BlockAddress(address), count, version(sequence), &[], &mut told);
         assert_eq!(rest, None);
         told
     }
@@ -391,10 +509,10 @@ mod tests {
     fn the_newest_version_wins_in_any_order() {
         let (mut map, mut told) = (MemoryMap::default(), Told::default());
         let address = BlockAddress(100);
-        map.apply(VOLUME, address, entry(5, 50), &mut told);
-        map.apply(VOLUME, address, entry(4, 40), &mut told);
+        map.apply(VOLUME, address, entry(5, 50), &[], &mut told);
+        map.apply(VOLUME, address, entry(4, 40), &[], &mut told);
         assert_eq!(map.get(VOLUME, address), Some(entry(5, 50)));
-        map.apply(VOLUME, address, entry(6, 60), &mut told);
+        map.apply(VOLUME, address, entry(6, 60), &[], &mut told);
         assert_eq!((told.gained, told.lost), (vec![place(50), place(60)], vec![place(50)]));
         assert_eq!(map.mapped_blocks(VOLUME), 1);
     }
@@ -403,7 +521,7 @@ mod tests {
     fn a_move_takes_effect_only_on_the_version_it_moved() {
         let (mut map, mut told) = (MemoryMap::default(), Told::default());
         let address = BlockAddress(7);
-        map.apply(VOLUME, address, entry(5, 50), &mut told);
+        map.apply(VOLUME, address, entry(5, 50), &[], &mut told);
         map.apply_move(VOLUME, address, entry(5, 51), &mut told);
         assert_eq!(map.get(VOLUME, address), Some(entry(5, 51)));
         assert_eq!(hole(&mut map, 7, 1, 6).lost, vec![place(51)]);
@@ -425,7 +543,7 @@ mod tests {
     #[test]
     fn a_dropped_volume_releases_its_places_only() {
         let (mut map, mut told) = (filled(70, 1), Told::default());
-        map.apply(VolumeId(4), BlockAddress(0), entry(1, 99), &mut Uncounted);
+        map.apply(VolumeId(4), BlockAddress(0), entry(1, 99), &[], &mut Uncounted);
         assert!(!map.drop_volume(VOLUME, &mut told));
         assert_eq!((told.lost.len(), map.total_mapped_blocks(), map.entry_count), (70, 1, 1));
     }
@@ -435,7 +553,7 @@ mod tests {
         let (mut map, mut told, mut turns) = (filled(1000, 64), Told::default(), 1);
         let mut rest = Some((BlockAddress(5), 64_000));
         while let Some((address, count)) = rest {
-            rest = map.apply_hole(VOLUME, address, count, version(1000), &mut told);
+            rest = map.apply_hole(VOLUME, address, count, version(1000), &[], &mut told);
             assert!(told.lost.len() <= turns * PAGES_A_TURN);
             turns += 1;
         }
@@ -446,6 +564,30 @@ mod tests {
             turns += 1;
         }
         assert_eq!((told.lost.len(), map.total_mapped_blocks(), map.pages.len()), (1000, 0, 0));
+    }
+
+    #[test]
+    fn a_dropped_snapshot_gives_up_in_turns_what_no_other_shows() {
+        const BLOCKS: u64 = 20_000;
+        let (mut map, mut told) = (filled(BLOCKS, 1), Told::default());
+        let snapshots = [version(BLOCKS), version(BLOCKS + 1)];
+        (0..BLOCKS).for_each(|n| {
+            let newer = entry(BLOCKS + 2 + n, (BLOCKS + n) as u32);
+            map.apply(VOLUME, BlockAddress(n), newer, &snapshots, &mut Uncounted);
+        });
+        assert_eq!((map.mapped_blocks(VOLUME), map.held_blocks(VOLUME)), (BLOCKS, BLOCKS));
+        let left = &snapshots[..1];
+        let mut turns = 0;
+        for left in [left, &[]] {
+            let mut rest = Some(BlockAddress(0));
+            while let Some(from) = rest {
+                rest = map.drop_snapshot(VOLUME, version(BLOCKS), from, left, &mut told);
+                turns += 1;
+            }
+            let kept = if left.is_empty() { 0 } else { BLOCKS };
+            assert_eq!((map.held_blocks(VOLUME), told.lost.len() as u64), (kept, BLOCKS - kept));
+        }
+        assert_eq!((turns, map.older.len(), map.mapped_blocks(VOLUME)), (4, 0, BLOCKS));
     }
 
     #[test]

@@ -1,8 +1,11 @@
-//! The map: (volume, address) to the newest settled version of the block.
+//! The map: (volume, address) to the newest settled version of the block, and to those older ones that
+//! snapshots show.
 //!
 //! An entry gives way only to a newer version, or to the same version at a new place (in log order),
-//! so statements of the log may be applied again. A hole is an entry too, and keeps older versions from
-//! coming back, until replay begins behind it.
+//! so statements of the log may be applied again. It stays, as an older one, while the view at some snapshot
+//! shows it: that of a version not older than it and older than the block's next entry. Whoever changes the map
+//! says which snapshots the volume has. A hole is an entry too: it shadows what is older, in later views, and
+//! keeps it from coming back, until replay begins behind it and no snapshot needs what it shadows.
 //!
 //! [`Map`] is all that the store uses of it, and is made so that a map of bounded memory, with its
 //! entries in the same segments, can take the place of the one that is in memory ([`MemoryMap`]):
@@ -14,6 +17,7 @@
 //! - A checkpoint takes the map's own records in pieces, and gives them back to it when it is loaded.
 
 mod memory;
+mod older;
 pub(super) mod record;
 
 use std::future::Future;
@@ -89,34 +93,48 @@ impl SavePosition {
 
 /// What the store needs of its map.
 pub trait Map: Default {
-    /// Calls `found` for each of `count` blocks, in order, with the newest settled version; none where
-    /// nothing was ever written.
+    /// Calls `found` for each of `count` blocks, in order, with what the view at `at` shows: the newest settled
+    /// version that is not newer; none where nothing was written before. For views other than those of snapshots
+    /// and of the present ([`Version::GREATEST`]), versions may be missing.
     fn look_up<F: FnMut(BlockAddress, Option<MapEntry>)>(
         &self,
         volume: VolumeId,
+        at: Version,
         address: BlockAddress,
         count: u64,
         found: F,
     ) -> impl Future<Output = Result<(), StoreError>> + use<Self, F>;
 
-    /// Whether a block is allocated, and how many blocks from it on, at least one, are alike; it need not
+    /// The entry of a block with exactly this version, if it is kept.
+    fn look_up_version(
+        &self,
+        volume: VolumeId,
+        address: BlockAddress,
+        version: Version,
+    ) -> impl Future<Output = Result<Option<MapEntry>, StoreError>> + use<Self>;
+
+    /// Whether a block is allocated in the view at `at`, and how many blocks from it on, at least one, are alike; it need not
     /// look further than it likes.
     fn run_from(
         &self,
         volume: VolumeId,
+        at: Version,
         address: BlockAddress,
     ) -> impl Future<Output = Result<(u64, bool), StoreError>> + use<Self>;
 
-    /// Whether a write of the block certainly takes no more space than the block has; asked before each
-    /// write, so never a reason to read.
-    fn has_space(&self, volume: VolumeId, address: BlockAddress) -> bool;
+    /// Whether a write of the block, newer than all else, certainly takes no more space than the block has: its
+    /// present data is not kept for a snapshot, of which `newest` is the newest. Asked before each write, so
+    /// never a reason to read.
+    fn has_space(&self, volume: VolumeId, address: BlockAddress, newest: Option<Version>) -> bool;
 
-    /// Applies a statement of the log about one block: it takes effect unless a newer version is there.
+    /// Applies a statement of the log about one block of a volume with these snapshots, ascending: it takes
+    /// effect when a view shows it.
     fn apply(
         &mut self,
         volume: VolumeId,
         address: BlockAddress,
         entry: MapEntry,
+        snapshots: &[Version],
         references: &mut impl References,
     );
 
@@ -129,7 +147,7 @@ pub trait Map: Default {
         references: &mut impl References,
     );
 
-    /// Turns `count` blocks into holes of `version`, where an older version exists. Works for a bounded
+    /// Turns `count` blocks into holes of `version`, where another version exists. Works for a bounded
     /// time and returns what is left to be done: first block and count.
     fn apply_hole(
         &mut self,
@@ -137,30 +155,49 @@ pub trait Map: Default {
         address: BlockAddress,
         count: u64,
         version: Version,
+        snapshots: &[Version],
         references: &mut impl References,
     ) -> Option<(BlockAddress, u64)>;
+
+    /// Gives up, from block `from` of a volume on and for a bounded time, what was kept for the snapshot
+    /// `dropped` alone; `snapshots` are those that are left. Returns where to go on.
+    fn drop_snapshot(
+        &mut self,
+        volume: VolumeId,
+        dropped: Version,
+        from: BlockAddress,
+        snapshots: &[Version],
+        references: &mut impl References,
+    ) -> Option<BlockAddress>;
 
     /// Forgets blocks of a volume, for a bounded time. Returns whether there are more.
     fn drop_volume(&mut self, volume: VolumeId, references: &mut impl References) -> bool;
 
-    /// Allocated blocks of a volume.
+    /// Allocated blocks of a volume, as it is now.
     fn mapped_blocks(&self, volume: VolumeId) -> u64;
 
-    /// Allocated blocks of all volumes.
+    /// Allocated blocks of all volumes, as they are now.
     fn total_mapped_blocks(&self) -> u64;
 
-    /// Every block whose data lies in a segment: for cleaning when the segment's own headers are lost.
+    /// Blocks of a volume that are kept for snapshots alone.
+    fn held_blocks(&self, volume: VolumeId) -> u64;
+
+    /// Blocks of all volumes that are kept for snapshots alone.
+    fn total_held_blocks(&self) -> u64;
+
+    /// Every version of a block whose data lies in a segment: for cleaning when the segment's own headers are lost.
     fn entries_in(
         &self,
         segment: SegmentIndex,
     ) -> impl Future<Output = Result<Vec<(VolumeId, BlockAddress, MapEntry)>, StoreError>> + use<Self>;
 
-    /// Runs of blocks, from `from` on, whose version `since` does not cover: as
+    /// Runs of blocks, from `from` on, whose version in the view at `at` is not covered by `since`: as
     /// [`ChangeLog::changed_since`](super::interface::ChangeLog::changed_since) says.
     fn changed_since(
         &self,
         volume: VolumeId,
         since: Version,
+        at: Version,
         from: BlockAddress,
         limit: usize,
     ) -> impl Future<Output = Result<Changes, StoreError>> + use<Self>;
@@ -186,5 +223,8 @@ pub trait Map: Default {
     ///
     /// # Errors
     /// [`CutShort`] when more has to be read first; nothing has changed then.
+    ///
+    /// What older versions snapshots show is not asked yet: those that were saved are kept until
+    /// [`Self::drop_snapshot`] has looked at them.
     fn load(&mut self, reader: &mut Reader<'_>, format: u32, geometry: &Geometry) -> Result<bool, CutShort>;
 }

@@ -2,7 +2,8 @@
 //!
 //! From stream version 2 on an entry says how its block is stored and which identity its checksum is bound
 //! to, as the log's entries do, so that compressed and shared blocks need no new format. This release
-//! knows plain blocks that are their own origin, and refuses others rather than misread them.
+//! knows plain blocks that are their own origin, and refuses others rather than misread them. From version 3
+//! on a record has room for any number of versions of its blocks.
 
 use crate::array::{Geometry, Place};
 use crate::base::checksum::Crc32;
@@ -17,7 +18,7 @@ pub const PAGE_BLOCKS: usize = 64;
 /// First byte of a record.
 pub const TAG_PAGE: u8 = 3;
 /// Bytes of a record before its entries.
-pub const HEAD_BYTES: usize = 1 + 4 + 8 + 1;
+pub const HEAD_BYTES: usize = 1 + 4 + 8 + 4;
 /// Bytes of an entry.
 pub const ENTRY_BYTES: usize = 1 + 1 + FORM_BYTES + 4 + 8 + 4 + 8;
 
@@ -30,7 +31,8 @@ const WHOLE_BLOCK: u8 = (BLOCK_SIZE / 512) as u8;
 /// The checksum is bound to the entry's own identity.
 const ORIGIN_OWN: u8 = 0;
 
-/// Appends a record of `entries`, each with its position in the page.
+/// Appends a record of `entries`, each with its position in the page; of several entries of a block the last is
+/// the newest.
 pub fn encode(
     bytes: &mut Vec<u8>,
     volume: VolumeId,
@@ -40,7 +42,7 @@ pub fn encode(
     bytes.put_u8(TAG_PAGE);
     bytes.put_u32(volume.0);
     bytes.put_u64(page);
-    bytes.put_u8(entries.clone().count() as u8);
+    bytes.put_u32(entries.clone().count() as u32);
     for (index, entry) in entries {
         let (kind, sectors, checksum, place) = match entry.value {
             MapValue::Data { place, checksum } => (KIND_DATA, WHOLE_BLOCK, checksum.0, place.bits()),
@@ -67,14 +69,15 @@ pub type Page = (VolumeId, Vec<(BlockAddress, MapEntry)>);
 /// # Errors
 /// [`CutShort`] when the record is not all there.
 pub fn decode(reader: &mut Reader<'_>, format: u32, geometry: &Geometry) -> Result<Option<Page>, CutShort> {
-    let (volume, page, count) = (VolumeId(reader.u32()?), reader.u64()?, reader.u8()?);
+    let (volume, page) = (VolumeId(reader.u32()?), reader.u64()?);
+    let count = if format < 3 { u32::from(reader.u8()?) } else { reader.u32()? };
     let base = page.checked_mul(PAGE_BLOCKS as u64).filter(|base| *base < MAX_ADDRESS);
     let Some(base) = base else { return Ok(None) };
     let entry_bytes = if format == 1 { ENTRY_BYTES - FORM_BYTES } else { ENTRY_BYTES };
-    if reader.remaining() < usize::from(count) * entry_bytes {
+    if reader.remaining() < count as usize * entry_bytes {
         return Err(CutShort);
     }
-    let mut entries = Vec::with_capacity(usize::from(count));
+    let mut entries = Vec::with_capacity(count as usize);
     for _ in 0..count {
         let Some((index, entry)) = decode_entry(reader, format, geometry)? else { return Ok(None) };
         entries.push((BlockAddress(base + u64::from(index)), entry));
@@ -137,18 +140,21 @@ mod tests {
     fn records_come_back() {
         let bytes = encoded();
         assert_eq!(bytes.len(), HEAD_BYTES + 3 * ENTRY_BYTES);
-        assert_eq!(decoded(&bytes, 2), Ok(Some(page())));
-        (1..bytes.len()).for_each(|end| assert_eq!(decoded(&bytes[..end], 2), Err(CutShort)));
+        assert_eq!(decoded(&bytes, 3), Ok(Some(page())));
+        (1..bytes.len()).for_each(|end| assert_eq!(decoded(&bytes[..end], 3), Err(CutShort)));
     }
 
     #[test]
-    fn records_of_the_first_version_are_read() {
-        let mut old = encoded()[..HEAD_BYTES].to_vec();
+    fn records_of_earlier_versions_are_read() {
+        let head = HEAD_BYTES - 3; // a count of one byte
+        let second = [&encoded()[..head], &encoded()[HEAD_BYTES..]].concat();
+        assert_eq!(decoded(&second, 2), Ok(Some(page())));
+        let mut first = encoded()[..head].to_vec();
         for entry in encoded()[HEAD_BYTES..].chunks(ENTRY_BYTES) {
-            old.put(&entry[..2]);
-            old.put(&entry[2 + FORM_BYTES..]);
+            first.put(&entry[..2]);
+            first.put(&entry[2 + FORM_BYTES..]);
         }
-        assert_eq!(decoded(&old, 1), Ok(Some(page())));
+        assert_eq!(decoded(&first, 1), Ok(Some(page())));
     }
 
     #[test]
@@ -156,7 +162,7 @@ mod tests {
         for offset in 2..2 + FORM_BYTES {
             let mut bytes = encoded();
             bytes[HEAD_BYTES + offset] ^= 1;
-            assert_eq!(decoded(&bytes, 2), Ok(None), "byte {offset} of an entry");
+            assert_eq!(decoded(&bytes, 3), Ok(None), "byte {offset} of an entry");
         }
     }
 }

@@ -1,4 +1,7 @@
-//! The byte stream of a checkpoint: segment table, volumes, then the map's records, then an end mark.
+//! The byte stream of a checkpoint: segment table, the map's records, volumes with their snapshots, an end mark.
+//!
+//! The volumes stand behind the map because no snapshot may be missing that a version in the map's records is
+//! kept for: replay would take the version for one that nobody needs.
 
 use std::collections::BTreeMap;
 
@@ -6,9 +9,11 @@ use bytes::Bytes;
 
 use crate::array::{Geometry, MemberSet, SegmentIndex};
 use crate::base::codec::{CutShort, Reader, Writer};
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{Version, VolumeId};
 
 use super::batch::COUNTER_END;
+use super::interface::MAX_SNAPSHOT_RECORD_BYTES;
 use super::map::record::TAG_PAGE;
 use super::map::{Map, StoreMap};
 use super::segments::{Segment, SegmentState, SegmentTable};
@@ -17,13 +22,15 @@ use super::shared::{Contents, VolumeState};
 /// Bytes of a segment in the stream.
 pub(super) const SEGMENT_BYTES: usize = 1 + 4 + 8 + 8;
 
-/// Version 1 says of a block neither encoding nor origin.
-const STREAM_VERSION: u32 = 2;
+/// Version 1 says of a block neither encoding nor origin; version 2 knows no snapshots, and its volumes stand
+/// before the map.
+const STREAM_VERSION: u32 = 3;
 const TAG_TABLE: u8 = 1;
 const TAG_VOLUME: u8 = 2;
 const TAG_END: u8 = 4;
+const TAG_SNAPSHOT: u8 = 5;
 
-/// The head of the stream: the segments, those in `released` as free, and the volumes.
+/// The head of the stream: the segments, those in `released` as free.
 pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.put_u8(TAG_TABLE);
@@ -39,15 +46,35 @@ pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Ve
         bytes.put_u64(segment.generation);
         bytes.put_u64(segment.last_batch);
     }
+    if mutant::is(Mutant::SnapshotsBeforeMapInCheckpoint) {
+        put_volumes(&mut bytes, contents);
+    }
+    bytes
+}
+
+/// The volumes, and the snapshots of each behind it: when the map has been encoded.
+pub(super) fn encode_volumes(bytes: &mut Vec<u8>, contents: &Contents) {
+    if !mutant::is(Mutant::SnapshotsBeforeMapInCheckpoint) {
+        put_volumes(bytes, contents);
+    }
+}
+
+fn put_volumes(bytes: &mut Vec<u8>, contents: &Contents) {
     for (volume, state) in &contents.volumes {
         bytes.put_u8(TAG_VOLUME);
         bytes.put_u32(volume.0);
-        put_version(&mut bytes, state.record_version);
-        put_version(&mut bytes, state.newest);
+        put_version(bytes, state.record_version);
+        put_version(bytes, state.newest);
         bytes.put_u16(state.record.len() as u16);
         bytes.put(&state.record);
+        for snapshot in state.snapshots.entries().filter(|_| !mutant::is(Mutant::SnapshotLostInCheckpoint)) {
+            bytes.put_u8(TAG_SNAPSHOT);
+            bytes.put_u32(volume.0);
+            put_version(bytes, snapshot.version);
+            bytes.put_u16(snapshot.record.len() as u16);
+            bytes.put(&snapshot.record);
+        }
     }
-    bytes
 }
 
 /// The end of the stream.
@@ -119,6 +146,7 @@ impl Decoder {
         let read = match reader.u8() {
             Ok(TAG_TABLE) => self.read_table(&mut reader),
             Ok(TAG_VOLUME) => self.read_volume(&mut reader),
+            Ok(TAG_SNAPSHOT) => self.read_snapshot(&mut reader),
             Ok(TAG_PAGE) => self.map.load(&mut reader, self.version, &self.geometry),
             Ok(TAG_END) => {
                 self.ended = true;
@@ -159,8 +187,18 @@ impl Decoder {
         let (record_version, newest) = (read_version(reader)?, read_version(reader)?);
         let length = usize::from(reader.u16()?);
         let record = Bytes::copy_from_slice(reader.bytes(length)?);
-        self.volumes
-            .insert(volume, VolumeState { record, record_version, newest, passed: Version::default() });
+        let state = VolumeState { record, record_version, newest, ..VolumeState::default() };
+        self.volumes.insert(volume, state);
+        Ok(true)
+    }
+
+    fn read_snapshot(&mut self, reader: &mut Reader<'_>) -> Result<bool, CutShort> {
+        let (volume, version) = (VolumeId(reader.u32()?), read_version(reader)?);
+        let length = usize::from(reader.u16()?);
+        let record = Bytes::copy_from_slice(reader.bytes(length)?);
+        let volume = self.volumes.get_mut(&volume).filter(|_| length <= MAX_SNAPSHOT_RECORD_BYTES);
+        let Some(volume) = volume else { return Ok(false) };
+        volume.snapshots.insert(version, record);
         Ok(true)
     }
 }

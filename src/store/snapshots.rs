@@ -1,0 +1,83 @@
+//! The snapshots of one volume, as the log has stated them so far.
+
+use bytes::Bytes;
+
+use crate::base::units::Version;
+
+use super::interface::{MAX_SNAPSHOTS, SnapshotEntry};
+
+/// Snapshots in the order of their versions.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Snapshots {
+    /// Ascending.
+    versions: Vec<Version>,
+    /// Those of `versions`, in the same order.
+    records: Vec<Bytes>,
+    /// Appended, and not settled yet.
+    pending: Vec<Version>,
+    record_bytes: u64,
+}
+
+impl Snapshots {
+    /// Their versions, ascending.
+    pub(super) fn versions(&self) -> &[Version] {
+        &self.versions
+    }
+
+    /// All of them, ascending.
+    pub(super) fn entries(&self) -> impl Iterator<Item = SnapshotEntry> {
+        let all = self.versions.iter().zip(&self.records);
+        all.map(|(version, record)| SnapshotEntry { version: *version, record: record.clone() })
+    }
+
+    pub(super) fn contains(&self, snapshot: Version) -> bool {
+        self.versions.binary_search(&snapshot).is_ok()
+    }
+
+    /// Whether there is room for another one.
+    pub(super) fn has_room(&self) -> bool {
+        self.versions.len() + self.pending.len() < MAX_SNAPSHOTS
+    }
+
+    /// One was appended: what is admitted behind it is counted as if it were there.
+    pub(super) fn announce(&mut self, snapshot: Version) {
+        self.pending.push(snapshot);
+    }
+
+    /// The newest, appended ones included.
+    pub(super) fn newest(&self) -> Option<Version> {
+        self.versions.last().max(self.pending.iter().max()).copied()
+    }
+
+    /// One is settled; of equal ones the last counts.
+    pub(super) fn insert(&mut self, snapshot: Version, record: Bytes) {
+        self.pending.retain(|pending| *pending != snapshot);
+        self.record_bytes += record.len() as u64;
+        match self.versions.binary_search(&snapshot) {
+            Ok(index) => {
+                let replaced = std::mem::replace(&mut self.records[index], record);
+                self.record_bytes -= replaced.len() as u64;
+            }
+            Err(index) => {
+                self.versions.insert(index, snapshot);
+                self.records.insert(index, record);
+            }
+        }
+    }
+
+    /// One is dropped. Whether it was there.
+    pub(super) fn remove(&mut self, snapshot: Version) -> bool {
+        let Ok(index) = self.versions.binary_search(&snapshot) else { return false };
+        self.versions.remove(index);
+        self.record_bytes -= self.records.remove(index).len() as u64;
+        true
+    }
+
+    /// About how many bytes a checkpoint needs for them.
+    pub(super) fn saved_bytes(&self) -> u64 {
+        self.record_bytes + self.versions.len() as u64 * SAVED_HEAD_BYTES
+    }
+}
+
+/// Bytes of a saved snapshot besides its record: tag, volume, version, length.
+const SAVED_HEAD_BYTES: u64 = 1 + 4 + 12 + 2;

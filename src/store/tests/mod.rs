@@ -1,0 +1,3 @@
+//! Tests of the store's state without disks.
+
+pub(crate) mod versions;
