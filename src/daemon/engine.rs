@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::base::units::VolumeId;
+use crate::base::units::{Version, VolumeId};
 use crate::pair::PartReport;
+use crate::volume::SnapshotError;
+use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::statistics::VolumeStatistics;
 
 /// Requests that may wait for the data thread.
@@ -86,6 +88,14 @@ pub enum Request {
     ForcePrimary(VolumeId, Reply<()>),
     /// Take a disk, named by identity or path, out of service.
     FailDisk(String, Reply<()>),
+    /// Take a snapshot of each of these volumes, which this node serves, all at one cut. The records are kept as they
+    /// are; their names are new in their volumes.
+    TakeSnapshots(Vec<(VolumeId, SnapshotRecord)>, Reply<Vec<VolumeSnapshot>>),
+    /// Drop a snapshot, named by its version, of a volume that this node serves. The time is what its protection is
+    /// compared with.
+    DropSnapshot(VolumeId, Version, u64, Reply<()>),
+    /// The snapshots of a volume that this node serves, oldest first.
+    ListSnapshots(VolumeId, Reply<Vec<VolumeSnapshot>>),
     /// Say how things are.
     Report(Reply<Box<EngineReport>>),
     /// Stop: log initiators out, drain, leave the pool cleanly closed.
@@ -104,9 +114,29 @@ pub enum EngineError {
     /// The volume is not open.
     #[error("volume {} is not being served", .0.0)]
     NoSuchVolume(VolumeId),
+    /// The other node serves the volume, or nobody does at the moment.
+    #[error(
+        "this node does not serve volume {0}; snapshots are taken by the node that does, those of a group only when one \
+         node serves all of its volumes (`gemel volume list` shows them, `gemel volume move` moves one)"
+    )]
+    NotServedHere(String),
+    /// Something about a snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// Volume or pool failed.
     #[error("{0}")]
     Failed(String),
+}
+
+/// A snapshot of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeSnapshot {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// The version under which it was taken, which names it in the volume.
+    pub version: Version,
+    /// What is kept about it.
+    pub record: SnapshotRecord,
 }
 
 /// The control thread's end of the queue.

@@ -201,6 +201,17 @@ impl Chain {
         newest.map(|entry| entry.version)
     }
 
+    /// What is in flight about snapshots, oldest first.
+    pub(super) fn statements(&self) -> impl Iterator<Item = (Version, &BlockWrite)> {
+        // Each is alone in its append.
+        self.entries.iter().filter_map(|entry| match entry.writes.first()? {
+            statement @ (BlockWrite::Snapshot { .. } | BlockWrite::SnapshotDropped { .. }) => {
+                Some((entry.version, statement))
+            }
+            BlockWrite::Data { .. } | BlockWrite::Hole { .. } => None,
+        })
+    }
+
     /// Since when the oldest link waits for the replica's answer.
     pub(super) fn unconfirmed_since(&self) -> Option<Instant> {
         let unconfirmed = |entry: &&Entry| !self.is_whole || entry.version > self.confirmed;

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use futures::channel::oneshot;
 
-use super::coverage::CoverageStep;
+use super::coverage::{Coverage, CoverageStep};
 use super::message::{StreamId, ToReplica, size_of_writes};
 use super::primary::Shared;
 use crate::base::runtime::Instant;
@@ -37,7 +37,8 @@ impl<S> Joiner<S> {
         steps: Vec<CoverageStep>,
         mirrored_after: Version,
     ) -> Self {
-        *shared.joining.borrow_mut() = Some(Joining::default());
+        let joined_at = shared.runtime.now();
+        *shared.joining.borrow_mut() = Some(Joining::new(joined_at));
         Self { shared: shared.clone(), stream, steps, mirrored_after }
     }
 
@@ -45,6 +46,17 @@ impl<S> Joiner<S> {
     #[must_use]
     pub fn steps(&self) -> &[CoverageStep] {
         &self.steps
+    }
+
+    /// Waits until the replica's snapshots are the source's; what it has then, which is less where it had to make one
+    /// that it is known to have had.
+    ///
+    /// # Errors
+    /// When the stream ends first.
+    pub async fn reconciled(&self) -> Result<Vec<CoverageStep>, StreamEnded> {
+        let steps = || self.shared.joining.borrow().as_ref().and_then(|joining| joining.reconciled.clone());
+        self.until(|| steps().is_some()).await?;
+        steps().ok_or(StreamEnded)
     }
 
     /// What is newer than this went or goes to the replica as a write.
@@ -83,23 +95,51 @@ impl<S> Joiner<S> {
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StreamEnded>> + 'static, StreamEnded> {
         self.check()?;
-        let shared = &self.shared;
-        let version = shared.chain.borrow().sent().ok_or(StreamEnded)?;
+        let version = self.shared.chain.borrow().sent().ok_or(StreamEnded)?;
         assert_eq!(version.epoch, self.stream.epoch, "a copy before the mark of the epoch");
-        let bytes = size_of_writes(&writes);
-        let now = shared.runtime.now();
-        let added = shared.joining.borrow_mut().as_mut().map(|joining| joining.add_copy(bytes, now));
-        let (number, done) = added.ok_or(StreamEnded)?;
-        let volume = shared.volume;
-        shared.send(|stream| ToReplica::Copy { volume, stream, number, version, writes });
-        Ok(async move { done.await.map_err(|_| StreamEnded) })
+        let (number, done) = self.add_copy(size_of_writes(&writes))?;
+        let volume = self.shared.volume;
+        self.shared.send(|stream| ToReplica::Copy { volume, stream, number, version, writes });
+        Ok(done)
     }
 
-    /// What the replica has, from `from` on, that `since` does not cover.
+    /// Sends blocks as they are in the view at a snapshot that the replica has, as the list of the source was sent to
+    /// it. Otherwise as [`Joiner::copy`].
+    ///
+    /// # Errors
+    /// At once or in the end, when the stream has ended.
+    pub fn copy_history(
+        &self,
+        snapshot: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StreamEnded>> + 'static, StreamEnded> {
+        self.check()?;
+        let (number, done) = self.add_copy(size_of_writes(&writes))?;
+        let volume = self.shared.volume;
+        self.shared.send(|stream| ToReplica::History { volume, stream, number, version: snapshot, writes });
+        Ok(done)
+    }
+
+    fn add_copy(
+        &self,
+        bytes: u64,
+    ) -> Result<(u64, impl Future<Output = Result<(), StreamEnded>> + 'static), StreamEnded> {
+        let now = self.shared.runtime.now();
+        let added = self.shared.joining.borrow_mut().as_mut().map(|joining| joining.add_copy(bytes, now));
+        let (number, done) = added.ok_or(StreamEnded)?;
+        Ok((number, async move { done.await.map_err(|_| StreamEnded) }))
+    }
+
+    /// What the replica has, from `from` on, that `since` does not cover: in the view at a snapshot, or now.
     ///
     /// # Errors
     /// When the stream ends first.
-    pub async fn report(&self, since: Version, from: BlockAddress) -> Result<Changes, StreamEnded> {
+    pub async fn report(
+        &self,
+        since: Version,
+        at: Option<Version>,
+        from: BlockAddress,
+    ) -> Result<Changes, StreamEnded> {
         self.check()?;
         let (sender, answer) = oneshot::channel();
         let now = self.shared.runtime.now();
@@ -107,7 +147,7 @@ impl<S> Joiner<S> {
             joining.report = Some((from, now, sender));
         }
         let volume = self.shared.volume;
-        self.shared.send(|stream| ToReplica::Report { volume, stream, since, from });
+        self.shared.send(|stream| ToReplica::Report { volume, stream, since, at, from });
         answer.await.map_err(|_| StreamEnded)
     }
 
@@ -149,8 +189,9 @@ impl<S> Joiner<S> {
 }
 
 /// What a joiner waits for.
-#[derive(Default)]
 pub(super) struct Joining {
+    joined_at: Instant,
+    reconciled: Option<Vec<CoverageStep>>,
     copies: BTreeMap<u64, Copying>,
     bytes: u64,
     last_number: u64,
@@ -165,6 +206,26 @@ struct Copying {
 }
 
 impl Joining {
+    fn new(joined_at: Instant) -> Self {
+        Self {
+            joined_at,
+            reconciled: None,
+            copies: BTreeMap::new(),
+            bytes: 0,
+            last_number: 0,
+            report: None,
+            finishing_since: None,
+        }
+    }
+
+    /// Whether that was expected.
+    pub(super) fn reconciled(&mut self, coverage: Coverage) -> bool {
+        let is_first = self.reconciled.is_none();
+        let Coverage::Partial(steps) = coverage else { return false };
+        self.reconciled = Some(steps);
+        is_first
+    }
+
     fn add_copy(&mut self, bytes: u64, since: Instant) -> (u64, oneshot::Receiver<()>) {
         let (done, receiver) = oneshot::channel();
         self.last_number += 1;
@@ -200,7 +261,8 @@ impl Joining {
     pub(super) fn waits_since(&self) -> Option<Instant> {
         let copy = self.copies.values().next().map(|copy| copy.since);
         let report = self.report.as_ref().map(|(_, since, _)| *since);
-        [copy, report, self.finishing_since].into_iter().flatten().min()
+        let joined = self.reconciled.is_none().then_some(self.joined_at);
+        [joined, copy, report, self.finishing_since].into_iter().flatten().min()
     }
 }
 

@@ -8,7 +8,7 @@
 
 use super::coverage::Coverage;
 use crate::base::units::{BlockAddress, Version, VolumeId};
-use crate::store::interface::{BlockWrite, Changes, StoreError};
+use crate::store::interface::{BlockWrite, Changes, SnapshotEntry, StoreError};
 
 /// A stream of one volume: streams of a newer epoch are newer, and within an epoch its only primary counts
 /// them.
@@ -38,6 +38,20 @@ pub enum ToReplica {
         /// Its stream.
         stream: StreamId,
     },
+    /// Behind `Join`, before the first write: which snapshots the replica is to have of those behind `after` (of all,
+    /// without it) through `through` (all, without it), whether they are older than what it has or newer.
+    Snapshots {
+        /// Volume that is spoken of.
+        volume: VolumeId,
+        /// Its stream.
+        stream: StreamId,
+        /// The newest snapshot that an earlier message of the stream was about.
+        after: Option<Version>,
+        /// The newest that this one is about.
+        through: Option<Version>,
+        /// The snapshots, ascending.
+        list: Vec<SnapshotEntry>,
+    },
     /// One append of the primary.
     Write {
         /// Volume that is written.
@@ -64,6 +78,19 @@ pub enum ToReplica {
         /// The blocks.
         writes: Vec<BlockWrite>,
     },
+    /// What blocks are in the view at a snapshot, whatever the replica has there.
+    History {
+        /// Volume that is copied.
+        volume: VolumeId,
+        /// Its stream.
+        stream: StreamId,
+        /// Number of the copy in the stream.
+        number: u64,
+        /// Version of the snapshot.
+        version: Version,
+        /// The blocks.
+        writes: Vec<BlockWrite>,
+    },
     /// Asks what the replica has that a version does not cover.
     Report {
         /// Volume that is asked about.
@@ -72,6 +99,8 @@ pub enum ToReplica {
         stream: StreamId,
         /// The version.
         since: Version,
+        /// The snapshot in whose view it is asked about; none for what it has now.
+        at: Option<Version>,
         /// First block.
         from: BlockAddress,
     },
@@ -109,6 +138,8 @@ impl ToReplica {
         match self {
             Self::Begin { volume, stream }
             | Self::Join { volume, stream }
+            | Self::Snapshots { volume, stream, .. }
+            | Self::History { volume, stream, .. }
             | Self::Write { volume, stream, .. }
             | Self::Copy { volume, stream, .. }
             | Self::Report { volume, stream, .. }
@@ -150,6 +181,15 @@ pub enum FromReplica {
         stream: StreamId,
         /// Its number.
         number: u64,
+    },
+    /// The replica's snapshots are those of the source: the answer to the last part of the list.
+    Reconciled {
+        /// Volume that is spoken of.
+        volume: VolumeId,
+        /// Its stream.
+        stream: StreamId,
+        /// Of which blocks everything through a version is here, snapshots that it covers included.
+        coverage: Coverage,
     },
     /// What the replica has that the version asked about does not cover.
     Reported {
@@ -197,6 +237,7 @@ impl FromReplica {
             Self::Ready { volume, stream, .. }
             | Self::Durable { volume, stream, .. }
             | Self::Copied { volume, stream, .. }
+            | Self::Reconciled { volume, stream, .. }
             | Self::Reported { volume, stream, .. }
             | Self::Whole { volume, stream }
             | Self::Fenced { volume, stream, .. }

@@ -3,10 +3,10 @@
 //! - `message`: what the two ends of a stream say.
 //! - `primary`: a block store whose appends complete on both replicas ([`Mirror`]); `chain` has what is in
 //!   flight, `window` the credits, `stream` the beginning and the end of streams.
-//! - `replica`: takes them in order, fenced by epochs ([`Replicas`]).
+//! - `replica`: takes them in order, fenced by epochs ([`Replicas`]); `reconcile` is what it does about snapshots.
 //! - `wire`: the messages as bytes.
-//! - `resync`: brings a replica up to date ([`Resync`]); `joiner` is what it sends with, `coverage` what a
-//!   replica has in the meantime.
+//! - `resync`: brings a replica up to date ([`Resync`]); `joiner` is what it sends with, `stages` what has to become
+//!   of each part, `coverage` what a replica has in the meantime. `snapshots` are those of the primary.
 //!
 //! Which node is primary in which epoch, and who is in sync, is decided in `cluster`; the rules are those of
 //! `docs/protocol.md`. How a stream is carried is the daemon's business.
@@ -17,8 +17,11 @@ mod joiner;
 mod message;
 pub mod mutant;
 mod primary;
+mod reconcile;
 mod replica;
 mod resync;
+mod snapshots;
+mod stages;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -40,5 +40,17 @@ seeded_bugs! {
         HolesForgotten,
         /// The newest append that a store recovered counts as whole.
         TornAppendWhole,
+        /// A joining replica keeps the snapshots that it has, and no others.
+        SnapshotNotReconciled,
+        /// What snapshots show is not copied.
+        HistoryStageSkipped,
+        /// What only the replica has stays in its snapshots.
+        VoidLeftInHistory,
+        /// A hole over a block of which history was put below is not stated again.
+        HoleNotRestated,
+        /// The last consistent state of a replica is dropped before it has another one.
+        KeptStateDroppedEarly,
+        /// A snapshot may be taken between the choice of what is copied and its sending.
+        SnapshotPassesCopy,
     }
 }

@@ -339,7 +339,7 @@ impl<S> Shared<S> {
         woken.into_iter().for_each(Waker::wake);
     }
 
-    fn check_open(&self) -> Result<(), StoreError> {
+    pub(super) fn check_open(&self) -> Result<(), StoreError> {
         if self.is_closed.get() { Err(StoreError::Offline) } else { Ok(()) }
     }
 
@@ -349,7 +349,12 @@ impl<S> Shared<S> {
         let newest = self.chain.borrow().newest_in(address, count);
         let newest = newest.filter(|_| !mutant::is(Mutant::ReadInFlight));
         let Some(newest) = newest else { return Ok(()) };
-        std::future::poll_fn(|context| self.poll_settled(newest, context)).await
+        self.until_settled_through(newest).await
+    }
+
+    /// Waits for the appends through a version.
+    pub(super) async fn until_settled_through(&self, version: Version) -> Result<(), StoreError> {
+        std::future::poll_fn(|context| self.poll_settled(version, context)).await
     }
 
     fn poll_settled(&self, version: Version, context: &mut Context<'_>) -> Poll<Result<(), StoreError>> {

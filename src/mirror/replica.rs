@@ -8,13 +8,14 @@
 //!
 //! While a resync is under way the record says of which blocks what is here ([`Coverage`]); it is made
 //! before the first write that follows a gap, and made good only when the source has seen every copy
-//! answered. It is kept with the data, since it speaks of it.
+//! answered. It is kept with the data, since it speaks of it. What becomes of snapshots is in `reconcile`.
 //!
 //! Left to others: reading from here (nobody does, the primary answers reads), what a failure means for the
 //! configuration, keeping the messages of one connection in their order.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::rc::Rc;
 
 use futures::lock::Mutex;
@@ -22,10 +23,12 @@ use futures::lock::Mutex;
 use super::coverage::{Coverage, Held};
 use super::message::{FromReplica, ReplicaFailure, StreamId, ToReplica, size_of_writes};
 use super::mutant::{self, Mutant};
+use super::reconcile::Kept;
 use crate::base::runtime::{LocalBoxFuture, RuntimeHandle};
 use crate::base::signal::Signal;
 use crate::base::units::{BlockAddress, Version, VolumeId};
-use crate::store::interface::{BlockStore, BlockWrite, ChangeLog, StoreError};
+use crate::store::interface::{BlockWrite, ChangeLog, SnapshotEntry, SnapshotStore, StoreError};
+use crate::volume::snapshot::SnapshotRecord;
 
 /// What a node owes the epochs that it has promised.
 pub trait Fence {
@@ -49,6 +52,8 @@ pub trait Records {
     fn save_coverage(&self, volume: VolumeId, coverage: Coverage) -> LocalBoxFuture<'static, bool>;
     /// Both replicas have everything through `version`: nothing that it covers is needed for a resync.
     fn settled(&self, volume: VolumeId, version: Version);
+    /// What time it is, for people who look at what was kept.
+    fn unix_ms(&self) -> u64;
 }
 
 /// The replicas on a node, of all volumes. Clones are handles of the same.
@@ -64,11 +69,11 @@ pub struct ReplicaStream<S> {
     in_flight: Rc<InFlight>,
 }
 
-struct Shared<S> {
-    store: Rc<S>,
+pub(super) struct Shared<S> {
+    pub(super) store: Rc<S>,
     fence: Rc<dyn Fence>,
-    records: Rc<dyn Records>,
-    runtime: RuntimeHandle,
+    pub(super) records: Rc<dyn Records>,
+    pub(super) runtime: RuntimeHandle,
     volumes: RefCell<BTreeMap<VolumeId, Replica>>,
 }
 
@@ -89,17 +94,18 @@ struct Replica {
 }
 
 /// What came of one volume on one stream.
-struct Chain {
-    volume: VolumeId,
-    stream: StreamId,
+pub(super) struct Chain {
+    pub(super) volume: VolumeId,
+    pub(super) stream: StreamId,
     /// Version of the last write that was taken.
-    last: Cell<Version>,
+    pub(super) last: Cell<Version>,
     durable: Cell<Version>,
     /// Blocks before this one are what they are at the primary.
     passed: Cell<BlockAddress>,
     is_saving: Cell<bool>,
-    has_ended: Cell<bool>,
-    answer: Answer,
+    pub(super) has_ended: Cell<bool>,
+    pub(super) answer: Answer,
+    pub(super) kept: Kept,
 }
 
 #[derive(Default)]
@@ -114,7 +120,7 @@ impl<S> Clone for Replicas<S> {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Replicas<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Replicas<S> {
     /// A node's replicas, of whatever primaries will connect.
     pub fn new(store: Rc<S>, fence: Rc<dyn Fence>, records: Rc<dyn Records>, runtime: RuntimeHandle) -> Self {
         let shared = Shared { store, fence, records, runtime, volumes: RefCell::default() };
@@ -150,6 +156,18 @@ impl<S: BlockStore + ChangeLog + 'static> Replicas<S> {
         self.shared.coverage(volume)
     }
 
+    /// What is kept of a volume until its resync is complete: the version of that state, and what is noted of it.
+    #[must_use]
+    pub fn kept_state(&self, volume: VolumeId) -> Option<(Version, SnapshotRecord)> {
+        if self.coverage(volume) == Coverage::Whole {
+            return None;
+        }
+        let own = self.shared.store.snapshots(volume).ok()?;
+        let is_kept = |entry: &SnapshotEntry| SnapshotRecord::is_before_resync(&entry.record);
+        let kept = own.iter().rev().find(|entry| is_kept(entry))?;
+        Some((kept.version, SnapshotRecord::decode(&kept.record).ok()?))
+    }
+
     /// Epoch of the present stream of a volume, zero without one.
     #[must_use]
     pub fn stream_epoch(&self, volume: VolumeId) -> u32 {
@@ -164,7 +182,7 @@ impl<S: BlockStore + ChangeLog + 'static> Replicas<S> {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> ReplicaStream<S> {
     /// Takes the next message of the connection. Completes when the one after it may come: for writes once
     /// they are on their way and there is room for more, after the promise for a new epoch.
     pub async fn receive(&self, message: ToReplica) {
@@ -184,7 +202,14 @@ impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
                 self.copy(&chain, number, version, writes);
                 self.room().await;
             }
-            ToReplica::Report { since, from, .. } => self.shared.report(&chain, since, from).await,
+            ToReplica::Snapshots { after, through, list, .. } => {
+                self.shared.reconcile(&chain, after, through, list).await;
+            }
+            ToReplica::History { number, version, writes, .. } => {
+                self.history(&chain, number, version, writes);
+                self.room().await;
+            }
+            ToReplica::Report { since, at, from, .. } => self.shared.report(&chain, since, at, from).await,
             ToReplica::Passed { cursor, .. } => self.shared.passed(&chain, cursor),
             ToReplica::Finish { .. } => self.shared.finish(&chain).await,
             ToReplica::Settled { version, .. } => {
@@ -231,6 +256,7 @@ impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
             is_saving: Cell::new(false),
             has_ended: Cell::new(false),
             answer: self.answer.clone(),
+            kept: Kept::default(),
         };
         let Some(coverage) = shared.go_on(Rc::new(chain)) else { return };
         (self.answer)(FromReplica::Ready { volume, stream, durable, coverage });
@@ -255,13 +281,18 @@ impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
         if version != chain.last.get() || version.epoch != chain.stream.epoch || writes.is_empty() {
             return chain.fail(ReplicaFailure::Protocol);
         }
-        let (volume, stream) = (chain.volume, chain.stream);
-        let on_durable = move |chain: &Chain| {
-            if !chain.has_ended.get() {
-                (chain.answer)(FromReplica::Copied { volume, stream, number });
+        self.append(chain, version, writes, move |chain: &Chain| chain.answer_copied(number));
+    }
+
+    /// A copy of what blocks were at a snapshot.
+    fn history(&self, chain: &Rc<Chain>, number: u64, version: Version, writes: Vec<BlockWrite>) {
+        let bytes = size_of_writes(&writes);
+        match self.shared.start_history(chain, version, writes) {
+            Ok(durable) => {
+                self.answer_when_durable(chain, bytes, durable, move |chain| chain.answer_copied(number));
             }
-        };
-        self.append(chain, version, writes, on_durable);
+            Err(reason) => self.shared.fail(chain, reason),
+        }
     }
 
     fn append(
@@ -276,14 +307,24 @@ impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
         let bytes = size_of_writes(&writes);
         let durable = match shared.store.start_append(chain.volume, version, writes) {
             Ok(durable) => durable,
-            Err(error) => return chain.fail(error.into()),
+            Err(error) => return shared.fail(chain, error.into()),
         };
         if mutant::is(Mutant::AnswerBeforeDurable) {
             on_durable(chain);
         }
+        self.answer_when_durable(chain, bytes, durable, on_durable);
+    }
+
+    fn answer_when_durable(
+        &self,
+        chain: &Rc<Chain>,
+        bytes: u64,
+        durable: impl Future<Output = Result<(), StoreError>> + 'static,
+        on_durable: impl Fn(&Chain) + 'static,
+    ) {
         let (chain, in_flight) = (chain.clone(), self.in_flight.clone());
         in_flight.bytes.set(in_flight.bytes.get() + bytes);
-        shared.runtime.spawn(Box::pin(async move {
+        self.shared.runtime.spawn(Box::pin(async move {
             match durable.await {
                 Ok(()) => on_durable(&chain),
                 Err(error) => chain.fail(error.into()),
@@ -300,7 +341,7 @@ impl<S: BlockStore + ChangeLog + 'static> ReplicaStream<S> {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Shared<S> {
     /// The chain of a stream, if it is the present one and its epoch is not fenced off.
     fn chain(&self, volume: VolumeId, stream: StreamId) -> Option<Rc<Chain>> {
         let chain = self.volumes.borrow().get(&volume).and_then(|replica| replica.chain.clone())?;
@@ -378,14 +419,14 @@ impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
         }
     }
 
-    fn coverage(&self, volume: VolumeId) -> Coverage {
+    pub(super) fn coverage(&self, volume: VolumeId) -> Coverage {
         let known = self.volumes.borrow().get(&volume).map(|replica| replica.coverage.clone());
         known.unwrap_or_else(|| self.recorded(volume).0)
     }
 
     /// Puts on record what follows from the coverage so far, if anything does; it counts here once it is there. False
     /// when that failed, or when the chain that it comes of has ended before.
-    async fn save(
+    pub(super) async fn save(
         &self,
         volume: VolumeId,
         next: impl FnOnce(&Coverage) -> Option<Coverage>,
@@ -413,24 +454,25 @@ impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
         volumes.entry(volume).or_insert_with(|| self.new_replica(volume)).saving.clone()
     }
 
+    /// Ends the stream for a reason that the store gave. Where that is a lack of space, the kept state goes first: the
+    /// source tries again.
+    pub(super) fn fail(&self, chain: &Chain, reason: ReplicaFailure) {
+        if reason == ReplicaFailure::Store(StoreError::OutOfSpace) {
+            self.shed_kept(chain);
+        }
+        chain.fail(reason);
+    }
+
     async fn join(&self, chain: &Rc<Chain>) {
         let known = self.volumes.borrow().get(&chain.volume).map(|r| (r.coverage.clone(), r.is_recorded));
         let Some((coverage, is_recorded)) = known else { return };
         if (coverage != Coverage::Whole && is_recorded) || mutant::is(Mutant::JoinNotRecorded) {
             return;
         }
+        self.keep_state(chain).await;
         let has = Coverage::Partial(coverage.steps(chain.last.get()));
         if !self.save(chain.volume, |_| Some(has), Some(chain)).await {
             chain.fail(ReplicaFailure::Records);
-        }
-    }
-
-    async fn report(&self, chain: &Rc<Chain>, since: Version, from: BlockAddress) {
-        let (volume, stream) = (chain.volume, chain.stream);
-        match self.store.changed_since(volume, since, from, MOST_REPORTED_RUNS).await {
-            Ok(_) if chain.has_ended.get() => {}
-            Ok(changes) => (chain.answer)(FromReplica::Reported { volume, stream, from, changes }),
-            Err(error) => chain.fail(error.into()),
         }
     }
 
@@ -455,6 +497,10 @@ impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
 
     async fn finish(&self, chain: &Rc<Chain>) {
         let (volume, stream) = (chain.volume, chain.stream);
+        // Before the record: a whole replica has the snapshots of its source and no other one.
+        if let Err(error) = self.drop_kept(chain).await {
+            return chain.fail(error.into());
+        }
         if !self.save(volume, |_| Some(Coverage::Whole), Some(chain)).await {
             return chain.fail(ReplicaFailure::Records);
         }
@@ -473,7 +519,14 @@ impl Chain {
         }
     }
 
-    fn fail(&self, reason: ReplicaFailure) {
+    fn answer_copied(&self, number: u64) {
+        if !self.has_ended.get() {
+            let (volume, stream) = (self.volume, self.stream);
+            (self.answer)(FromReplica::Copied { volume, stream, number });
+        }
+    }
+
+    pub(super) fn fail(&self, reason: ReplicaFailure) {
         if !self.has_ended.replace(true) {
             let (volume, stream) = (self.volume, self.stream);
             (self.answer)(FromReplica::Failed { volume, stream, reason });
@@ -484,4 +537,4 @@ impl Chain {
 /// Most bytes of a connection that are on their way to the store.
 const MOST_IN_FLIGHT_BYTES: u64 = 32 << 20;
 /// Runs of a report: some 20 KiB.
-const MOST_REPORTED_RUNS: usize = 512;
+pub(super) const MOST_REPORTED_RUNS: usize = 512;

@@ -15,11 +15,14 @@
 //! A block that can't be read here is not copied: what the replica has may be good. The resync goes on, and
 //! fails in the end.
 //!
+//! **Snapshots.** Joining has made the replica's list that of the source. For each part of the volume, what the
+//! snapshots behind the common point show is copied first, in ascending order, then what the blocks are now (`stages`);
+//! so everything before the cursor is right in every view, and the cursor is all that has to be on record. While copies
+//! are chosen and sent no snapshot is taken or dropped; a list that has changed since the stages were laid out has them
+//! laid out again.
+//!
 //! **What the replica is in the meantime.** Blocks before the cursor are new, those behind it old, so until
-//! the end it has no state of any one time, and nobody can go on from it but an operator who forces it.
-//! To keep its last consistent state, the target's store would have to keep the versions that are
-//! overwritten: a snapshot taken before the first message after `Join`, dropped with the record
-//! [`Coverage::Whole`](super::Coverage::Whole). Stores have no snapshots yet, so this is left out.
+//! the end it has no state of any one time. Its last consistent state is kept as a snapshot (`reconcile`).
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -34,10 +37,13 @@ use super::coverage::END;
 use super::joiner::{Joiner, StreamEnded};
 use super::mutant::{self, Mutant};
 use super::primary::Mirror;
+use super::stages::{Report, Restated, Stage, stages};
 use crate::base::checksum::Crc32;
 use crate::base::runtime::{Instant, RuntimeHandle, yield_now};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version};
-use crate::store::interface::{BlockStore, BlockWrite, ChangeLog, ChangedRun, StoreError};
+use crate::store::interface::{
+    BlockRun, BlockStore, BlockWrite, ChangeLog, ChangedRun, Changes, SnapshotStore, StoreError,
+};
 use crate::volume::Volume;
 
 /// The resync of a volume's replica, for as long as this node is the volume's primary.
@@ -56,7 +62,7 @@ pub struct Resync<S: BlockStore + 'static, V: BlockStore + 'static = Mirror<S>> 
 pub struct ResyncProgress {
     /// Blocks that were to be copied when the present run began, as far as this node knows.
     pub to_copy_blocks: u64,
-    /// Blocks that the replica has got in this run.
+    /// Blocks that the replica has got in this run, those of snapshots included.
     pub copied_blocks: u64,
     /// Blocks that the replica has got in all runs.
     pub copied_in_all_blocks: u64,
@@ -90,7 +96,7 @@ pub enum ResyncError {
     },
 }
 
-impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Resync<S, V> {
+impl<S: SnapshotStore + ChangeLog + 'static, V: SnapshotStore + 'static> Resync<S, V> {
     /// For `volume`, which is open over a mirror that has `local` below it. No limit at first:
     /// redundancy comes before speed.
     pub fn new(local: Rc<S>, volume: Volume<V>, runtime: RuntimeHandle) -> Self {
@@ -129,7 +135,7 @@ impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Resync<S, V> 
         let (mark, durable) = self.volume.append_mark().ok_or(ResyncError::Closed)?;
         drop(durable); // it goes on by itself
         joiner.until_sent(mark).await?;
-        let parts = parts(joiner, common_point);
+        let parts = parts(&joiner.reconciled().await?, common_point);
         self.begin_counting(&parts).await?;
         let began = self.runtime.now();
         let mut run = Run {
@@ -155,20 +161,46 @@ impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Resync<S, V> 
     /// Counts what is to be copied, as far as this node can tell.
     async fn begin_counting(&self, parts: &[(Range<u64>, Version)]) -> Result<(), ResyncError> {
         let mut to_copy_blocks = 0;
-        for (blocks, since) in parts {
-            let mut from = Some(BlockAddress(blocks.start));
-            while let Some(address) = from.filter(|from| from.0 < blocks.end) {
-                let changes =
-                    self.local.changed_since(self.volume.id(), *since, address, COUNTED_RUNS).await?;
-                let within = |run: &&ChangedRun| run.address.0 < blocks.end;
-                to_copy_blocks += changes.runs.iter().filter(within).map(|run| run.count).sum::<u64>();
-                from = changes.next;
-                yield_now().await;
+        for (blocks, common) in parts {
+            for stage in stages(&self.snapshots()?, *common, blocks.start) {
+                to_copy_blocks += match self.count_stage(blocks, &stage).await {
+                    // Dropped meanwhile: there is less to do.
+                    Err(StoreError::NoSuchSnapshot { .. }) => 0,
+                    counted => counted?,
+                };
             }
         }
         let copied_in_all_blocks = self.progress.get().copied_in_all_blocks;
         self.progress.set(ResyncProgress { to_copy_blocks, copied_in_all_blocks, ..Default::default() });
         Ok(())
+    }
+
+    async fn count_stage(&self, blocks: &Range<u64>, stage: &Stage) -> Result<u64, StoreError> {
+        let mut counted = 0;
+        let mut from = Some(BlockAddress(blocks.start));
+        while let Some(address) = from.filter(|from| from.0 < blocks.end) {
+            let changes = self.changed(stage, address, COUNTED_RUNS).await?;
+            let within = |run: &&ChangedRun| run.address.0 < blocks.end;
+            counted += changes.runs.iter().filter(within).map(|run| run.count).sum::<u64>();
+            from = changes.next;
+            yield_now().await;
+        }
+        Ok(counted)
+    }
+
+    /// The versions of the volume's snapshots here.
+    fn snapshots(&self) -> Result<Vec<Version>, StoreError> {
+        let entries = self.local.snapshots(self.volume.id())?;
+        Ok(entries.iter().map(|entry| entry.version).collect())
+    }
+
+    /// What is news in a stage, here.
+    async fn changed(&self, stage: &Stage, from: BlockAddress, limit: usize) -> Result<Changes, StoreError> {
+        let volume = self.volume.id();
+        match stage.at {
+            None => self.local.changed_since(volume, stage.since, from, limit).await,
+            Some(at) => self.local.changed_between(volume, stage.since, at, from, limit).await,
+        }
     }
 
     fn note(&self, change: impl FnOnce(&mut ResyncProgress)) {
@@ -192,14 +224,17 @@ impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Resync<S, V> 
 }
 
 /// What the replica has, by parts of the volume, as the point through which both have the same.
-fn parts<S>(joiner: &Joiner<S>, common_point: impl Fn(Version) -> Version) -> Vec<(Range<u64>, Version)> {
+fn parts(
+    steps: &[super::CoverageStep],
+    common_point: impl Fn(Version) -> Version,
+) -> Vec<(Range<u64>, Version)> {
     let mut start = 0;
     let part = |step: &super::CoverageStep| {
         let blocks = start..step.end.0;
         start = step.end.0;
         (blocks, common_point(step.through))
     };
-    joiner.steps().iter().map(part).collect()
+    steps.iter().map(part).collect()
 }
 
 /// One run.
@@ -214,158 +249,171 @@ struct Run<'a, S: BlockStore + 'static, V: BlockStore + 'static> {
     first_unreadable: Option<BlockAddress>,
 }
 
-/// A copy: its first block, the number of its blocks, and the replica's answer.
+/// A copy: the first block of its chunk, the number of its blocks, and the replica's answer.
 type OnItsWay = (BlockAddress, u64, LocalBoxFuture<'static, Result<(), StreamEnded>>);
 
-/// What the replica has beyond the common point in a part of the volume.
-#[derive(Default)]
-struct Report {
-    runs: Vec<ChangedRun>,
-    /// Behind the last block that it speaks of.
-    until: u64,
+/// The stages of a part, and the snapshots that they were laid out for.
+struct Plan {
+    snapshots: Vec<Version>,
+    stages: Vec<Stage>,
 }
 
-impl Report {
-    fn at(&self, block: u64) -> Option<&ChangedRun> {
-        let index = self.runs.partition_point(|run| run.end().0 <= block);
-        self.runs.get(index).filter(|run| run.address.0 <= block)
-    }
-
-    fn next_from(&self, block: u64) -> Option<u64> {
-        let index = self.runs.partition_point(|run| run.end().0 <= block);
-        self.runs.get(index).map(|run| run.address.0.max(block))
-    }
-}
-
-impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Run<'_, S, V> {
-    /// Goes through blocks of which both have the same through `since`.
-    async fn sweep(&mut self, blocks: Range<u64>, since: Version) -> Result<(), ResyncError> {
+impl<S: SnapshotStore + ChangeLog + 'static, V: SnapshotStore + 'static> Run<'_, S, V> {
+    /// Goes through blocks of which both have the same through `common`.
+    async fn sweep(&mut self, blocks: Range<u64>, common: Version) -> Result<(), ResyncError> {
         let mut at = blocks.start;
-        let mut report = Report { runs: Vec::new(), until: at };
         while at < blocks.end {
-            if at >= report.until {
-                let changes = self.joiner.report(since, BlockAddress(at)).await?;
-                report = Report { runs: changes.runs, until: changes.next.map_or(u64::MAX, |next| next.0) };
-                if mutant::is(Mutant::ReplicaChangesKept) {
-                    report.runs.clear();
+            let plan = self.plan(common, at).await?;
+            at = match self.sweep_by(plan, at..blocks.end).await {
+                // Dropped since the stages were laid out.
+                Err((reached, ResyncError::Store(StoreError::NoSuchSnapshot { .. }))) => reached,
+                Err((_, error)) => return Err(error),
+                Ok(reached) => reached,
+            };
+        }
+        Ok(())
+    }
+
+    /// Lays out the stages. Every snapshot that is there has been sent to the replica.
+    async fn plan(&self, common: Version, from: u64) -> Result<Plan, ResyncError> {
+        let _held = self.resync.volume.hold_snapshots().await.ok_or(ResyncError::Closed)?;
+        let snapshots = self.resync.snapshots()?;
+        let stages = stages(&snapshots, common, from);
+        Ok(Plan { snapshots, stages })
+    }
+
+    /// Goes on as long as the plan holds; how far that was.
+    async fn sweep_by(&mut self, mut plan: Plan, blocks: Range<u64>) -> Result<u64, (u64, ResyncError)> {
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let mut end = blocks.end;
+            for stage in &mut plan.stages {
+                if at >= stage.report.until {
+                    let reported = self.joiner.report(stage.since, stage.at, BlockAddress(at)).await;
+                    let changes = reported.map_err(|error| (at, error.into()))?;
+                    stage.take_report(changes.runs, changes.next.map_or(u64::MAX, |next| next.0));
                 }
-                if mutant::is(Mutant::CommonPointByOrder) {
-                    report.runs.retain(|run| run.version > since);
-                }
+                end = end.min(stage.report.until);
             }
-            let end = blocks.end.min(report.until);
-            at = match self.next_difference(at, end, since, &report).await? {
+            let difference = self.next_difference(at, end, &plan).await.map_err(|error| (at, error))?;
+            at = match difference {
                 Some(first) => {
                     let chunk = first..end.min(first.saturating_add(CHUNK_BLOCKS));
                     let behind = chunk.end;
-                    self.copy(chunk, since, &report).await?;
+                    if !self.copy(chunk, &plan).await.map_err(|error| (at, error))? {
+                        return Ok(at);
+                    }
                     behind
                 }
                 None => end,
             };
-            self.drain(MOST_COPIES, BlockAddress(at)).await?;
+            self.drain(MOST_COPIES, BlockAddress(at)).await.map_err(|error| (at, error))?;
         }
-        Ok(())
+        Ok(at)
     }
 
-    /// The first block from `at` on that either side has changed.
-    async fn next_difference(
-        &self,
-        at: u64,
-        end: u64,
-        since: Version,
-        report: &Report,
-    ) -> Result<Option<u64>, ResyncError> {
-        let there = report.next_from(at).filter(|block| *block < end);
-        let end = there.unwrap_or(end);
-        let mut from = Some(BlockAddress(at));
-        while let Some(address) = from.filter(|from| from.0 < end) {
-            let volume = self.resync.volume.id();
-            let changes = self.resync.local.changed_since(volume, since, address, 1).await?;
-            match changes.runs.first() {
-                Some(run) if run.address.0 < end => return Ok(Some(run.address.0)),
-                Some(_) => break,
-                None => from = changes.next,
+    /// The first block from `at` on that either side has changed, in some view.
+    async fn next_difference(&self, at: u64, end: u64, plan: &Plan) -> Result<Option<u64>, ResyncError> {
+        let mut nearest = end;
+        for stage in &plan.stages {
+            nearest = stage.report.next_from(at).map_or(nearest, |there| there.min(nearest));
+            let mut from = stage.unclear_from(at);
+            while from < nearest {
+                let changes = self.resync.changed(stage, BlockAddress(from), 1).await?;
+                let first = changes.runs.first().map(|run| run.address.0);
+                // Without a change, and with nothing left to look at, there is none to the end.
+                let clear = first.or(changes.next.map(|next| next.0)).unwrap_or(u64::MAX);
+                stage.note_clear_until(clear);
+                if let Some(first) = first {
+                    nearest = nearest.min(first);
+                    break;
+                }
+                from = clear;
+                yield_now().await;
             }
-            yield_now().await;
         }
-        Ok(there)
+        Ok((nearest < end).then_some(nearest))
     }
 
-    /// Copies what differs in `chunk`.
-    async fn copy(&mut self, chunk: Range<u64>, since: Version, report: &Report) -> Result<(), ResyncError> {
+    /// Copies what differs in `chunk`, stage by stage. False when the plan does not hold any more; then the chunk is to
+    /// be begun again.
+    async fn copy(&mut self, chunk: Range<u64>, plan: &Plan) -> Result<bool, ResyncError> {
         let resync = self.resync;
-        self.joiner.room().await?;
-        let is_locked = !mutant::is(Mutant::CopyPassesWrite);
-        let held = match is_locked {
-            true => Some(resync.volume.hold(chunk.clone()).await.ok_or(ResyncError::Closed)?),
-            false => None,
-        };
-        let wanted = self.differences(chunk, since, report).await?;
-        let writes = self.contents(&wanted).await?;
-        let blocks: u64 = wanted.iter().map(|run| run.end - run.start).sum();
-        let (Some(first), false) = (wanted.first(), writes.is_empty()) else { return Ok(()) };
-        let copied = self.joiner.copy(writes)?;
-        drop(held);
-        self.copies.push_back((BlockAddress(first.start), blocks, copied.boxed_local()));
-        resync.pace(blocks * BLOCK_SIZE as u64).await;
-        Ok(())
+        let mut restated = Restated::default();
+        for stage in plan.stages.iter().filter(|stage| !stage.is_clear(&chunk)) {
+            self.joiner.room().await?;
+            let snapshots = match mutant::is(Mutant::SnapshotPassesCopy) {
+                true => None,
+                false => Some(resync.volume.hold_snapshots().await.ok_or(ResyncError::Closed)?),
+            };
+            if resync.snapshots()? != plan.snapshots {
+                return Ok(false);
+            }
+            // What a snapshot shows does not change.
+            let is_locked = stage.at.is_none() && !mutant::is(Mutant::CopyPassesWrite);
+            let held = match is_locked {
+                true => Some(resync.volume.hold(chunk.clone()).await.ok_or(ResyncError::Closed)?),
+                false => None,
+            };
+            let wanted = self.differences(&chunk, stage, &restated).await?;
+            let writes = self.contents(&wanted, stage.at).await?;
+            if writes.is_empty() {
+                continue;
+            }
+            let copied = match stage.at {
+                None => self.joiner.copy(writes)?.boxed_local(),
+                Some(at) => self.joiner.copy_history(at, writes)?.boxed_local(),
+            };
+            drop((held, snapshots));
+            let blocks: u64 = wanted.iter().map(|run| run.end - run.start).sum();
+            if stage.at.is_some() {
+                restated.add(&wanted);
+            }
+            self.copies.push_back((BlockAddress(chunk.start), blocks, copied));
+            resync.pace(blocks * BLOCK_SIZE as u64).await;
+        }
+        Ok(true)
     }
 
-    /// The runs of `chunk` whose blocks are to be copied. They are held.
+    /// The runs of `chunk` whose blocks are to be copied.
     async fn differences(
         &self,
-        chunk: Range<u64>,
-        since: Version,
-        report: &Report,
+        chunk: &Range<u64>,
+        stage: &Stage,
+        restated: &Restated,
     ) -> Result<Vec<Range<u64>>, ResyncError> {
         let mut here = Report::default();
         let mut from = Some(BlockAddress(chunk.start));
         while let Some(address) = from.filter(|from| from.0 < chunk.end) {
-            let volume = self.resync.volume.id();
-            let limit = CHUNK_BLOCKS as usize;
-            let changes = self.resync.local.changed_since(volume, since, address, limit).await?;
+            let changes = self.resync.changed(stage, address, CHUNK_BLOCKS as usize).await?;
             here.runs.extend(changes.runs);
             from = changes.next;
         }
         let mut mirrored_after = self.joiner.mirrored_after();
         if mutant::is(Mutant::MirroredInOlderStream) {
-            mirrored_after = since;
+            mirrored_after = stage.since;
         }
-        let mut wanted: Vec<Range<u64>> = Vec::new();
-        for block in chunk {
-            let (source, target) = (here.at(block), report.at(block));
-            let differs = match (source, target) {
-                (None, None) => false,
-                (None, Some(_)) => true,
-                (Some(source), _) if source.version > mirrored_after => false,
-                (Some(source), target) => target.is_none_or(|target| target.version != source.version),
-            };
-            match wanted.last_mut() {
-                _ if !differs => {}
-                Some(last) if last.end == block => last.end += 1,
-                _ => wanted.push(block..block + 1),
-            }
-        }
-        Ok(wanted)
+        Ok(stage.wanted(chunk, &here, mirrored_after, restated))
     }
 
-    /// What the blocks are now.
-    async fn contents(&mut self, wanted: &[Range<u64>]) -> Result<Vec<BlockWrite>, ResyncError> {
-        let (resync, volume) = (self.resync, self.resync.volume.id());
+    /// What the blocks are now, or were at a snapshot.
+    async fn contents(
+        &mut self,
+        wanted: &[Range<u64>],
+        snapshot: Option<Version>,
+    ) -> Result<Vec<BlockWrite>, ResyncError> {
         let mut writes = Vec::new();
         for blocks in wanted {
             let mut at = blocks.start;
             while at < blocks.end {
-                let count = blocks.end - at;
-                let runs = resync.local.allocation(volume, BlockAddress(at), count, count as usize).await?;
+                let runs = self.allocation(snapshot, at..blocks.end).await?;
                 let Some(last) = runs.last().map(|run| run.address.0 + run.count).filter(|end| *end > at)
                 else {
                     return Err(ResyncError::Closed);
                 };
                 for run in runs {
                     if run.mapped {
-                        self.read(run.address, run.count, &mut writes).await?;
+                        self.read(snapshot, run.address, run.count, &mut writes).await?;
                     } else if !mutant::is(Mutant::HolesNotCopied) {
                         writes.push(BlockWrite::Hole { address: run.address, count: run.count });
                     }
@@ -376,20 +424,38 @@ impl<S: BlockStore + ChangeLog + 'static, V: BlockStore + 'static> Run<'_, S, V>
         Ok(writes)
     }
 
+    async fn allocation(
+        &self,
+        snapshot: Option<Version>,
+        blocks: Range<u64>,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        let (local, volume) = (&self.resync.local, self.resync.volume.id());
+        let (first, count) = (BlockAddress(blocks.start), blocks.end - blocks.start);
+        match snapshot {
+            None => local.allocation(volume, first, count, count as usize).await,
+            Some(at) => local.allocation_at(volume, at, first, count, count as usize).await,
+        }
+    }
+
     /// Reads mapped blocks; those that can't be read are left out, and counted.
     async fn read(
         &mut self,
+        snapshot: Option<Version>,
         address: BlockAddress,
         count: u64,
         writes: &mut Vec<BlockWrite>,
     ) -> Result<(), ResyncError> {
-        let (local, volume) = (&self.resync.local, self.resync.volume.id());
-        match local.read(volume, address, count).await {
+        let (local, volume) = (self.resync.local.clone(), self.resync.volume.id());
+        let read = async |address: BlockAddress, count: u64| match snapshot {
+            None => local.read(volume, address, count).await,
+            Some(at) => local.read_at(volume, at, address, count).await,
+        };
+        match read(address, count).await {
             Ok(pieces) => push_blocks(address, &pieces, writes),
             Err(StoreError::Medium { .. }) if count > 1 => {
                 for block in address.0..address.0 + count {
                     let block = BlockAddress(block);
-                    match local.read(volume, block, 1).await {
+                    match read(block, 1).await {
                         Ok(pieces) => push_blocks(block, &pieces, writes),
                         Err(StoreError::Medium { .. }) => self.note_unreadable(block),
                         Err(error) => return Err(error.into()),

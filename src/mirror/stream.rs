@@ -11,7 +11,7 @@ use super::mutant::{self, Mutant};
 use super::primary::{Mirror, MirrorEvent, ReplicaLink, Requirement, Shared};
 use crate::base::runtime::Instant;
 use crate::base::units::Version;
-use crate::store::interface::BlockStore;
+use crate::store::interface::{BlockStore, SnapshotStore};
 
 /// The present stream.
 pub(super) enum Stream {
@@ -60,7 +60,7 @@ impl Stream {
     }
 }
 
-impl<S: BlockStore + 'static> Mirror<S> {
+impl<S: SnapshotStore + 'static> Mirror<S> {
     /// Lets a replica that is [`MirrorEvent::Behind`] take part: it gets what is in flight and what is
     /// appended from now on, and what the returned value brings. None when there is no such replica, or
     /// when appends need it: it has to be outside the in-sync set, since until the resync is complete it
@@ -77,13 +77,18 @@ impl<S: BlockStore + 'static> Mirror<S> {
             _ => None,
         };
         let (link, stream, durable, coverage) = behind?;
+        let snapshots = shared.snapshots_behind(durable).ok()?;
         link.send(ToReplica::Join { volume: shared.volume, stream });
+        // Before any write: what that overwrites there, the history of these snapshots may need.
+        shared.send_snapshots(&*link, stream, snapshots);
         let steps = coverage.steps(durable);
         let mirrored_after = shared.chain.borrow().let_go();
         shared.carry(link, stream, durable, false);
         Some(Joiner::begin(shared, stream, steps, mirrored_after))
     }
+}
 
+impl<S: BlockStore + 'static> Mirror<S> {
     /// Whether there is a stream, or the beginning of one.
     #[must_use]
     pub fn is_connected(&self) -> bool {
@@ -161,6 +166,9 @@ impl<S> Shared<S> {
                 self.progress.notify();
                 self.settle();
                 Some(MirrorEvent::Whole)
+            }
+            FromReplica::Reconciled { coverage, .. } => {
+                self.to_joining(|joining| joining.reconciled(coverage))
             }
             FromReplica::Copied { number, .. } => self.to_joining(|joining| joining.copied(number)),
             FromReplica::Reported { from, changes, .. } => {

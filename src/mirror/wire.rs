@@ -16,7 +16,9 @@ use super::message::{FromReplica, ReplicaFailure, StreamId, ToReplica};
 use crate::base::checksum::Crc32;
 use crate::base::codec::{CutShort, Reader, Writer};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
-use crate::store::interface::{BlockWrite, ChangedRun, Changes, MAX_SNAPSHOT_RECORD_BYTES, StoreError};
+use crate::store::interface::{
+    BlockWrite, ChangedRun, Changes, MAX_SNAPSHOT_RECORD_BYTES, SnapshotEntry, StoreError,
+};
 
 /// Why bytes are no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,7 +27,7 @@ pub enum WireError {
     #[error(transparent)]
     CutShort(#[from] CutShort),
     /// They are of a version of the format that this release does not know.
-    #[error("mirror messages of format {0}; this release knows format 1")]
+    #[error("mirror messages of format {0}; this release knows format 2")]
     UnknownFormat(u8),
     /// A field has a value that it can't have.
     #[error("a malformed mirror message")]
@@ -49,6 +51,8 @@ impl ToReplica {
             Self::Passed { .. } => 6,
             Self::Finish { .. } => 7,
             Self::Settled { .. } => 8,
+            Self::Snapshots { .. } => 9,
+            Self::History { .. } => 10,
         };
         let mut header = begin(kind, volume, stream);
         let mut data = Vec::new();
@@ -64,8 +68,17 @@ impl ToReplica {
                 put_version(&mut header, *version);
                 data = put_writes(&mut header, writes);
             }
-            Self::Report { since, from, .. } => {
+            Self::Snapshots { after, through, list, .. } => {
+                put_snapshots(&mut header, *after, *through, list)
+            }
+            Self::History { number, version, writes, .. } => {
+                header.put_u64(*number);
+                put_version(&mut header, *version);
+                data = put_writes(&mut header, writes);
+            }
+            Self::Report { since, at, from, .. } => {
                 put_version(&mut header, *since);
+                put_optional_version(&mut header, *at);
                 header.put_u64(from.0);
             }
             Self::Passed { cursor, .. } => header.put_u64(cursor.0),
@@ -97,15 +110,23 @@ impl ToReplica {
                 Self::Copy { volume, stream, number, version, writes }
             }
             5 => {
-                let (since, from) = (read_version(fields)?, BlockAddress(fields.u64()?));
-                Self::Report { volume, stream, since, from }
+                let (since, at) = (read_version(fields)?, read_optional_version(fields)?);
+                Self::Report { volume, stream, since, at, from: BlockAddress(fields.u64()?) }
             }
             6 => Self::Passed { volume, stream, cursor: BlockAddress(fields.u64()?) },
             7 => Self::Finish { volume, stream },
             8 => Self::Settled { volume, stream, version: read_version(fields)? },
+            9 => {
+                let (after, through, list) = read_snapshots(fields)?;
+                Self::Snapshots { volume, stream, after, through, list }
+            }
+            10 => {
+                let (number, version) = (fields.u64()?, read_version(fields)?);
+                Self::History { volume, stream, number, version, writes: read_writes(fields, data.clone())? }
+            }
             _ => return Err(WireError::Malformed),
         };
-        let has_data = matches!(kind, 3 | 4);
+        let has_data = matches!(kind, 3 | 4 | 10);
         close(fields, has_data || data.is_empty(), message)
     }
 }
@@ -123,6 +144,7 @@ impl FromReplica {
             Self::Whole { .. } => 5,
             Self::Fenced { .. } => 6,
             Self::Failed { .. } => 7,
+            Self::Reconciled { .. } => 8,
         };
         let mut header = begin(kind, volume, stream);
         match self {
@@ -136,6 +158,7 @@ impl FromReplica {
                 header.put_u64(from.0);
                 put_changes(&mut header, changes);
             }
+            Self::Reconciled { coverage, .. } => put_coverage(&mut header, coverage),
             Self::Whole { .. } => {}
             Self::Fenced { promised, .. } => header.put_u32(*promised),
             Self::Failed { reason, .. } => put_failure(&mut header, reason),
@@ -164,6 +187,7 @@ impl FromReplica {
             5 => Self::Whole { volume, stream },
             6 => Self::Fenced { volume, stream, promised: fields.u32()? },
             7 => Self::Failed { volume, stream, reason: read_failure(fields)? },
+            8 => Self::Reconciled { volume, stream, coverage: read_coverage(fields)? },
             _ => return Err(WireError::Malformed),
         };
         close(fields, data.is_empty(), message)
@@ -220,6 +244,50 @@ fn put_version(header: &mut Vec<u8>, version: Version) {
 
 fn read_version(fields: &mut Reader<'_>) -> Result<Version, CutShort> {
     Ok(Version { epoch: fields.u32()?, sequence: fields.u64()? })
+}
+
+fn put_optional_version(header: &mut Vec<u8>, version: Option<Version>) {
+    header.put_u8(u8::from(version.is_some()));
+    put_version(header, version.unwrap_or_default());
+}
+
+fn read_optional_version(fields: &mut Reader<'_>) -> Result<Option<Version>, WireError> {
+    let (is_there, version) = (read_flag(fields)?, read_version(fields)?);
+    Ok(is_there.then_some(version))
+}
+
+fn put_snapshots(
+    header: &mut Vec<u8>,
+    after: Option<Version>,
+    through: Option<Version>,
+    list: &[SnapshotEntry],
+) {
+    put_optional_version(header, after);
+    put_optional_version(header, through);
+    for entry in list {
+        put_version(header, entry.version);
+        header.put_u16(entry.record.len() as u16);
+        header.put(&entry.record);
+    }
+}
+
+/// Which snapshots a list is about, and the list, which is the rest of the header.
+type SnapshotList = (Option<Version>, Option<Version>, Vec<SnapshotEntry>);
+
+fn read_snapshots(fields: &mut Reader<'_>) -> Result<SnapshotList, WireError> {
+    let (after, through) = (read_optional_version(fields)?, read_optional_version(fields)?);
+    let (mut list, mut newest) = (Vec::new(), after);
+    while fields.remaining() > 0 {
+        let (version, length) = (read_version(fields)?, usize::from(fields.u16()?));
+        let ascends = newest.is_none_or(|newest| version > newest);
+        let is_within = through.is_none_or(|through| version <= through);
+        if !ascends || !is_within || length > MAX_SNAPSHOT_RECORD_BYTES {
+            return Err(WireError::Malformed);
+        }
+        list.push(SnapshotEntry { version, record: Bytes::copy_from_slice(fields.bytes(length)?) });
+        newest = Some(version);
+    }
+    Ok((after, through, list))
 }
 
 /// Appends the changes; their data.
@@ -415,7 +483,7 @@ fn read_failure(fields: &mut Reader<'_>) -> Result<ReplicaFailure, WireError> {
     })
 }
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const LENGTH_AT: usize = 2;
 const DATA: u8 = 0;
 const HOLE: u8 = 1;
@@ -466,7 +534,23 @@ mod tests {
         let volume = VolumeId(random.random());
         let stream = StreamId { epoch: random.random(), number: random.random() };
         let address = BlockAddress(random.random());
-        match random.random_range(0..8) {
+        match random.random_range(0..10) {
+            8 => {
+                let mut sequence = 0;
+                let mut entry = |random: &mut ChaCha8Rng| {
+                    sequence += random.random_range(1..9u64);
+                    let record = vec![random.random(); random.random_range(0..80usize)];
+                    SnapshotEntry { version: Version { epoch: 3, sequence }, record: record.into() }
+                };
+                let list = (0..random.random_range(0..5)).map(|_| entry(random)).collect();
+                let after = random.random::<bool>().then_some(Version { epoch: 2, sequence: 90 });
+                let through = random.random::<bool>().then_some(Version { epoch: 3, sequence: 90 });
+                ToReplica::Snapshots { volume, stream, after, through, list }
+            }
+            9 => {
+                let (number, version) = (random.random(), version(random));
+                ToReplica::History { volume, stream, number, version, writes: writes(random) }
+            }
             0 => ToReplica::Begin { volume, stream },
             1 => ToReplica::Join { volume, stream },
             2 => {
@@ -477,7 +561,10 @@ mod tests {
                 let (number, version) = (random.random(), version(random));
                 ToReplica::Copy { volume, stream, number, version, writes: writes(random) }
             }
-            4 => ToReplica::Report { volume, stream, since: version(random), from: address },
+            4 => {
+                let (since, at) = (version(random), random.random::<bool>().then(|| version(random)));
+                ToReplica::Report { volume, stream, since, at, from: address }
+            }
             5 => ToReplica::Passed { volume, stream, cursor: address },
             6 => ToReplica::Finish { volume, stream },
             _ => ToReplica::Settled { volume, stream, version: version(random) },
@@ -488,7 +575,11 @@ mod tests {
         let volume = VolumeId(random.random());
         let stream = StreamId { epoch: random.random(), number: random.random() };
         let from = BlockAddress(random.random());
-        match random.random_range(0..7) {
+        match random.random_range(0..8) {
+            7 => {
+                let coverage = Coverage::through(version(random)).raised(from, version(random));
+                FromReplica::Reconciled { volume, stream, coverage }
+            }
             0 => {
                 let partial = Coverage::through(version(random)).raised(from, version(random));
                 let coverage = if random.random() { Coverage::Whole } else { partial };
@@ -557,8 +648,11 @@ mod tests {
             assert!(ToReplica::decode(&Bytes::copy_from_slice(&bytes[..cut])).is_err());
             let at = random.random_range(0..bytes.len());
             bytes[at] ^= 1 << random.random_range(0..8);
-            if let Ok(ToReplica::Write { writes, .. } | ToReplica::Copy { writes, .. }) =
-                ToReplica::decode(&Bytes::from(bytes.clone()))
+            if let Ok(
+                ToReplica::Write { writes, .. }
+                | ToReplica::Copy { writes, .. }
+                | ToReplica::History { writes, .. },
+            ) = ToReplica::decode(&Bytes::from(bytes.clone()))
             {
                 for write in writes {
                     if let BlockWrite::Data { data, checksum, .. } = write {
@@ -575,7 +669,9 @@ mod tests {
             answer.push(0);
             let _ = FromReplica::decode(&Bytes::from(answer));
         }
-        let newer = Bytes::from_static(&[2, 1, 0, 0]);
-        assert_eq!(ToReplica::decode(&newer).err(), Some(WireError::UnknownFormat(2)));
+        for other in [1, 3] {
+            let message = Bytes::copy_from_slice(&[other, 1, 0, 0]);
+            assert_eq!(ToReplica::decode(&message).err(), Some(WireError::UnknownFormat(other)));
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord, Watermark};
 use crate::mirror::{Fence, FromReplica, Held, Records, ReplicaLink, ReplicaStream, Replicas};
-use crate::store::interface::{BlockStore, ChangeLog};
+use crate::store::interface::{BlockStore, ChangeLog, SnapshotStore};
 
 /// What the parts of a node share.
 pub struct NodeServices<S: BlockStore + 'static> {
@@ -63,7 +63,7 @@ impl<S: BlockStore + 'static> Clone for Node<S> {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Node<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Node<S> {
     /// A node that has just started: it knows nothing and serves nothing.
     #[must_use]
     pub fn new(services: NodeServices<S>) -> Self {
@@ -182,7 +182,7 @@ impl<S: BlockStore + ChangeLog + 'static> Node<S> {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Shared<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Shared<S> {
     fn part(self: &Rc<Self>, record: &VolumeRecord) -> Rc<Part<S>> {
         let known = self.parts.borrow().get(&record.id).cloned();
         known.unwrap_or_else(|| {
@@ -237,7 +237,7 @@ impl<S: BlockStore + 'static> Promises<S> {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Fence for Promises<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Fence for Promises<S> {
     fn promised(&self, volume: VolumeId) -> u32 {
         self.part(volume).map_or(0, |part| part.promised())
     }

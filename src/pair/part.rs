@@ -23,8 +23,9 @@ use crate::cluster::state::volume::{Transition, VolumeRecord, Watermark};
 use crate::mirror::{
     Coverage, FromReplica, Held, Mirror, MirrorEvent, ReplicaLink, Requirement, Resync, ResyncProgress,
 };
-use crate::store::interface::{BlockStore, ChangeLog};
+use crate::store::interface::{BlockStore, ChangeLog, SnapshotStore};
 use crate::volume::device::DeviceGeometry;
+use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::{Volume, VolumeParameters, VolumeServices};
 
 /// A node's part in a volume.
@@ -87,6 +88,9 @@ pub struct PartReport {
     pub epoch: u32,
     /// How far the peer is brought up to date, while it is.
     pub resync: Option<ResyncProgress>,
+    /// The last consistent state of this node, kept as a snapshot while it is brought up to date: the version of that
+    /// state, and the record, which says when the resync began.
+    pub kept_state: Option<(Version, SnapshotRecord)>,
     /// Why this node can't serve it, for people, when that is so.
     pub problem: Option<String>,
 }
@@ -123,7 +127,7 @@ pub enum PartState {
     Behind,
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Part<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
     /// Starts the task of a part.
     pub(super) fn start(node: &Rc<Shared<S>>, record: &VolumeRecord) -> Rc<Self> {
         let services = &node.services;
@@ -268,6 +272,7 @@ impl<S: BlockStore + ChangeLog + 'static> Part<S> {
             state,
             epoch: record.epoch,
             resync: resync.map(|serving| serving.resync.progress()),
+            kept_state: self.node.upgrade().and_then(|node| node.replicas.kept_state(self.id)),
             problem: self.problem.borrow().clone(),
         }
     }

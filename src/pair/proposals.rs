@@ -16,9 +16,9 @@ use crate::cluster::state::Command;
 use crate::cluster::state::history::{CommonPoint, KeptThrough};
 use crate::cluster::state::volume::{Transition, VolumeRecord};
 use crate::mirror::{Coverage, Requirement};
-use crate::store::interface::{BlockStore, ChangeLog};
+use crate::store::interface::{ChangeLog, SnapshotStore};
 
-impl<S: BlockStore + ChangeLog + 'static> Part<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
     pub(super) async fn decide(self: &Rc<Self>, node: &Rc<Shared<S>>) {
         let now = self.runtime.now();
         let patience = node.services.patience;

@@ -11,7 +11,9 @@ use super::mutant::{self, Mutant};
 use crate::base::signal::Signal;
 use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::mirror::Mirror;
-use crate::store::interface::{BlockRun, BlockStore, BlockWrite, StoreError};
+use crate::store::interface::{
+    BlockRun, BlockStore, BlockWrite, Changes, SnapshotEntry, SnapshotStore, StoreError,
+};
 
 /// Where the blocks of a volume in service are.
 pub enum ServedStore<S: BlockStore> {
@@ -118,5 +120,81 @@ impl<S: BlockStore + 'static> BlockStore for ServedStore<S> {
             Self::Local(store) => store.flush().await,
             Self::Mirrored(mirror, _) => mirror.flush().await,
         }
+    }
+}
+
+impl<S: SnapshotStore + 'static> SnapshotStore for ServedStore<S> {
+    fn snapshots(&self, volume: VolumeId) -> Result<Vec<SnapshotEntry>, StoreError> {
+        match self {
+            Self::Local(store) => store.snapshots(volume),
+            // As for reads; but who is to wait for the right is told so instead.
+            Self::Mirrored(_, permit) if !permit.is_given() => Err(StoreError::Offline),
+            Self::Mirrored(mirror, _) => mirror.snapshots(volume),
+        }
+    }
+
+    async fn read_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        match self {
+            Self::Local(store) => store.read_at(volume, at, address, count).await,
+            Self::Mirrored(mirror, permit) => {
+                let data = mirror.read_at(volume, at, address, count).await?;
+                permit.until_given().await?;
+                Ok(data)
+            }
+        }
+    }
+
+    async fn allocation_at(
+        &self,
+        volume: VolumeId,
+        at: Version,
+        address: BlockAddress,
+        count: u64,
+        limit: usize,
+    ) -> Result<Vec<BlockRun>, StoreError> {
+        match self {
+            Self::Local(store) => store.allocation_at(volume, at, address, count, limit).await,
+            Self::Mirrored(mirror, permit) => {
+                let runs = mirror.allocation_at(volume, at, address, count, limit).await?;
+                permit.until_given().await?;
+                Ok(runs)
+            }
+        }
+    }
+
+    async fn changed_between(
+        &self,
+        volume: VolumeId,
+        since: Version,
+        at: Version,
+        from: BlockAddress,
+        limit: usize,
+    ) -> Result<Changes, StoreError> {
+        match self {
+            Self::Local(store) => store.changed_between(volume, since, at, from, limit).await,
+            Self::Mirrored(mirror, permit) => {
+                let changes = mirror.changed_between(volume, since, at, from, limit).await?;
+                permit.until_given().await?;
+                Ok(changes)
+            }
+        }
+    }
+
+    fn start_append_at(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        writes: Vec<BlockWrite>,
+    ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
+        Ok(match self {
+            Self::Local(store) => Either::Left(store.start_append_at(volume, version, writes)?),
+            Self::Mirrored(mirror, _) => Either::Right(mirror.start_append_at(volume, version, writes)?),
+        })
     }
 }

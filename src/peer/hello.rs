@@ -16,7 +16,7 @@ pub struct ProtocolVersion(pub u32);
 /// Of the service for consensus and leases.
 pub const CONTROL_PROTOCOL: ProtocolVersion = ProtocolVersion(1);
 /// Of the service that carries mirrors.
-pub const MIRROR_PROTOCOL: ProtocolVersion = ProtocolVersion(1);
+pub const MIRROR_PROTOCOL: ProtocolVersion = ProtocolVersion(2);
 
 /// Who this member is, as it says to others.
 #[derive(Clone, Debug)]

@@ -19,9 +19,11 @@ mod blocks;
 mod copying;
 pub mod device;
 mod gate;
+mod history;
 mod operations;
 pub mod range_lock;
 mod resize;
+pub mod snapshot;
 pub mod statistics;
 
 use std::cell::{Cell, RefCell};
@@ -30,6 +32,7 @@ use std::rc::Rc;
 
 pub use self::copying::HeldBlocks;
 pub use self::gate::Freeze;
+pub use self::history::{HeldSnapshots, SnapshotError, take_group_snapshot};
 pub use self::resize::{ResizeError, Shrinking};
 
 use self::blocks::BLOCK_BYTES;
@@ -73,6 +76,7 @@ impl<S: BlockStore + 'static> Volume<S> {
                 next_sequence: Cell::new(next_sequence),
                 locks: Rc::default(),
                 resizing: Rc::default(),
+                snapshot_turn: Rc::default(),
                 gate: Rc::default(),
                 statistics: RefCell::default(),
             }),
@@ -179,6 +183,8 @@ struct Shared<S> {
     locks: Rc<RangeLock>,
     /// One claim for whoever resizes.
     resizing: Rc<RangeLock>,
+    /// One claim for all who take or drop snapshots together, or for who needs the list alone.
+    snapshot_turn: Rc<RangeLock>,
     gate: Rc<Gate>,
     statistics: RefCell<VolumeStatistics>,
 }

@@ -275,7 +275,7 @@ impl<S: BlockStore + 'static> Volume<S> {
     }
 
     /// The bytes of `count` logical blocks from `address` on; none when `count` is zero.
-    fn range(&self, address: u64, count: u64) -> Result<Option<ByteRange>, DeviceError> {
+    pub(super) fn range(&self, address: u64, count: u64) -> Result<Option<ByteRange>, DeviceError> {
         let logical = self.shared.logical_block_bytes;
         let end = address.checked_add(count).and_then(|end| end.checked_mul(logical));
         let end = end.filter(|end| *end <= self.shared.size_bytes.get()).ok_or(DeviceError::OutOfRange)?;

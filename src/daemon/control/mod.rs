@@ -30,6 +30,7 @@ use crate::cluster::name::{NameError, NodeName};
 use crate::cluster::state::volume::{Redundancy, Transition, VolumeRecord};
 use crate::cluster::state::{Command, ControlState, Outcome, Rejection};
 use crate::peer::quorum::QuorumHandle;
+use crate::volume::SnapshotError;
 pub use machine::spec as volume_spec;
 use machine::{LocalMachine, Machine};
 
@@ -227,9 +228,12 @@ impl From<EngineError> for Refusal {
     fn from(error: EngineError) -> Self {
         let text = error.to_string();
         match error {
-            EngineError::NoSuchDisk(_) | EngineError::NoSuchVolume(_) => Self::NotFound(text),
+            EngineError::NoSuchDisk(_)
+            | EngineError::NoSuchVolume(_)
+            | EngineError::Snapshot(SnapshotError::Unknown) => Self::NotFound(text),
+            EngineError::NotServedHere(_) => Self::Elsewhere(text),
             EngineError::Ended => Self::Broken(text),
-            EngineError::Failed(_) => Self::Impossible(text),
+            EngineError::Failed(_) | EngineError::Snapshot(_) => Self::Impossible(text),
         }
     }
 }

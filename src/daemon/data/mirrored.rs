@@ -668,6 +668,10 @@ impl<P: Pool> Records for Kept<P> {
     fn settled(&self, volume: VolumeId, version: Version) {
         self.pool.keep_holes_after(volume, version);
     }
+
+    fn unix_ms(&self) -> u64 {
+        unix_ms()
+    }
 }
 
 fn reservations(record: &VolumeRecord) -> Result<PersistedReservations, serde_json::Error> {

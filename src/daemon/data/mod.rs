@@ -2,7 +2,7 @@
 //!
 //! Nothing of an I/O ever leaves this thread. Invariant: what changes which volumes there are, who may
 //! use them or which disks serve happens one change after the other, in the order of the requests;
-//! only reports overtake.
+//! only reports and what concerns snapshots overtake.
 
 pub mod access;
 pub mod disk_pool;
@@ -12,6 +12,7 @@ pub mod mirrored;
 pub mod pool;
 pub mod reservations;
 pub mod runtime;
+mod snapshots;
 pub mod volumes;
 
 use std::rc::Rc;
@@ -180,6 +181,9 @@ struct DataThread<P: Pool> {
     _connections: Option<MirrorConnections>,
     engine: &'static str,
     drain_timeout: Duration,
+    runtime: RuntimeHandle,
+    /// One snapshot after the other is taken or dropped.
+    snapshot_turn: tokio::sync::Mutex<()>,
 }
 
 impl<P: Pool> DataThread<P> {
@@ -236,8 +240,15 @@ impl<P: Pool> DataThread<P> {
             }
             _ => None,
         };
-        let server =
-            IscsiServer::new(&config, portal_group_tag, volumes.clone(), access.clone(), runtime, buffers);
+        let (volumes_of_server, runtime_of_server) = (volumes.clone(), runtime.clone());
+        let server = IscsiServer::new(
+            &config,
+            portal_group_tag,
+            volumes_of_server,
+            access.clone(),
+            runtime_of_server,
+            buffers,
+        );
         server.listen().map_err(|error| StartError(error.to_string()))?;
         let drain_timeout = config.drain_timeout();
         Ok((
@@ -250,6 +261,8 @@ impl<P: Pool> DataThread<P> {
                 _connections: connections,
                 engine,
                 drain_timeout,
+                runtime,
+                snapshot_turn: tokio::sync::Mutex::default(),
             }),
             requests,
         ))
@@ -267,6 +280,18 @@ impl<P: Pool> DataThread<P> {
                     stopped = Some(reply);
                     break;
                 }
+                Request::TakeSnapshots(wanted, reply) => {
+                    let thread = self.clone();
+                    self.beside(reply, async move { thread.take_snapshots(wanted).await });
+                }
+                Request::DropSnapshot(id, snapshot, now_unix_ms, reply) => {
+                    let thread = self.clone();
+                    self.beside(reply, async move { thread.drop_snapshot(id, snapshot, now_unix_ms).await });
+                }
+                Request::ListSnapshots(id, reply) => {
+                    let thread = self.clone();
+                    self.beside(reply, async move { thread.snapshots(id).await });
+                }
                 // The queue ends only with this function.
                 change => drop(changes.send(change).await),
             }
@@ -277,6 +302,15 @@ impl<P: Pool> DataThread<P> {
         if let Some(reply) = stopped {
             answer(reply, changed.and(closed));
         }
+    }
+
+    /// Does something that nothing waits for but the one who asked for it.
+    fn beside<T: 'static>(
+        &self,
+        reply: Reply<T>,
+        work: impl Future<Output = Result<T, EngineError>> + 'static,
+    ) {
+        tokio::task::spawn_local(async move { answer(reply, work.await) });
     }
 
     /// Makes changes one after the other.
@@ -313,6 +347,11 @@ impl<P: Pool> DataThread<P> {
                     answer(reply, self.pool.fail_disk(&disk).await.map_err(EngineError::from));
                 }
                 Request::Report(reply) => answer(reply, Ok(Box::new(self.report()))),
+                Request::TakeSnapshots(wanted, reply) => answer(reply, self.take_snapshots(wanted).await),
+                Request::DropSnapshot(id, snapshot, now_unix_ms, reply) => {
+                    answer(reply, self.drop_snapshot(id, snapshot, now_unix_ms).await);
+                }
+                Request::ListSnapshots(id, reply) => answer(reply, self.snapshots(id).await),
                 Request::Stop(reply) => answer(reply, Err(EngineError::Ended)),
             }
         }

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::PoolReport;
-use crate::store::interface::{BlockStore, ChangeLog};
+use crate::store::interface::{ChangeLog, SnapshotStore};
 
 /// A store of blocks as the daemon runs it.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
-pub trait Pool: BlockStore + ChangeLog + 'static {
+pub trait Pool: SnapshotStore + ChangeLog + 'static {
     /// How it is.
     fn report(&self) -> PoolReport;
     /// How it is, for the lease and for the other node.

@@ -101,6 +101,8 @@ pub(super) fn the_cursor_does_not_pass_a_copy_without_an_answer() {
     let (recorder, stream) = Recorder::connect(&pair);
     assert_eq!(pair.mirror.received(ready(stream, 9)), Some(MirrorEvent::Behind));
     let joiner = pair.mirror.join().unwrap();
+    let coverage = Coverage::through(Version { epoch: EPOCH - 1, sequence: 9 });
+    pair.mirror.received(FromReplica::Reconciled { volume: VOLUME, stream, coverage });
     let resync = Resync::new(pair.here.clone(), volume, pair.world.clone());
     let mut running = Box::pin(resync.run(&joiner, |version| version));
     let mut turn = async || {

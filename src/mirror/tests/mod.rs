@@ -5,4 +5,5 @@
 mod by_hand;
 mod mutants;
 mod pair;
+mod snapshots;
 mod world;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::mutant::{self, Mutant};
 use super::world::{Totals, run};
-use super::{by_hand, pair};
+use super::{by_hand, pair, snapshots};
 
 fn seeds(default: u64) -> u64 {
     std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(default)
@@ -32,6 +32,8 @@ fn random_lives_of_a_pair_lose_nothing() {
         all.broken_resyncs += totals.broken_resyncs;
         all.copied_blocks += totals.copied_blocks;
         all.take_overs_behind += totals.take_overs_behind;
+        all.snapshots += totals.snapshots;
+        all.views += totals.views;
     }
     println!("{all:?}");
     let rare = [all.crashes, all.breaks, all.take_overs, all.moves, all.resyncs, all.broken_resyncs];
@@ -86,6 +88,18 @@ fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
         Mutant::NoFence => Some(pair::a_newer_promise_fences_the_old_primary as fn()),
         Mutant::CursorBeforeCopies => {
             Some(by_hand::the_cursor_does_not_pass_a_copy_without_an_answer as fn())
+        }
+        Mutant::KeptStateDroppedEarly => {
+            Some(snapshots::the_last_consistent_state_is_kept_until_the_end as fn())
+        }
+        Mutant::SnapshotNotReconciled | Mutant::HistoryStageSkipped | Mutant::VoidLeftInHistory => {
+            Some(snapshots::a_replica_that_was_away_gets_the_history as fn())
+        }
+        Mutant::SnapshotPassesCopy => {
+            Some(snapshots::snapshots_and_writes_during_a_resync_are_the_same_on_both as fn())
+        }
+        Mutant::HoleNotRestated => {
+            Some(snapshots::a_hole_over_nothing_hides_history_that_is_put_below_it as fn())
         }
         _ => None,
     };

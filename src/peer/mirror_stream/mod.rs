@@ -46,7 +46,7 @@ use super::tls::Keys;
 use crate::base::runtime::LocalBoxFuture;
 use crate::mirror::{FromReplica, ReplicaLink, ReplicaStream, ToReplica};
 use crate::pair::Node;
-use crate::store::interface::{BlockStore, ChangeLog};
+use crate::store::interface::{ChangeLog, SnapshotStore};
 
 /// Who uses the connections.
 pub trait MirrorHandler {
@@ -66,7 +66,7 @@ pub trait Incoming {
     fn receive(&self, message: ToReplica) -> LocalBoxFuture<'_, ()>;
 }
 
-impl<S: BlockStore + ChangeLog + 'static> MirrorHandler for Node<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> MirrorHandler for Node<S> {
     fn connected(&self, link: Rc<dyn ReplicaLink>) {
         Node::connected(self, link);
     }
@@ -84,7 +84,7 @@ impl<S: BlockStore + ChangeLog + 'static> MirrorHandler for Node<S> {
     }
 }
 
-impl<S: BlockStore + ChangeLog + 'static> Incoming for ReplicaStream<S> {
+impl<S: SnapshotStore + ChangeLog + 'static> Incoming for ReplicaStream<S> {
     fn receive(&self, message: ToReplica) -> LocalBoxFuture<'_, ()> {
         Box::pin(ReplicaStream::receive(self, message))
     }

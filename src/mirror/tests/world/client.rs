@@ -67,6 +67,7 @@ impl Primary {
         let stamps: Vec<u64> = indices.clone().map(|_| if unmaps { 0 } else { cluster.stamp() }).collect();
         for (index, stamp) in indices.clone().zip(&stamps) {
             cluster.oracle.borrow_mut()[index].push(*stamp);
+            cluster.note_write(self.turn, index, *stamp);
             cluster.in_flight.borrow_mut()[index] = Some(*stamp);
         }
         let outcome = match unmaps {

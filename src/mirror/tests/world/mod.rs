@@ -3,7 +3,7 @@
 //!
 //! Each client has blocks of its own and one operation on them at a time, so a block is its last
 //! acknowledged value or one that was in flight when its server went, and stays what it was read as. In the
-//! end the two stores are equal, block by block.
+//! end the two stores are equal, block by block, in all snapshots (`snapshots`) and now.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -37,6 +37,7 @@ use crate::volume::{Volume, VolumeParameters, VolumeServices};
 
 mod client;
 mod node;
+mod snapshots;
 
 use self::node::{Life, Node, Primary, newest_in};
 
@@ -61,6 +62,8 @@ pub(super) struct Totals {
     pub(super) broken_resyncs: u64,
     pub(super) copied_blocks: u64,
     pub(super) take_overs_behind: u64,
+    pub(super) snapshots: u64,
+    pub(super) views: u64,
 }
 
 struct Cluster {
@@ -70,6 +73,8 @@ struct Cluster {
     oracle: RefCell<Vec<Vec<u64>>>,
     /// By client and block: the value of a write without an answer.
     in_flight: RefCell<Vec<Option<u64>>>,
+    snapshots: RefCell<Vec<snapshots::Known>>,
+    turns: Cell<u64>,
     /// No connection comes up.
     is_cut: Cell<bool>,
     random: Random,
@@ -145,6 +150,8 @@ impl Cluster {
             sites: [site(0), site(1)],
             oracle: RefCell::new(vec![vec![0]; (CLIENTS * BLOCKS) as usize]),
             in_flight: RefCell::new(vec![None; (CLIENTS * BLOCKS) as usize]),
+            snapshots: RefCell::default(),
+            turns: Cell::default(),
             is_cut: Cell::new(false),
             random: random.fork(),
             next_stamp: Cell::new(1),
@@ -225,6 +232,7 @@ impl Cluster {
         for index in 0..(CLIENTS * BLOCKS) as usize {
             serving.check_read(index, 1).await;
         }
+        serving.check_all_views().await;
         if let Some(problem) = self.problem.take() {
             return Err(problem);
         }
@@ -235,6 +243,7 @@ impl Cluster {
     async fn compare(&self) -> Result<(), String> {
         let stores = [0, 1].map(|node| self.life(node).map(|life| life.store.clone()));
         let [Some(one), Some(other)] = stores else { return Err("a node is gone".to_owned()) };
+        self.compare_snapshots(&one, &other).await?;
         for client in 0..CLIENTS {
             let address = BlockAddress(client * APART);
             let read = async |store: &Store| {
@@ -377,6 +386,9 @@ impl Cluster {
         self.tell(|| format!("{node} crashes"));
         executor.trace(node as u64);
         life.world.crash();
+        if let Some(primary) = &*life.primary.borrow() {
+            self.end_turn(primary.turn);
+        }
         self.sites[node].media.iter().for_each(|medium| medium.crash());
         life.primary.take();
         life.replicas.take();

@@ -20,6 +20,8 @@ pub(super) struct Life {
 /// One time that a node serves the volume.
 pub(super) struct Primary {
     pub(super) life: Rc<Life>,
+    /// No other time has this number.
+    pub(super) turn: u64,
     pub(super) epoch: Cell<u32>,
     pub(super) mirror: Mirror<Store>,
     pub(super) volume: Volume<Mirror<Store>>,
@@ -129,6 +131,10 @@ impl Records for Node {
             self.0.store.keep_holes_after(VOLUME, version);
         }
     }
+
+    fn unix_ms(&self) -> u64 {
+        self.0.world.now().0 / 1000
+    }
 }
 
 pub(super) fn newest_in(store: &Store) -> Version {
@@ -155,8 +161,11 @@ impl Primary {
             },
         );
         let resync = Rc::new(Resync::new(store, volume.clone(), world.clone()));
+        let turn = life.cluster.turns.get() + 1;
+        life.cluster.turns.set(turn);
         let primary = Rc::new(Self {
             life: life.clone(),
+            turn,
             epoch: Cell::new(epoch),
             mirror,
             volume,
@@ -174,6 +183,7 @@ impl Primary {
     /// Nothing is served any more.
     pub(super) fn stop(&self) {
         self.is_stopped.set(true);
+        self.life.cluster.end_turn(self.turn);
         self.mirror.close();
         self.break_wire(false);
     }
@@ -341,6 +351,7 @@ impl Primary {
                 self.life.world.spawn(Box::pin(self.clone().work(client)));
             }
             self.life.world.spawn(Box::pin(self.clone().observe()));
+            self.life.world.spawn(Box::pin(self.clone().keep_snapshots()));
         }
     }
 }
