@@ -96,6 +96,13 @@ seeded_bugs! {
         CleanForWorkingDisks,
         ReservationLeaks,
         OverwriteNeedsSpace,
+        RebuildCountedTooEarly,
+        RebuildFromUnproven,
+        RebuildSkipsOpenSegment,
+        RebuildForgetsGeneration,
+        RebuildingCountsAsWhole,
+        ScrubRepairsFromGarbage,
+        SpareTwice,
     }
 }
 
