@@ -13,7 +13,7 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 13] = [
+const PRINTED: [&str; 15] = [
     "Cluster",
     "Member",
     "Status",
@@ -23,6 +23,8 @@ const PRINTED: [&str; 13] = [
     "Volume",
     "Resync",
     "Disk",
+    "Rebuild",
+    "Scrub",
     "Pool",
     "AccessEntry",
     "Event",

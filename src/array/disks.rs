@@ -18,6 +18,7 @@ use crate::disk::{DiskError, DiskErrorKind, DiskFuture};
 use super::geometry::{Geometry, MemberSet, SegmentIndex, Slot, StripeLayout};
 use super::membership::{Membership, OpenDisk};
 use super::parity;
+use super::replacement::Replacement;
 use super::superblock::{LogKey, PoolRecord, Uuid};
 
 /// An open array. Cheap to clone; all clones are one array.
@@ -33,6 +34,7 @@ struct Shared {
     buffers: BufferPool,
     watches: Vec<Watch>,
     counters: Counters,
+    replacement: Replacement,
 }
 
 /// What is known of a slot's outstanding operations.
@@ -89,6 +91,8 @@ pub struct DiskStatus {
     pub read_errors: u64,
     /// Blocks that were rebuilt and written back.
     pub repairs: u64,
+    /// Size of the disk; 0 when it was not found.
+    pub size_bytes: u64,
 }
 
 /// Whether a disk works.
@@ -100,6 +104,8 @@ pub enum DiskState {
     Failed,
     /// Belongs to the pool but was not found.
     Missing,
+    /// In use, and does not have yet what was written before it joined.
+    Rebuilding,
 }
 
 impl Array {
@@ -113,9 +119,9 @@ impl Array {
         let geometry = record.geometry;
         let watches = (0..geometry.disk_count).map(|_| Watch::default()).collect();
         let membership = Membership::new(record, disks, runtime.clone(), events);
-        let counters = Counters::default();
-        let array =
-            Self { shared: Rc::new(Shared { geometry, membership, runtime, buffers, watches, counters }) };
+        let (counters, replacement) = Default::default();
+        let shared = Shared { geometry, membership, runtime, buffers, watches, counters, replacement };
+        let array = Self { shared: Rc::new(shared) };
         let watchdog = Rc::downgrade(&array.shared);
         let runtime = array.shared.runtime.clone();
         array.shared.runtime.spawn(Box::pin(async move {
@@ -125,7 +131,37 @@ impl Array {
                 Array { shared }.fail_stalled_disks();
             }
         }));
+        let keeper = Rc::downgrade(&array.shared);
+        let changed = array.changed().clone();
+        array.shared.runtime.spawn(Box::pin(async move {
+            loop {
+                let change = changed.wait();
+                let Some(shared) = keeper.upgrade() else { return };
+                if !(Array { shared }).use_spare().await {
+                    change.await;
+                }
+            }
+        }));
         array
+    }
+
+    pub(super) fn membership(&self) -> &Membership {
+        &self.shared.membership
+    }
+
+    pub(super) fn replacement(&self) -> &Replacement {
+        &self.shared.replacement
+    }
+
+    /// Errors of the disk that was in this slot before are not those of the one that is there now.
+    pub(super) fn reset_counts(&self, slot: Slot) {
+        let watch = &self.shared.watches[slot.index()];
+        watch.read_errors.set(0);
+        watch.repairs.set(0);
+    }
+
+    pub(super) async fn write_rows(&self, slot: Slot, segment: SegmentIndex, row: u32, data: Bytes) {
+        self.write_column(slot, self.shared.geometry.offset(segment, row), vec![data]).await;
     }
 
     /// Sizes.
@@ -134,7 +170,13 @@ impl Array {
         self.shared.geometry
     }
 
-    /// Members that can be read and written now.
+    /// Whether every disk is there and has all that it should have.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.shared.membership.whole() == self.shared.geometry.all_slots()
+    }
+
+    /// Members that can be written now, and read where they have what is asked for.
     #[must_use]
     pub fn live(&self) -> MemberSet {
         self.shared.membership.live()
@@ -190,7 +232,9 @@ impl Array {
         let live = membership.live();
         let describe = |slot: Slot| {
             let disk = membership.any_disk(slot);
+            let is_rebuilding = membership.rebuild().is_some_and(|rebuild| rebuild.slot == slot);
             let state = match (live.contains(slot), disk.is_some()) {
+                (true, _) if is_rebuilding => DiskState::Rebuilding,
                 (true, _) => DiskState::Ok,
                 (false, true) => DiskState::Failed,
                 (false, false) => DiskState::Missing,
@@ -198,6 +242,7 @@ impl Array {
             DiskStatus {
                 slot,
                 uuid: record.disks[slot.index()].uuid,
+                size_bytes: disk.as_ref().map_or(0, |disk| disk.properties().size_bytes),
                 path: disk.map(|disk| disk.properties().path.clone()),
                 state,
                 reason: membership.reason(slot),
@@ -216,10 +261,18 @@ impl Array {
     /// Stops using a disk, as if it had failed, and returns when that is durable. Refused (`Offline`)
     /// when the array cannot do without it; then nothing has changed.
     pub async fn fail(&self, slot: Slot, reason: &str) -> Result<(), ArrayError> {
-        let all_live = self.live().width() == self.shared.geometry.disk_count;
-        if !all_live || self.shared.geometry.disk_count < 2 {
+        let membership = &self.shared.membership;
+        let others = self.shared.geometry.all_slots().without(slot);
+        let others_are_whole = others.difference(membership.whole()) == MemberSet::EMPTY;
+        if !others_are_whole || !self.live().contains(slot) || self.shared.geometry.disk_count < 2 {
             return Err(ArrayError::Offline);
         }
+        self.disk_left(slot, reason);
+        self.shared.membership.settled().await
+    }
+
+    /// Stops using a disk although the array may have to stop for that.
+    pub async fn fail_regardless(&self, slot: Slot, reason: &str) -> Result<(), ArrayError> {
         self.disk_left(slot, reason);
         self.shared.membership.settled().await
     }
@@ -323,6 +376,9 @@ impl Array {
             return Err(ArrayError::Offline);
         }
         let disk = self.shared.membership.disk(slot).ok_or(ArrayError::Unreadable)?;
+        if self.lacks(slot, segment) {
+            return Err(ArrayError::Unreadable);
+        }
         let buffer = self.shared.buffers.get(count as usize * BLOCK_SIZE);
         add(&self.shared.counters.reads, 1);
         match self.watched(slot, disk.read(self.shared.geometry.offset(segment, row), buffer)).await {
@@ -370,7 +426,7 @@ impl Array {
 
     /// Writes back rows that were rebuilt and verified. Does nothing when the disk is not in use.
     pub async fn repair_rows(&self, segment: SegmentIndex, slot: Slot, row: u32, data: Bytes) {
-        if self.shared.membership.disk(slot).is_some() {
+        if self.shared.membership.disk(slot).is_some() && !self.lacks(slot, segment) {
             add(&self.shared.watches[slot.index()].repairs, (data.len() / BLOCK_SIZE) as u64);
             self.write_column(slot, self.shared.geometry.offset(segment, row), vec![data]).await;
         }

@@ -1,6 +1,5 @@
 //! Formatting disks into an array, and finding the array again among the disks that are there.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -147,7 +146,8 @@ impl Array {
             DiskRecord { uuid: Uuid(uuid), member: true }
         };
         let (disks_record, root) = ((0..disks.len() as u8).map(record).collect(), Vec::new());
-        let record = PoolRecord { pool, log_key, generation: 1, geometry, disks: disks_record, root };
+        let record =
+            PoolRecord { pool, log_key, generation: 1, geometry, disks: disks_record, rebuild: None, root };
         for (slot, disk) in (0u8..).map(Slot).zip(disks) {
             let blank = AlignedBuf::zeroed(SUPERBLOCK_BYTES).freeze();
             let superblock: Bytes = Superblock { slot, record: record.clone() }.encode().freeze();
@@ -181,7 +181,7 @@ impl Array {
             };
             match superblock {
                 Ok((superblock, copy)) => {
-                    found.push((OpenDisk { disk, newest_copy: Cell::new(copy) }, superblock));
+                    found.push((OpenDisk::new(disk, copy), superblock));
                 }
                 Err(error @ (SuperblockError::Blank | SuperblockError::Damaged)) => {
                     report.unused.push((disk.properties().path.clone(), error.to_string()));
@@ -255,8 +255,10 @@ fn check_enough(
     by_slot: &[Option<OpenDisk>],
     report: &mut OpenReport,
 ) -> Result<(), OpenError> {
-    let present = by_slot.iter().filter(|disk| disk.is_some()).count();
     let members: MemberSet = record.members();
+    // A disk that does not have everything yet stands in for none that is missing.
+    let whole = members.difference(record.rebuilding());
+    let present = whole.iter().filter(|slot| by_slot[slot.index()].is_some()).count();
     report.missing = members.iter().filter(|slot| by_slot[slot.index()].is_none()).collect();
     let (missing, tolerated) = (by_slot.len() - present, usize::from(by_slot.len() > 1));
     if missing > tolerated {
@@ -268,8 +270,14 @@ fn check_enough(
     Ok(())
 }
 
+/// The pool whose superblock a disk carries.
+pub async fn pool_of(disk: &Rc<dyn Disk>) -> Option<Uuid> {
+    let (superblock, _) = read_superblock(disk).await.ok()?.ok()?;
+    Some(superblock.record.pool)
+}
+
 /// The newer valid copy on a disk and which one it is; when there is none, what is wrong.
-async fn read_superblock(
+pub(super) async fn read_superblock(
     disk: &Rc<dyn Disk>,
 ) -> Result<Result<(Superblock, u64), SuperblockError>, DiskError> {
     let mut best: Option<(Superblock, u64)> = None;
@@ -303,7 +311,7 @@ async fn read_superblock(
     }
 }
 
-async fn refuse_unless_blank(disk: &Rc<dyn Disk>) -> Result<(), OpenError> {
+pub(super) async fn refuse_unless_blank(disk: &Rc<dyn Disk>) -> Result<(), OpenError> {
     let path = disk.properties().path.clone();
     let reason = match read_superblock(disk).await? {
         Ok((superblock, _)) => format!("it belongs to pool {}", superblock.record.pool),

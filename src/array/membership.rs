@@ -19,11 +19,11 @@ use crate::disk::{Disk, DiskError, DiskErrorKind};
 
 use super::disks::{ArrayError, STARVED_RETRY};
 use super::geometry::{MemberSet, Slot};
-use super::superblock::{PoolRecord, Superblock, copy_offset};
+use super::superblock::{DiskRecord, PoolRecord, RebuildRecord, Superblock, Uuid, copy_offset};
 
 /// The state of membership; shared by the array's operations.
 pub(super) struct Membership {
-    disks: Vec<Option<OpenDisk>>,
+    disks: RefCell<Vec<Option<OpenDisk>>>,
     state: RefCell<State>,
     // One commit at a time: a generation is written to every disk before the next is formed.
     committing: futures::lock::Mutex<()>,
@@ -41,7 +41,13 @@ pub(super) struct Membership {
 pub(super) struct OpenDisk {
     pub(super) disk: Rc<dyn Disk>,
     /// Which of the two copies is the newest valid one: 0 or 1.
-    pub(super) newest_copy: Cell<u64>,
+    pub(super) newest_copy: Rc<Cell<u64>>,
+}
+
+impl OpenDisk {
+    pub(super) fn new(disk: Rc<dyn Disk>, newest_copy: u64) -> Self {
+        Self { disk, newest_copy: Rc::new(Cell::new(newest_copy)) }
+    }
 }
 
 struct State {
@@ -70,17 +76,30 @@ impl Membership {
                 reasons[slot.index()] = Some("it was missing when the pool was opened".to_owned());
             }
         }
-        let attempted = record.generation;
+        // A disk that is not there may have a generation of which the others never heard. Its number must not be
+        // given to another one.
+        let attempted = record.generation + if failing == MemberSet::EMPTY { 0 } else { GENERATIONS_UNHEARD };
         let state = RefCell::new(State { record, attempted, failing, reasons });
         let (committing, offline, changed) = Default::default();
         let starving = vec![Cell::new(0); slots];
-        Self { disks, state, committing, offline, changed, runtime, events, starving }
+        Self { disks: RefCell::new(disks), state, committing, offline, changed, runtime, events, starving }
     }
 
     /// Members that can be read and written now.
     pub(super) fn live(&self) -> MemberSet {
         let state = self.state.borrow();
         state.members().difference(state.failing)
+    }
+
+    /// Members that can be used now and have all that they should have.
+    pub(super) fn whole(&self) -> MemberSet {
+        self.live().difference(self.state.borrow().record.rebuilding())
+    }
+
+    /// The member that is being rebuilt, if it can be used now.
+    pub(super) fn rebuild(&self) -> Option<RebuildRecord> {
+        let rebuild = self.state.borrow().record.rebuild?;
+        self.live().contains(rebuild.slot).then_some(rebuild)
     }
 
     /// Members whose exclusion is not durable yet.
@@ -114,12 +133,85 @@ impl Membership {
         if !self.live().contains(slot) {
             return None;
         }
-        self.any_disk(slot).cloned()
+        self.any_disk(slot)
     }
 
     /// The disk in `slot`, whether it may be used or not.
-    pub(super) fn any_disk(&self, slot: Slot) -> Option<&Rc<dyn Disk>> {
-        self.disks[slot.index()].as_ref().map(|member| &member.disk)
+    pub(super) fn any_disk(&self, slot: Slot) -> Option<Rc<dyn Disk>> {
+        self.open_disk(slot).map(|member| member.disk)
+    }
+
+    fn open_disk(&self, slot: Slot) -> Option<OpenDisk> {
+        self.disks.borrow()[slot.index()].clone()
+    }
+
+    /// Lets go of a disk that is out of use, so that somebody else may open it.
+    pub(super) fn let_go(&self, slot: Slot) {
+        if !self.state.borrow().members().contains(slot) {
+            self.disks.borrow_mut()[slot.index()] = None;
+        }
+    }
+
+    /// Puts a disk that carries `uuid` into an empty slot: a generation that says so is made durable on all members,
+    /// then the disk is in use, as one of which no older segment is proven. `joined` is called at that moment.
+    ///
+    /// The members come first, so that the new disk never has a generation that the others do not: then it would
+    /// outvote them if it was taken away and brought back.
+    pub(super) async fn join(
+        &self,
+        slot: Slot,
+        disk: OpenDisk,
+        uuid: Uuid,
+        joined: impl FnOnce(),
+    ) -> Result<(), ArrayError> {
+        self.settled().await?;
+        {
+            let _one_at_a_time = self.committing.lock().await;
+            let (mut record, excluded) = self.next_record(None);
+            let is_empty = !record.members().contains(slot) && record.rebuild.is_none();
+            if !is_empty || excluded != MemberSet::EMPTY || self.is_offline() {
+                return Err(ArrayError::Offline);
+            }
+            record.disks[slot.index()] = DiskRecord { uuid, member: true };
+            record.rebuild = Some(RebuildRecord { slot, before_generation: u64::MAX, cursor: 0 });
+            let targets = self.live();
+            let written = join_all(targets.iter().map(|slot| self.write_superblock(slot, &record))).await;
+            for (slot, result) in targets.iter().zip(written) {
+                if let Err(error) = result {
+                    self.disk_failed(slot, &error.to_string());
+                }
+            }
+            if self.is_offline() {
+                return Err(ArrayError::Offline);
+            }
+            self.disks.borrow_mut()[slot.index()] = Some(disk);
+            {
+                let mut state = self.state.borrow_mut();
+                state.record = record.clone();
+                state.reasons[slot.index()] = None;
+            }
+            joined();
+            if let Err(error) = self.write_superblock(slot, &record).await {
+                self.disk_failed(slot, &error.to_string());
+            }
+        }
+        self.changed.notify();
+        self.settled().await?;
+        if self.live().contains(slot) { Ok(()) } else { Err(ArrayError::Unreadable) }
+    }
+
+    /// Makes it durable how far the rebuilding has come; `None`: it is complete.
+    pub(super) async fn commit_rebuild(
+        &self,
+        slot: Slot,
+        rebuild: Option<RebuildRecord>,
+    ) -> Result<(), ArrayError> {
+        self.commit_change(|record| {
+            if record.rebuild.is_some_and(|known| known.slot == slot) {
+                record.rebuild = rebuild;
+            }
+        })
+        .await
     }
 
     /// Stops using the disk in `slot`. Beyond what parity covers, the array goes offline instead.
@@ -131,10 +223,14 @@ impl Membership {
             }
             state.failing = state.failing.with(slot);
             state.reasons[slot.index()] = Some(reason.to_owned());
-            state.record.geometry.disk_count - state.members().difference(state.failing).width()
+            let mut whole = state.members().difference(state.failing);
+            if !mutant::is(Mutant::RebuildingCountsAsWhole) {
+                whole = whole.difference(state.record.rebuilding());
+            }
+            state.record.geometry.disk_count - whole.width()
         };
         let path = self.path(slot);
-        let tolerated = self.disks.len() > 1 && lost <= 1;
+        let tolerated = self.disks.borrow().len() > 1 && lost <= 1;
         if tolerated {
             (self.events)(Event {
                 severity: Severity::Warning,
@@ -191,8 +287,12 @@ impl Membership {
         Starving { membership: self, slot }
     }
 
-    fn path(&self, slot: Slot) -> &str {
-        self.any_disk(slot).map_or("?", |disk| disk.properties().path.as_str())
+    pub(super) fn events(&self) -> &EventSink {
+        &self.events
+    }
+
+    pub(super) fn path(&self, slot: Slot) -> String {
+        self.any_disk(slot).map_or_else(|| "?".to_owned(), |disk| disk.properties().path.clone())
     }
 
     /// Returns when no member is failing: every exclusion is durable. What a failing disk missed may
@@ -209,12 +309,23 @@ impl Membership {
     /// Makes a new generation durable on every live member, with the store's new `root` if there is
     /// one and without the members that are failing by then.
     pub(super) async fn commit(&self, root: Option<Vec<u8>>) -> Result<(), ArrayError> {
+        self.commit_change(|record| {
+            if let Some(root) = &root {
+                record.root.clone_from(root);
+            }
+        })
+        .await
+    }
+
+    /// Makes a new generation durable on every live member, changed as `change` says and without the members that
+    /// are failing by then.
+    async fn commit_change(&self, change: impl Fn(&mut PoolRecord)) -> Result<(), ArrayError> {
         let _one_at_a_time = self.committing.lock().await;
         loop {
             if self.is_offline() {
                 return Err(ArrayError::Offline);
             }
-            let (record, excluded) = self.next_record(root.as_deref());
+            let (record, excluded) = self.next_record(Some(&change));
             let targets = record.members();
             let written = join_all(targets.iter().map(|slot| self.write_superblock(slot, &record))).await;
             let mut complete = true;
@@ -235,8 +346,8 @@ impl Membership {
         }
     }
 
-    /// The record after the present one, and whom it newly excludes.
-    fn next_record(&self, root: Option<&[u8]>) -> (PoolRecord, MemberSet) {
+    /// The record after the present one, with a change, and whom it newly excludes.
+    fn next_record(&self, change: Option<&dyn Fn(&mut PoolRecord)>) -> (PoolRecord, MemberSet) {
         let mut state = self.state.borrow_mut();
         state.attempted += 1;
         let excluded = state.failing;
@@ -244,9 +355,10 @@ impl Membership {
         record.generation = state.attempted;
         for slot in excluded.iter() {
             record.disks[slot.index()].member = false;
+            record.rebuild = record.rebuild.filter(|rebuild| rebuild.slot != slot);
         }
-        if let Some(root) = root {
-            record.root = root.to_vec();
+        if let Some(change) = change {
+            change(&mut record);
         }
         (record, excluded)
     }
@@ -254,7 +366,7 @@ impl Membership {
     /// Writes over the older copy on the disk, whatever the generation: the newest that it holds
     /// stays until this one is whole.
     async fn write_superblock(&self, slot: Slot, record: &PoolRecord) -> Result<(), DiskError> {
-        let Some(member) = &self.disks[slot.index()] else { return Ok(()) };
+        let Some(member) = self.open_disk(slot) else { return Ok(()) };
         let bytes: Bytes = Superblock { slot, record: record.clone() }.encode().freeze();
         let copy = match member.newest_copy.get() {
             _ if mutant::is(Mutant::SuperblockByGeneration) => record.generation % 2,
@@ -316,4 +428,12 @@ impl PoolRecord {
         let slots = self.geometry.all_slots().iter();
         slots.filter(|slot| self.disks[slot.index()].member).fold(MemberSet::EMPTY, MemberSet::with)
     }
+
+    /// The member that does not have everything yet.
+    pub(super) fn rebuilding(&self) -> MemberSet {
+        self.rebuild.iter().fold(MemberSet::EMPTY, |set, rebuild| set.with(rebuild.slot))
+    }
 }
+
+/// More than a commit ever tries: each attempt costs a disk.
+const GENERATIONS_UNHEARD: u64 = 64;

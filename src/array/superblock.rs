@@ -15,8 +15,9 @@ pub const SUPERBLOCK_BYTES: usize = 8192;
 
 /// Version of the superblock and of everything under it. A disk with a newer one is refused.
 ///
-/// Version 1 had no [`LogKey`]; its pools are read, and go on with a key of zeros.
-pub const FORMAT_VERSION: u32 = 2;
+/// Version 1 had no [`LogKey`]; its pools are read, and go on with a key of zeros. Version 2 knew no disk that is
+/// being rebuilt; its pools are read, and have none.
+pub const FORMAT_VERSION: u32 = 3;
 
 /// Most bytes that the store's root may take.
 pub const MAX_ROOT_BYTES: usize = 6144;
@@ -74,8 +75,25 @@ pub struct PoolRecord {
     pub geometry: Geometry,
     /// By slot: identity of the disk and whether it belongs.
     pub disks: Vec<DiskRecord>,
+    /// The member that does not have all that it should have yet, if there is one.
+    pub rebuild: Option<RebuildRecord>,
     /// What the store keeps here, opaque to the array.
     pub root: Vec<u8>,
+}
+
+/// A disk that took the place of one that left, and how far it has got what that one had. There is at most one:
+/// while it is incomplete, no other disk may be missing.
+///
+/// A segment's column on it is *proven* when the segment was opened after the disk had joined (its generation is
+/// at least `before_generation`), or when it was rebuilt (its number is less than `cursor`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RebuildRecord {
+    /// Its place.
+    pub slot: Slot,
+    /// Segments of an older generation may lack their column on it; all of them while that is not known.
+    pub before_generation: u64,
+    /// Segments with a lower number have their column.
+    pub cursor: u32,
 }
 
 /// One slot of a [`PoolRecord`].
@@ -143,6 +161,12 @@ impl Superblock {
         bytes.put_u32(record.root.len() as u32);
         bytes.put(&record.root);
         bytes.put(&record.log_key.0);
+        if let Some(rebuild) = &record.rebuild {
+            bytes.put_u8(1);
+            bytes.put_u8(rebuild.slot.0);
+            bytes.put_u64(rebuild.before_generation);
+            bytes.put_u32(rebuild.cursor);
+        }
         bytes.resize(SUPERBLOCK_BYTES, 0);
         sign(&mut bytes);
         AlignedBuf::copy_of(&bytes)
@@ -196,8 +220,13 @@ impl Superblock {
         }
         let root = reader.bytes(root_length)?.to_vec();
         let log_key = LogKey(if version == 1 { [0; 16] } else { reader.array()? });
+        let rebuild = if version < 3 { None } else { read_rebuild(reader)? };
+        if rebuild.is_some_and(|rebuild| disks.get(rebuild.slot.index()).is_none_or(|disk| !disk.member)) {
+            return Ok(None);
+        }
         let geometry = Geometry { disk_count, rows, segment_count };
-        Ok(Some(Self { slot, record: PoolRecord { pool, log_key, generation, geometry, disks, root } }))
+        let record = PoolRecord { pool, log_key, generation, geometry, disks, rebuild, root };
+        Ok(Some(Self { slot, record }))
     }
 
     /// Bytes that a disk of this pool must at least have; the most there can be where a damaged record
@@ -208,6 +237,13 @@ impl Superblock {
         let rows = u64::from(geometry.segment_count) * u64::from(geometry.rows);
         rows.saturating_mul(crate::base::units::BLOCK_SIZE as u64).saturating_add(Geometry::RESERVED_BYTES)
     }
+}
+
+fn read_rebuild(reader: &mut Reader<'_>) -> Result<Option<RebuildRecord>, CutShort> {
+    let is_rebuilding = reader.u8()? == 1;
+    let rebuild =
+        RebuildRecord { slot: Slot(reader.u8()?), before_generation: reader.u64()?, cursor: reader.u32()? };
+    Ok(is_rebuilding.then_some(rebuild))
 }
 
 /// Puts the checksum of a whole copy into it.
@@ -224,7 +260,8 @@ fn damaged(_: CutShort) -> SuperblockError {
 const MAGIC: &[u8; 8] = b"gemelSB\n";
 const CHECKSUM_AT: usize = 12;
 const _: () = assert!(
-    MAGIC.len() + 4 + 4 + 16 + 8 + 4 + 4 + 2 + MAX_DISKS * 17 + 4 + MAX_ROOT_BYTES + 16 <= SUPERBLOCK_BYTES
+    MAGIC.len() + 4 + 4 + 16 + 8 + 4 + 4 + 2 + MAX_DISKS * 17 + 4 + MAX_ROOT_BYTES + 16 + 14
+        <= SUPERBLOCK_BYTES
 );
 const _: () = assert!(COPY_OFFSETS[1] + SUPERBLOCK_BYTES as u64 <= Geometry::RESERVED_BYTES);
 
@@ -236,7 +273,9 @@ mod tests {
         let disks = (0..4u8).map(|n| DiskRecord { uuid: Uuid([n; 16]), member: n != 2 }).collect();
         let geometry = Geometry { disk_count: 4, rows: 256, segment_count: 63 };
         let (pool, log_key) = (Uuid([9; 16]), LogKey([7; 16]));
-        let record = PoolRecord { pool, log_key, generation: 17, geometry, disks, root: vec![1, 2, 3] };
+        let rebuild = Some(RebuildRecord { slot: Slot(1), before_generation: 1 << 40, cursor: 6 });
+        let root = vec![1, 2, 3];
+        let record = PoolRecord { pool, log_key, generation: 17, geometry, disks, rebuild, root };
         Superblock { slot: Slot(3), record }
     }
 
@@ -260,22 +299,38 @@ mod tests {
         assert_eq!(Superblock::decode(&[0; SUPERBLOCK_BYTES]), Err(SuperblockError::Blank));
         assert_eq!(Superblock::decode(&[7; SUPERBLOCK_BYTES]), Err(SuperblockError::Foreign));
         let mut newer = sample().encode().to_vec();
-        newer[8] = 3;
+        newer[8] = 4;
         sign(&mut newer);
-        assert_eq!(Superblock::decode(&newer), Err(SuperblockError::NewerVersion { found: 3 }));
+        assert_eq!(Superblock::decode(&newer), Err(SuperblockError::NewerVersion { found: 4 }));
     }
 
     #[test]
-    fn version_1_is_read_and_has_a_key_of_zeros() {
-        // Version 1 ended with the root, then zeros.
-        let mut older = sample().encode().to_vec();
-        let key = older.windows(16).rposition(|bytes| bytes == [7; 16]).unwrap();
-        older[key..key + 16].fill(0);
-        older[8] = 1;
-        sign(&mut older);
-        let mut expected = sample();
-        expected.record.log_key = LogKey([0; 16]);
-        assert_eq!(Superblock::decode(&older), Ok(expected));
+    fn older_versions_are_read() {
+        // Version 1 ended with the root, version 2 with the key; zeros behind.
+        for version in [1, 2] {
+            let mut older = sample().encode().to_vec();
+            let key = older.windows(16).rposition(|bytes| bytes == [7; 16]).unwrap();
+            let end = key + if version == 1 { 0 } else { 16 };
+            older[end..].fill(0);
+            older[8] = version;
+            sign(&mut older);
+            let mut expected = sample();
+            expected.record.rebuild = None;
+            if version == 1 {
+                expected.record.log_key = LogKey([0; 16]);
+            }
+            assert_eq!(Superblock::decode(&older), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_rebuilt_is_a_member() {
+        for slot in [2, 4] {
+            let mut superblock = sample();
+            let rebuild = RebuildRecord { slot: Slot(slot), before_generation: 0, cursor: 0 };
+            superblock.record.rebuild = Some(rebuild);
+            assert_eq!(Superblock::decode(&superblock.encode()), Err(SuperblockError::Damaged));
+        }
     }
 
     #[test]

@@ -106,6 +106,13 @@ seeded_bugs! {
         HoleForgottenUnderLateWrite,
         DropFreesShared,
         DropFreesNothing,
+        RebuildCountedTooEarly,
+        RebuildFromUnproven,
+        RebuildSkipsOpenSegment,
+        RebuildForgetsGeneration,
+        RebuildingCountsAsWhole,
+        ScrubRepairsFromGarbage,
+        SpareTwice,
     }
 }
 

@@ -198,6 +198,60 @@ pub enum DiskVerb {
     Fail {
         /// Its identity or path, as in the list.
         disk: String,
+        /// The node that has it; needed when both have a disk at that path.
+        #[arg(long)]
+        node: Option<String>,
+        /// The disk once more: take it out although the pool goes out of service by that.
+        #[arg(long, value_name = "DISK")]
+        confirm: Option<String>,
+    },
+    /// Put a new disk into the place of one that is out of service. What that one had is rebuilt onto it.
+    Replace {
+        /// The disk that is out of service: its identity, path or place, as in the list.
+        disk: String,
+        /// Path of the new one, on the node. It may be that of the old one.
+        path: String,
+        /// Although there is something on the new disk, which is destroyed.
+        #[arg(long)]
+        force: bool,
+        /// The node that has it; needed when both have a disk at that path or place.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Put a disk into the place of the one that is out of service.
+    Add {
+        /// Path of the disk, on the node.
+        path: String,
+        /// Although there is something on it, which is destroyed.
+        #[arg(long)]
+        force: bool,
+        /// The node; the one that is asked when not given.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Keep a disk for the next one that fails.
+    #[command(subcommand)]
+    Spare(SpareVerb),
+}
+
+/// `gemel disk spare`
+#[derive(Debug, Subcommand)]
+pub enum SpareVerb {
+    /// Keep a blank disk that takes the place of the next one that fails, by itself.
+    Add {
+        /// Path of the disk, on the node.
+        path: String,
+        /// The node; the one that is asked when not given.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Do not keep it any more.
+    Remove {
+        /// Path of the disk, on the node.
+        path: String,
+        /// The node; the one that is asked when not given.
+        #[arg(long)]
+        node: Option<String>,
     },
 }
 
@@ -205,7 +259,49 @@ pub enum DiskVerb {
 #[derive(Debug, Subcommand)]
 pub enum PoolVerb {
     /// Show state, space and disks.
-    Show,
+    Show {
+        /// The node; the one that is asked when not given.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Read and verify all of the pool in the background, repairing what is damaged.
+    Scrub {
+        /// What to do.
+        action: ScrubAction,
+        /// The node; the one that is asked when not given.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Set how much of the disks' time rebuilding takes.
+    RebuildPriority {
+        /// How much.
+        priority: RebuildPriority,
+        /// The node; the one that is asked when not given.
+        #[arg(long)]
+        node: Option<String>,
+    },
+}
+
+/// What is done with a scrub.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum ScrubAction {
+    /// Begin one, unless one is under way.
+    Start,
+    /// End it.
+    Stop,
+    /// Tell how it is, and what it found.
+    Status,
+}
+
+/// How much of the disks' time rebuilding takes.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum RebuildPriority {
+    /// A fifth: hosts first.
+    Low,
+    /// Two thirds: redundancy first, with hosts served well enough.
+    Normal,
+    /// All that the disks give.
+    High,
 }
 
 /// `gemel access`

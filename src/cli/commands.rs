@@ -7,19 +7,20 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::args::{
-    AccessVerb, Arguments, ChapVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb, Switch,
-    VolumeVerb,
+    AccessVerb, Arguments, ChapVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb,
+    RebuildPriority, ScrubAction, SpareVerb, Switch, VolumeVerb,
 };
 use super::cluster::args::ClusterVerb;
 use super::error::CliError;
 use super::{client, cluster, demo, show};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
-    AllowAccessRequest, ChangeSettingsRequest, ChapCredential, ClearChapRequest, CreateJoinTokenRequest,
-    CreateVolumeRequest, DeleteVolumeRequest, DenyAccessRequest, FailDiskRequest, ForcePrimaryRequest,
-    GetBackupRequest, GetClusterRequest, GetPoolRequest, GetStatusRequest, GetVolumeRequest, Health,
-    ListAccessRequest, ListDisksRequest, ListVolumesRequest, MoveVolumeRequest, ReplaceMemberRequest,
-    ResizeVolumeRequest, SetChapRequest, SetMaintenanceRequest, SetVolumeHomeRequest, ShutdownNodeRequest,
+    AllowAccessRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential, ClearChapRequest,
+    ControlScrubRequest, CreateJoinTokenRequest, CreateVolumeRequest, DeleteVolumeRequest, DenyAccessRequest,
+    FailDiskRequest, ForcePrimaryRequest, GetBackupRequest, GetClusterRequest, GetPoolRequest,
+    GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest, ListVolumesRequest,
+    MoveVolumeRequest, ReplaceDiskRequest, ReplaceMemberRequest, ResizeVolumeRequest, SetChapRequest,
+    SetMaintenanceRequest, SetRebuildPriorityRequest, SetVolumeHomeRequest, ShutdownNodeRequest,
     StreamEventsRequest,
 };
 
@@ -99,10 +100,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         }
         Noun::Volume(verb) => session.volume(verb).await?,
         Noun::Disk(verb) => session.disk(verb).await?,
-        Noun::Pool(PoolVerb::Show) => {
-            let pool = session.client.get_pool(GetPoolRequest {}).await?.into_inner();
-            output.one(&pool, show::pool)?;
-        }
+        Noun::Pool(verb) => session.pool(verb).await?,
         Noun::Access(verb) => session.access(verb).await?,
         Noun::Event(verb) => session.event(verb).await?,
         Noun::Demo(_)
@@ -163,9 +161,69 @@ impl Session {
                 let response = self.client.list_disks(ListDisksRequest {}).await?.into_inner();
                 self.output.list(&response.disks, show::disks)
             }
-            DiskVerb::Fail { disk } => {
-                let disk = self.client.fail_disk(FailDiskRequest { disk }).await?.into_inner();
+            DiskVerb::Fail { disk, node, confirm } => {
+                if confirm.as_ref().is_some_and(|confirm| *confirm != disk) {
+                    return Err(CliError::Usage(format!("--confirm must be {disk}: nothing was done")));
+                }
+                let (force, node) = (confirm.is_some(), node.unwrap_or_default());
+                let disk = self.client.fail_disk(FailDiskRequest { disk, force, node }).await?.into_inner();
                 self.output.one(&disk, |disk| show::disks(std::slice::from_ref(disk)))
+            }
+            DiskVerb::Replace { disk, path, force, node } => self.replace_disk(disk, path, force, node).await,
+            DiskVerb::Add { path, force, node } => self.replace_disk(String::new(), path, force, node).await,
+            DiskVerb::Spare(SpareVerb::Add { path, node }) => self.spare(path, true, node).await,
+            DiskVerb::Spare(SpareVerb::Remove { path, node }) => self.spare(path, false, node).await,
+        }
+    }
+
+    async fn replace_disk(
+        &mut self,
+        disk: String,
+        path: String,
+        force: bool,
+        node: Option<String>,
+    ) -> Result<(), CliError> {
+        let request = ReplaceDiskRequest { disk, path, force, node: node.unwrap_or_default() };
+        let disk = self.client.replace_disk(request).await?.into_inner();
+        self.output.one(&disk, |disk| show::disks(std::slice::from_ref(disk)))
+    }
+
+    async fn spare(&mut self, path: String, keep: bool, node: Option<String>) -> Result<(), CliError> {
+        let request = ChangeSpareRequest { path, keep, node: node.unwrap_or_default() };
+        let pool = self.client.change_spare(request).await?.into_inner();
+        self.output.one(&pool, show::pool)
+    }
+
+    async fn pool(&mut self, verb: PoolVerb) -> Result<(), CliError> {
+        match verb {
+            PoolVerb::Show { node } => {
+                let request = GetPoolRequest { node: node.unwrap_or_default() };
+                let pool = self.client.get_pool(request).await?.into_inner();
+                self.output.one(&pool, show::pool)
+            }
+            PoolVerb::Scrub { action, node } => {
+                let action = match action {
+                    ScrubAction::Start => "start",
+                    ScrubAction::Stop => "stop",
+                    ScrubAction::Status => "status",
+                };
+                let request =
+                    ControlScrubRequest { action: action.to_owned(), node: node.unwrap_or_default() };
+                let scrub = self.client.control_scrub(request).await?.into_inner();
+                self.output.one(&scrub, show::scrub)
+            }
+            PoolVerb::RebuildPriority { priority, node } => {
+                let priority = match priority {
+                    RebuildPriority::Low => "low",
+                    RebuildPriority::Normal => "normal",
+                    RebuildPriority::High => "high",
+                };
+                let request = SetRebuildPriorityRequest {
+                    priority: priority.to_owned(),
+                    node: node.unwrap_or_default(),
+                };
+                let pool = self.client.set_rebuild_priority(request).await?.into_inner();
+                self.output.one(&pool, show::pool)
             }
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::rpc::json::name;
 use crate::rpc::management::{
     AccessEntry, Cluster, Disk, DiskState, Event, Health, JoinToken, Node, NodeState, Pool, PoolState,
-    Severity, Status, Volume, VolumeState, WitnessState,
+    Rebuild, Scrub, Severity, Status, Volume, VolumeState, WitnessState,
 };
 use crate::rpc::size::show as size;
 use crate::rpc::time::show_duration;
@@ -124,7 +124,33 @@ fn pools(pools: &[Pool]) -> String {
 
 /// A pool and its disks.
 pub fn pool(pool: &Pool) -> String {
-    format!("{}\nDisks\n{}", pools(std::slice::from_ref(pool)), disks(&pool.disks))
+    let scrubbed = pool.scrub.as_ref().map_or_else(String::new, scrub);
+    let rebuild = &pool.rebuild_priority;
+    format!(
+        "{}\nDisks\n{}\nrebuild priority {rebuild}\n{scrubbed}",
+        pools(std::slice::from_ref(pool)),
+        disks(&pool.disks)
+    )
+}
+
+/// How the scrub of a pool is, and what it found.
+pub fn scrub(scrub: &Scrub) -> String {
+    let state = match (scrub.running, scrub.started_ms) {
+        (_, 0) => return format!("scrub on {}: never so far\n", scrub.node),
+        (true, at) => format!("running since {}, {} %", crate::rpc::time::show(at), scrub.percent),
+        (false, at) if scrub.finished_ms >= at => {
+            format!("ended at {}", crate::rpc::time::show(scrub.finished_ms))
+        }
+        (false, at) => format!("begun at {}, and stopped", crate::rpc::time::show(at)),
+    };
+    let mut text = format!(
+        "scrub on {}: {state}; {} blocks looked at, {} damaged, {} repaired, {} beyond what parity gives back\n",
+        scrub.node, scrub.checked_blocks, scrub.found, scrub.repaired, scrub.unrecoverable
+    );
+    for block in &scrub.first_unrecoverable {
+        text.push_str(&format!("  damaged: volume/block {block}\n"));
+    }
+    text
 }
 
 /// A table of volumes.
@@ -184,10 +210,18 @@ pub fn disks(disks: &[Disk]) -> String {
             size(disk.size_bytes),
             format!("{}/{}/{}", disk.read_errors, disk.write_errors, disk.checksum_errors),
             disk.path.clone(),
-            disk.reason.clone(),
+            disk.rebuild.as_ref().map_or_else(|| disk.reason.clone(), rebuild),
         ]
     });
     table(&["ID", "NODE", "STATE", "SIZE", "ERRORS (READ/WRITE/CHECKSUM)", "PATH", "REASON"], rows)
+}
+
+fn rebuild(rebuild: &Rebuild) -> String {
+    let left = rebuild.remaining_seconds.map(|seconds| {
+        format!(", {}/s, about {} left", size(rebuild.bytes_per_second), show_duration(seconds))
+    });
+    let done = percent(rebuild.done_bytes, rebuild.total_bytes);
+    format!("{done} % of {} rebuilt{}", size(rebuild.total_bytes), left.unwrap_or_default())
 }
 
 /// A table of access entries.

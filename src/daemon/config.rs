@@ -72,6 +72,9 @@ pub struct PoolConfig {
     /// Tells the disks which segments are free.
     #[serde(default)]
     pub discard: bool,
+    /// How often all of the pool is read and verified, in days; 0 only when asked.
+    #[serde(default = "default_scrub_interval_days")]
+    pub scrub_interval_days: Bounded<0, 365>,
 }
 
 /// How disk I/O is done.
@@ -212,6 +215,10 @@ impl Default for ShutdownConfig {
 
 fn default_state_dir() -> PathBuf {
     PathBuf::from("/var/lib/gemel")
+}
+
+fn default_scrub_interval_days() -> Bounded<0, 365> {
+    Bounded(7)
 }
 
 fn default_soft_threshold_percent() -> Bounded<1, 99> {
@@ -389,6 +396,7 @@ mod tests {
         assert_eq!(shown.state_dir, smallest.state_dir);
         assert_eq!(shown.pool.spin_us, smallest.pool.spin_us);
         assert_eq!(shown.pool.soft_threshold_percent, smallest.pool.soft_threshold_percent);
+        assert_eq!(shown.pool.scrub_interval_days, smallest.pool.scrub_interval_days);
         assert_eq!(shown.pool.engine, smallest.pool.engine);
         assert_eq!(shown.pool.discard, smallest.pool.discard);
         let text = |config: &Config| {

@@ -4,9 +4,12 @@
 //! through one bounded queue and carry the way back with them. They are never on the path of an I/O.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::data::disk_book::{Priority, ScrubPages};
+pub use super::data::disk_changes::DiskChange;
 use crate::base::units::{Version, VolumeId};
 use crate::pair::PartReport;
 use crate::volume::SnapshotError;
@@ -86,8 +89,8 @@ pub enum Request {
     /// Make this node the primary of a volume of which it lacks what was acknowledged; the control state shows when it
     /// has come about.
     ForcePrimary(VolumeId, Reply<()>),
-    /// Take a disk, named by identity or path, out of service.
-    FailDisk(String, Reply<()>),
+    /// Do something with the disks of the pool.
+    ChangeDisks(DiskChange, Reply<()>),
     /// Take a snapshot of each of these volumes, which this node serves, all at one cut. The records are kept as they
     /// are; their names are new in their volumes.
     TakeSnapshots(Vec<(VolumeId, SnapshotRecord)>, Reply<Vec<VolumeSnapshot>>),
@@ -233,12 +236,18 @@ pub struct PoolReport {
     pub cleaned_bytes: u64,
     /// Blocks rebuilt from parity since the start.
     pub repaired_blocks: u64,
-    /// Members and former members.
+    /// Members, former members that nothing took the place of, and spares.
     pub disks: Vec<DiskReport>,
+    /// How fast to rebuild.
+    pub rebuild_priority: Priority,
+    /// The scrub, and in how many steps it goes through the pool.
+    pub scrub: ScrubPages,
+    /// Those steps.
+    pub segments: u32,
 }
 
 /// How a disk is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct DiskReport {
     /// Its identity.
     pub id: String,
@@ -252,12 +261,30 @@ pub struct DiskReport {
     pub reason: String,
     /// Reads, writes and checksums that failed since the start.
     pub errors: [u64; 3],
+    /// Its place; none for a spare.
+    pub slot: Option<u8>,
+    /// How far it is rebuilt, while it is.
+    pub rebuild: Option<RebuildReport>,
+}
+
+/// How far a disk is rebuilt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RebuildReport {
+    /// What is to be written in this run.
+    pub total_bytes: u64,
+    /// Of it, what is.
+    pub done_bytes: u64,
+    /// How fast.
+    pub bytes_per_second: u64,
+    /// Time that the rest takes; none while nothing can be said.
+    pub remaining: Option<Duration>,
 }
 
 /// States of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum DiskState {
     /// In service.
+    #[default]
     Ok,
     /// Out of service, its exclusion not recorded on the others yet.
     Failing,
@@ -265,4 +292,8 @@ pub enum DiskState {
     Failed,
     /// Not found at start.
     Missing,
+    /// In service, and does not have all yet.
+    Rebuilding,
+    /// Waits for another one to fail.
+    Spare,
 }

@@ -63,6 +63,27 @@ impl ManagementService {
     }
 }
 
+impl ManagementService {
+    /// The node that a request names, unless that is this one or it names none.
+    async fn named<T>(
+        &self,
+        request: &Request<T>,
+        node: &str,
+    ) -> Result<Option<ManagementClient<Channel>>, Status> {
+        if node.is_empty() {
+            return Ok(None);
+        }
+        let node: NodeName =
+            node.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
+        let is_known = node == *self.control.node()
+            || self.others.iter().flat_map(Others::names).any(|other| *other == node);
+        if !is_known {
+            return Err(Status::not_found(format!("there is no node {node}: `gemel node list` shows them")));
+        }
+        self.elsewhere(Some(node), is_passed_on(request)).await
+    }
+}
+
 /// Has a call done by the node that is named by `$node`, an expression of the request, and looks again when it is
 /// not that one any more.
 macro_rules! where_it_belongs {
@@ -276,17 +297,64 @@ impl Management for ManagementService {
     }
 
     async fn fail_disk(&self, request: Request<messages::FailDiskRequest>) -> Answer<messages::Disk> {
+        if let Some(mut other) = self.named(&request, &request.get_ref().node).await? {
+            return other.fail_disk(passed_on(request.into_inner())).await;
+        }
         let others = self.other_nodes(&request);
         let message = request.into_inner();
         let failed = self.control.fail_disk(message.clone()).await;
         if let Err(Refusal::NotFound(_)) = &failed {
-            for node in others {
+            for node in others.into_iter().filter(|_| message.node.is_empty()) {
                 if let Ok(Some(mut other)) = self.elsewhere(Some(node), false).await {
                     return other.fail_disk(passed_on(message)).await;
                 }
             }
         }
         answer(failed)
+    }
+
+    async fn replace_disk(&self, request: Request<messages::ReplaceDiskRequest>) -> Answer<messages::Disk> {
+        if let Some(mut other) = self.named(&request, &request.get_ref().node).await? {
+            return other.replace_disk(passed_on(request.into_inner())).await;
+        }
+        let others = self.other_nodes(&request);
+        let message = request.into_inner();
+        let replaced = self.control.replace_disk(message.clone()).await;
+        if let Err(Refusal::NotFound(_)) = &replaced {
+            for node in others.into_iter().filter(|_| message.node.is_empty()) {
+                if let Ok(Some(mut other)) = self.elsewhere(Some(node), false).await {
+                    return other.replace_disk(passed_on(message)).await;
+                }
+            }
+        }
+        answer(replaced)
+    }
+
+    async fn change_spare(&self, request: Request<messages::ChangeSpareRequest>) -> Answer<messages::Pool> {
+        match self.named(&request, &request.get_ref().node).await? {
+            Some(mut other) => other.change_spare(passed_on(request.into_inner())).await,
+            None => answer(self.control.change_spare(request.into_inner()).await),
+        }
+    }
+
+    async fn set_rebuild_priority(
+        &self,
+        request: Request<messages::SetRebuildPriorityRequest>,
+    ) -> Answer<messages::Pool> {
+        match self.named(&request, &request.get_ref().node).await? {
+            Some(mut other) => other.set_rebuild_priority(passed_on(request.into_inner())).await,
+            None => answer(self.control.set_rebuild_priority(request.into_inner()).await),
+        }
+    }
+
+    async fn control_scrub(
+        &self,
+        request: Request<messages::ControlScrubRequest>,
+    ) -> Answer<messages::Scrub> {
+        match self.named(&request, &request.get_ref().node).await? {
+            Some(mut other) => other.control_scrub(passed_on(request.into_inner())).await,
+            None => answer(self.control.control_scrub(request.into_inner()).await),
+        }
     }
 
     async fn get_backup(&self, _: Request<messages::GetBackupRequest>) -> Answer<messages::Backup> {
@@ -324,8 +392,11 @@ impl Management for ManagementService {
         }))
     }
 
-    async fn get_pool(&self, _: Request<messages::GetPoolRequest>) -> Answer<messages::Pool> {
-        answer(self.control.pool().await)
+    async fn get_pool(&self, request: Request<messages::GetPoolRequest>) -> Answer<messages::Pool> {
+        match self.named(&request, &request.get_ref().node).await? {
+            Some(mut other) => other.get_pool(passed_on(request.into_inner())).await,
+            None => answer(self.control.pool().await),
+        }
     }
 
     async fn allow_access(

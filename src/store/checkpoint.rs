@@ -134,6 +134,7 @@ async fn release(shared: &Rc<Shared>, releasable: Vec<SegmentIndex>, used: &[Seg
             shared.array.discard_segment(segment).await;
         }
         shared.contents.borrow_mut().segments.release(segment);
+        shared.array.proven(segment);
     }
     shared.work.notify();
     shared.progress.notify();

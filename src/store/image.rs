@@ -179,7 +179,7 @@ async fn read_column(array: &Array, segment: SegmentIndex, slot: Slot, rows: u32
     if let Ok(data) = array.read_rows(segment, slot, 0, rows).await {
         return Some(Column { data: data.freeze(), unreadable: Vec::new() });
     }
-    if !array.live().contains(slot) {
+    if array.lacks_column(slot, segment) {
         return None;
     }
     let mut data = AlignedBuf::zeroed(rows as usize * BLOCK_SIZE);

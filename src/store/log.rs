@@ -148,6 +148,8 @@ pub(super) struct Supply<'a> {
     pub(super) members: MemberSet,
     /// Disks that work now; a segment over others is sealed.
     pub(super) live: MemberSet,
+    /// Segments that are to be sealed as soon as the next one is named: a disk joined that lacks what is in them.
+    pub(super) is_left: &'a dyn Fn(SegmentIndex) -> bool,
     /// Free segments that each head has to leave for others.
     pub(super) keep_free: [usize; HEADS],
 }
@@ -317,7 +319,9 @@ impl Log {
             if let Some(open) = self.heads[head].current {
                 let lost = open.members.difference(supply.live);
                 let wanted = supply.members == open.members || !self.heads[head].next_is_recorded;
-                let usable = lost == MemberSet::EMPTY || (wanted && lost.width() == 1);
+                let is_left = self.heads[head].next_is_recorded && (supply.is_left)(open.segment_use.segment);
+                let usable = !(is_left && next_is_named)
+                    && (lost == MemberSet::EMPTY || (wanted && lost.width() == 1));
                 let left = supply.rows - open.row;
                 // The last row is kept for the batch that names the next segment.
                 let rows = if next_is_named { left } else { left.saturating_sub(1) };

@@ -23,14 +23,18 @@ mod image;
 mod log;
 mod pool;
 mod read;
+mod rebuild;
 mod recovery;
+mod scrub;
 mod shared;
 mod snapshots;
 mod views;
 mod writer;
 
 pub use pool::{PoolError, PoolUsage, Store};
+pub use rebuild::{RebuildPriority, RebuildProgress};
 pub use recovery::{RecoveryError, RecoveryReport};
+pub use scrub::ScrubReport;
 pub use shared::{Statistics, StoreOptions};
 
 #[cfg(test)]

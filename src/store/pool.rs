@@ -21,7 +21,7 @@ use super::map::Map;
 use super::recovery::{self, RecoveryError, RecoveryReport};
 use super::root::MAX_JOINTS;
 use super::shared::{Shared, Statistics, StoreOptions, add};
-use super::{checkpoint, cleaner, writer};
+use super::{checkpoint, cleaner, rebuild, writer};
 
 /// An open pool. Cheap to clone; all clones are one pool.
 #[derive(Clone)]
@@ -92,7 +92,9 @@ impl Store {
             checkpointing: Default::default(),
             hole_floors: Default::default(),
             statistics: Statistics::default(),
+            healing: Default::default(),
         });
+        rebuild::resume(&shared);
         if must_checkpoint {
             // The new checkpoint begins at the new incarnation, so it replaces all joints.
             checkpoint::write(&shared).await.map_err(|_| RecoveryError::Offline)?;
@@ -101,6 +103,7 @@ impl Store {
         }
         writer::start(&shared);
         cleaner::start(&shared);
+        rebuild::start(&shared);
         Ok((Self { shared }, report))
     }
 
@@ -213,6 +216,10 @@ impl Store {
     }
 
     pub(super) fn shared(&self) -> &Rc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn shared_handle(&self) -> &Rc<Shared> {
         &self.shared
     }
 

@@ -79,6 +79,7 @@ pub(super) struct Shared {
     /// Of volumes of which somebody has told: the version through which holes may be forgotten.
     pub(super) hole_floors: RefCell<BTreeMap<VolumeId, Version>>,
     pub(super) statistics: Statistics,
+    pub(super) healing: super::rebuild::Healing,
 }
 
 /// What the log has said so far: the part of the state that replay rebuilds.
@@ -127,6 +128,10 @@ pub struct Statistics {
     pub read_blocks: Cell<u64>,
     /// Blocks rebuilt from parity because they could not be read or were wrong.
     pub rebuilt_blocks: Cell<u64>,
+    /// Segments rebuilt onto a new disk.
+    pub rebuilt_segments: Cell<u64>,
+    /// Blocks that scrubbing looked at.
+    pub scrubbed_blocks: Cell<u64>,
     /// Blocks that nothing could give back.
     pub lost_blocks: Cell<u64>,
     /// Appends that had to wait for the cleaner, in builds that found no room.

@@ -89,6 +89,7 @@ fn build(shared: &Rc<Shared>, head: usize) -> bool {
             members,
             live: shared.array.live(),
             keep_free,
+            is_left: &|segment| shared.array.is_unproven(segment),
         };
         shared.log.borrow_mut().build(head, &mut supply)
     };

@@ -6,6 +6,7 @@
 
 mod access;
 mod decisions;
+mod disks;
 mod follow;
 mod machine;
 mod members;

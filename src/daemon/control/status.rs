@@ -5,10 +5,12 @@ use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
+use crate::daemon::data::disk_book::Priority;
 use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport, VolumeReport};
 use crate::pair::PartState;
 use crate::rpc::management as messages;
 use crate::rpc::management::{Health, NodeState, PoolState, Severity, VolumeState};
+use crate::rpc::time::show_duration;
 
 impl Control {
     /// One page: is it healthy, what must be done, what is there.
@@ -149,6 +151,13 @@ impl Control {
             disks: pool.disks.iter().map(|disk| disk_message(&self.node, disk)).collect(),
             provisioned_bytes: state.volumes().map(|record| record.size_bytes).sum(),
             cleaned_bytes: pool.cleaned_bytes,
+            rebuild_priority: match pool.rebuild_priority {
+                Priority::Low => "low",
+                Priority::Normal => "normal",
+                Priority::High => "high",
+            }
+            .to_owned(),
+            scrub: Some(scrub_message(&self.node, pool)),
         }
     }
 }
@@ -171,6 +180,8 @@ pub(super) fn disk_message(node: &NodeName, disk: &DiskReport) -> messages::Disk
         DiskState::Failing => messages::DiskState::Failing,
         DiskState::Failed => messages::DiskState::Failed,
         DiskState::Missing => messages::DiskState::Missing,
+        DiskState::Rebuilding => messages::DiskState::Rebuilding,
+        DiskState::Spare => messages::DiskState::Spare,
     };
     let [read_errors, write_errors, checksum_errors] = disk.errors;
     messages::Disk {
@@ -183,6 +194,32 @@ pub(super) fn disk_message(node: &NodeName, disk: &DiskReport) -> messages::Disk
         read_errors,
         write_errors,
         checksum_errors,
+        slot: disk.slot.map(u32::from),
+        rebuild: disk.rebuild.map(|rebuild| messages::Rebuild {
+            total_bytes: rebuild.total_bytes,
+            done_bytes: rebuild.done_bytes,
+            bytes_per_second: rebuild.bytes_per_second,
+            remaining_seconds: rebuild.remaining.map(|remaining| remaining.as_secs()),
+        }),
+    }
+}
+
+/// The scrub of a pool as a message.
+pub(super) fn scrub_message(node: &NodeName, pool: &PoolReport) -> messages::Scrub {
+    let scrub = &pool.scrub;
+    let done = u64::from(scrub.next_segment) * 100 / u64::from(pool.segments.max(1));
+    let name = |(volume, block): &(u32, u64)| format!("{volume}/{block}");
+    messages::Scrub {
+        node: node.to_string(),
+        running: scrub.is_running,
+        percent: if scrub.is_running { clamp(done) } else { 100 },
+        started_ms: scrub.started_unix_ms.unwrap_or_default(),
+        finished_ms: scrub.finished_unix_ms.unwrap_or_default(),
+        checked_blocks: scrub.checked_blocks,
+        found: scrub.found,
+        repaired: scrub.repaired,
+        unrecoverable: scrub.unrecoverable,
+        first_unrecoverable: scrub.first_unrecoverable.iter().map(name).collect(),
     }
 }
 
@@ -195,10 +232,13 @@ fn health(pool: &PoolReport) -> Health {
 }
 
 fn pool_state(pool: &PoolReport) -> PoolState {
+    let is_any = |state: DiskState| pool.disks.iter().any(|disk| disk.state == state);
     if pool.offline {
         PoolState::Offline
-    } else if pool.disks.iter().any(|disk| disk.state != DiskState::Ok) {
+    } else if is_any(DiskState::Failing) || is_any(DiskState::Failed) || is_any(DiskState::Missing) {
         PoolState::Degraded
+    } else if is_any(DiskState::Rebuilding) {
+        PoolState::Rebuilding
     } else {
         PoolState::Ok
     }
@@ -219,17 +259,20 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
                       then restart gemeld";
         items.push(item(Severity::Error, message, action));
     }
-    for disk in pool.disks.iter().filter(|disk| disk.state != DiskState::Ok) {
-        let place = if disk.path.is_empty() { String::new() } else { format!(" ({})", disk.path) };
-        let redundancy = match pool.redundancy {
-            0 => "the next disk that fails takes the pool offline",
-            _ => "new data is redundant",
-        };
+    items.extend(pool.disks.iter().filter_map(|disk| {
+        let (severity, message, action) = attention_to_disk(node, disk, pool)?;
+        Some(item(severity, message, &action))
+    }));
+    if pool.scrub.unrecoverable > 0 {
         let message = format!(
-            "disk {}{place} of node {node} is out of service: {}; {redundancy}",
-            disk.id, disk.reason
+            "the last scrub of node {node} found {} blocks that parity can't give back",
+            pool.scrub.unrecoverable
         );
-        items.push(item(Severity::Warning, message, "check the disk and its cable"));
+        let action = format!(
+            "gemel pool scrub status --node {node} names the first ones; those of a mirrored volume come from the other \
+             node, others are to be written again or restored; then: gemel pool scrub start --node {node}"
+        );
+        items.push(item(Severity::Warning, message, &action));
     }
     let percent = u64::from(state.settings().space_warning_percent);
     if u128::from(pool.used_bytes) * 100 >= u128::from(pool.capacity_bytes) * u128::from(percent)
@@ -241,6 +284,47 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
     }
     items.sort_by_key(|item| std::cmp::Reverse(item.severity));
     items
+}
+
+/// What is the matter with a disk, and what to do.
+fn attention_to_disk(
+    node: &NodeName,
+    disk: &DiskReport,
+    pool: &PoolReport,
+) -> Option<(Severity, String, String)> {
+    let place = if disk.path.is_empty() { String::new() } else { format!(" ({})", disk.path) };
+    match disk.state {
+        DiskState::Ok | DiskState::Spare => None,
+        DiskState::Rebuilding => {
+            let how_far = disk.rebuild.map_or_else(String::new, |rebuild| {
+                let percent = rebuild.done_bytes * 100 / rebuild.total_bytes.max(1);
+                let rest =
+                    rebuild.remaining.map(|rest| format!(", about {} left", show_duration(rest.as_secs())));
+                format!(": {percent} % done{}", rest.unwrap_or_default())
+            });
+            let message = format!(
+                "disk {}{place} of node {node} is being rebuilt{how_far}; until then the next disk that fails takes the \
+                 pool offline",
+                disk.id
+            );
+            Some((Severity::Warning, message, "nothing: it heals by itself".to_owned()))
+        }
+        DiskState::Failing | DiskState::Failed | DiskState::Missing => {
+            let redundancy = match pool.redundancy {
+                0 => "the next disk that fails takes the pool offline",
+                _ => "new data is redundant",
+            };
+            let message = format!(
+                "disk {}{place} of node {node} is out of service: {}; {redundancy}",
+                disk.id, disk.reason
+            );
+            let action = format!(
+                "check the disk and its cable, or put a new one in; then: gemel disk replace {} PATH",
+                disk.id
+            );
+            Some((Severity::Warning, message, action))
+        }
+    }
 }
 
 fn clamp(count: u64) -> u32 {

@@ -1,6 +1,5 @@
 //! Commands on volumes and disks.
 
-use super::status::disk_message;
 use super::{Control, Refusal, now_ms};
 use crate::base::units::VolumeId;
 use crate::cluster::name::{NodeName, VolumeName};
@@ -218,31 +217,6 @@ impl Control {
         Ok(self.machine.read(|state| {
             state.volumes().map(|record| self.volume_message(state, record, &report)).collect()
         }))
-    }
-
-    /// Takes a disk out of service.
-    pub async fn fail_disk(&self, request: messages::FailDiskRequest) -> Result<messages::Disk, Refusal> {
-        let _turn = self.turn().await;
-        let report = self.report().await?;
-        let mut disks = report.pool.disks.iter();
-        let disk =
-            disks.find(|disk| disk.id == request.disk || disk.path == request.disk).ok_or_else(|| {
-                Refusal::NotFound(format!(
-                    "the pool has no disk {}: `gemel disk list` shows them",
-                    request.disk
-                ))
-            })?;
-        let id = disk.id.clone();
-        self.engine.ask(|reply| Request::FailDisk(id.clone(), reply)).await?;
-        self.events.warning(
-            "disk-failed-by-administrator",
-            format!("disk {id} was taken out of service"),
-            &[],
-        );
-        let report = self.report().await?;
-        let disk = report.pool.disks.iter().find(|disk| disk.id == id);
-        let disk = disk.ok_or_else(|| Refusal::Broken(format!("disk {id} has disappeared")))?;
-        Ok(disk_message(&self.node, disk))
     }
 
     fn find(&self, name: &VolumeName) -> Result<(VolumeId, u64), Refusal> {

@@ -2,14 +2,17 @@
 //! daemon's [`Pool`].
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::disk_book::DiskBook;
+use super::disk_changes::{DiskChange, new_uuid};
 use super::driver::{DrivenDisk, Kick};
 use super::pool::{Pool, PoolError};
+use super::scrubber::Scrubber;
 use crate::array::superblock::{LogKey, Uuid};
 use crate::array::{Array, DiskState, DiskStatus, FormatOptions};
 use crate::base::buffer::BufferPool;
@@ -17,8 +20,8 @@ use crate::base::event::{Event, EventSink, Severity};
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
-use crate::daemon::config::PoolConfig;
-use crate::daemon::engine::{DiskReport, DiskState as ReportedState, PoolReport};
+use crate::daemon::config::Config;
+use crate::daemon::engine::{DiskReport, DiskState as ReportedState, PoolReport, RebuildReport};
 use crate::daemon::event_log::EventReporter;
 use crate::disk::open::OpenRefusal;
 use crate::disk::{Disk, Engine, OpenOptions};
@@ -29,9 +32,14 @@ use crate::store::{Store, StoreOptions};
 
 /// A store on disks.
 pub struct DiskPool {
-    store: Store,
-    /// Sizes of the disks by path.
-    sizes: Vec<(String, u64)>,
+    pub(super) store: Store,
+    pub(super) engine: Engine,
+    pub(super) kick: Kick,
+    pub(super) events: EventReporter,
+    /// Disks of the configuration; others are in the book.
+    pub(super) configured: Vec<PathBuf>,
+    pub(super) book: Rc<DiskBook>,
+    pub(super) scrubber: Rc<Scrubber>,
 }
 
 impl DiskPool {
@@ -40,25 +48,37 @@ impl DiskPool {
     pub async fn open(
         engine: &Engine,
         kick: &Kick,
-        config: &PoolConfig,
-        has_peer: bool,
+        config: &Config,
         runtime: RuntimeHandle,
         buffers: BufferPool,
         events: &EventReporter,
     ) -> Result<Self, String> {
-        let paths = &config.disks;
+        let (has_peer, state_dir, config) = (config.pair.is_some(), &config.state_dir, &config.pool);
+        let book = DiskBook::open(state_dir)?;
+        let known = book.pages();
         let mut disks: Vec<Rc<dyn Disk>> = Vec::new();
-        for path in paths {
+        let mut spares: Vec<Rc<dyn Disk>> = Vec::new();
+        let added = known.disks.iter().filter(|path| !config.disks.contains(path));
+        for (path, is_spare) in config
+            .disks
+            .iter()
+            .chain(added)
+            .map(|path| (path, false))
+            .chain(known.spares.iter().map(|path| (path, true)))
+        {
             match crate::disk::open(engine, path, &OpenOptions::default()) {
-                Ok(disk) => disks.push(Rc::new(DrivenDisk::new(disk, kick.clone()))),
-                Err(error) if is_absent(&error.reason) => {
+                Ok(disk) => {
+                    let disk: Rc<dyn Disk> = Rc::new(DrivenDisk::new(disk, kick.clone()));
+                    if is_spare { spares.push(disk) } else { disks.push(disk) }
+                }
+                Err(error) if is_spare || is_absent(&error.reason) => {
                     events.warning("disk-missing", format!("disk {error}"), &[]);
                 }
                 Err(error) => return Err(format!("disk {error}")),
             }
         }
-        let sizes = disks.iter().map(|disk| (disk.properties().path.clone(), disk.properties().size_bytes));
-        let sizes = sizes.collect();
+        // A spare that joined is a member like the others, whatever the book says.
+        let spares = joined(&mut disks, spares).await;
         let sink = sink(events.clone());
         let (array, found) = Array::open(disks, runtime.clone(), buffers, sink.clone())
             .await
@@ -79,8 +99,38 @@ impl DiskPool {
             discarded_batches = report.discarded_batches,
             "the pool is open"
         );
-        Ok(Self { store, sizes })
+        store.set_rebuild_priority(known.rebuild_priority.into());
+        for spare in spares {
+            let path = spare.properties().path.clone();
+            let uuid = new_uuid().map_err(|error| error.to_string())?;
+            if let Err(error) = store.array().add_spare(spare, uuid).await {
+                events.warning("spare-unusable", format!("spare disk {path} cannot be used: {error}"), &[]);
+            }
+        }
+        let book = Rc::new(book);
+        let interval = (config.scrub_interval_days.get() > 0)
+            .then(|| Duration::from_secs(config.scrub_interval_days.get() * 24 * 3600));
+        let scrubber = Scrubber::new(store.clone(), book.clone(), events.clone(), interval);
+        tokio::task::spawn_local(scrubber.clone().run());
+        let (engine, kick, events) = (engine.clone(), kick.clone(), events.clone());
+        Ok(Self { store, engine, kick, events, configured: config.disks.clone(), book, scrubber })
     }
+}
+
+/// Puts those of `spares` that belong to the pool of `disks` there, and gives the others.
+async fn joined(disks: &mut Vec<Rc<dyn Disk>>, spares: Vec<Rc<dyn Disk>>) -> Vec<Rc<dyn Disk>> {
+    let mut pools = Vec::new();
+    for disk in disks.iter() {
+        pools.extend(crate::array::pool_of(disk).await);
+    }
+    let mut others = Vec::new();
+    for spare in spares {
+        match crate::array::pool_of(&spare).await {
+            Some(pool) if pools.contains(&pool) => disks.push(spare),
+            _ => others.push(spare),
+        }
+    }
+    others
 }
 
 /// Makes a new, empty pool of the disks at `paths`, which must be blank unless forced.
@@ -218,15 +268,18 @@ impl Pool for DiskPool {
         let (usage, statistics) = (self.store.usage(), self.store.statistics());
         let array = self.store.array();
         let disk_count = array.geometry().disk_count;
-        let is_whole = array.live().width() == disk_count;
+        let pages = self.book.pages();
         PoolReport {
             offline: self.store.is_offline(),
             capacity_bytes: usage.capacity_bytes,
             used_bytes: usage.used_bytes,
-            redundancy: u32::from(is_whole && disk_count > 1),
+            redundancy: u32::from(array.is_whole() && disk_count > 1),
             cleaned_bytes: statistics.moved_blocks.get() * BLOCK_SIZE as u64,
             repaired_blocks: statistics.rebuilt_blocks.get(),
-            disks: array.status().iter().map(|status| self.disk(status)).collect(),
+            disks: self.disks(),
+            rebuild_priority: pages.rebuild_priority,
+            scrub: pages.scrub,
+            segments: array.geometry().segment_count,
         }
     }
 
@@ -294,15 +347,8 @@ impl Pool for DiskPool {
         }
     }
 
-    async fn fail_disk(&self, disk: &str) -> Result<(), PoolError> {
-        let found = self.store.array().status().into_iter().find(|status| {
-            status.uuid.to_string() == disk || status.path.as_ref().is_some_and(|path| same_path(path, disk))
-        });
-        let status = found.ok_or_else(|| PoolError::NoSuchDisk(disk.to_owned()))?;
-        let failed = self.store.array().fail(status.slot, "it was failed by the administrator").await;
-        failed.map_err(|_| {
-            PoolError::Failed(format!("the pool cannot do without disk {disk}: it has no redundancy left"))
-        })
+    async fn change_disks(&self, change: DiskChange) -> Result<(), PoolError> {
+        self.do_change(change).await
     }
 
     async fn close(&self) -> Result<(), PoolError> {
@@ -312,27 +358,43 @@ impl Pool for DiskPool {
 }
 
 impl DiskPool {
+    fn disks(&self) -> Vec<DiskReport> {
+        let members = self.store.array().status();
+        let spares = self.store.array().spares().into_iter().map(|(path, size_bytes, _)| DiskReport {
+            id: path.clone(),
+            path,
+            size_bytes,
+            state: ReportedState::Spare,
+            ..DiskReport::default()
+        });
+        members.iter().map(|status| self.disk(status)).chain(spares).collect()
+    }
+
     fn disk(&self, status: &DiskStatus) -> DiskReport {
-        let path = status.path.clone().unwrap_or_default();
-        let size = self.sizes.iter().find(|(known, _)| *known == path);
+        let segment_bytes = u64::from(self.store.array().geometry().rows) * BLOCK_SIZE as u64;
+        let progress = self.store.rebuild_progress().filter(|progress| progress.slot == status.slot);
         DiskReport {
             id: status.uuid.to_string(),
-            size_bytes: size.map_or(0, |(_, bytes)| *bytes),
-            path,
+            size_bytes: status.size_bytes,
+            path: status.path.clone().unwrap_or_default(),
+            slot: Some(status.slot.0),
             state: match status.state {
                 DiskState::Ok => ReportedState::Ok,
                 DiskState::Failed => ReportedState::Failed,
                 DiskState::Missing => ReportedState::Missing,
+                DiskState::Rebuilding => ReportedState::Rebuilding,
             },
             reason: status.reason.clone().unwrap_or_default(),
             errors: [status.read_errors, 0, 0],
+            rebuild: progress.map(|progress| RebuildReport {
+                total_bytes: progress.segments.0 * segment_bytes,
+                done_bytes: progress.segments.1 * segment_bytes,
+                bytes_per_second: progress.bytes_per_second,
+                remaining: progress.remaining,
+            }),
         }
     }
 }
 
 /// How long a disk may complete nothing before the other node may serve: renewing a lease takes a store that works.
 const LONGEST_SILENCE: Duration = Duration::from_secs(1);
-
-fn same_path(known: &str, given: &str) -> bool {
-    Path::new(known) == Path::new(given)
-}

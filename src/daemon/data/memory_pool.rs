@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::pool::{Pool, PoolError};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
-use crate::daemon::engine::PoolReport;
+use crate::daemon::engine::{DiskChange, PoolReport};
 use crate::store::interface::{
     BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError,
 };
@@ -269,8 +269,8 @@ impl Pool for MemoryPool {
         Ok(())
     }
 
-    async fn fail_disk(&self, disk: &str) -> Result<(), PoolError> {
-        Err(PoolError::NoSuchDisk(disk.to_owned()))
+    async fn change_disks(&self, _: DiskChange) -> Result<(), PoolError> {
+        Err(PoolError::Failed("a pool in memory has no disks".to_owned()))
     }
 
     async fn close(&self) -> Result<(), PoolError> {

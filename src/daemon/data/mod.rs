@@ -5,6 +5,8 @@
 //! only reports and what concerns snapshots overtake.
 
 pub mod access;
+pub mod disk_book;
+pub mod disk_changes;
 pub mod disk_pool;
 pub mod driver;
 pub mod memory_pool;
@@ -12,6 +14,7 @@ pub mod mirrored;
 pub mod pool;
 pub mod reservations;
 pub mod runtime;
+pub mod scrubber;
 mod snapshots;
 pub mod volumes;
 
@@ -129,16 +132,7 @@ async fn open_disks(setup: &Setup, world: &World) -> Result<(DiskPool, &'static 
         }
     });
     let (runtime, buffers) = (world.runtime.clone(), world.buffers.clone());
-    let pool = DiskPool::open(
-        &engine,
-        &kick,
-        &setup.config.pool,
-        setup.config.pair.is_some(),
-        runtime,
-        buffers,
-        &setup.events,
-    )
-    .await;
+    let pool = DiskPool::open(&engine, &kick, &setup.config, runtime, buffers, &setup.events).await;
     Ok((pool.map_err(StartError)?, name))
 }
 
@@ -343,8 +337,8 @@ impl<P: Pool> DataThread<P> {
                     };
                     answer(reply, forced.map_err(|error| EngineError::Failed(error.to_string())));
                 }
-                Request::FailDisk(disk, reply) => {
-                    answer(reply, self.pool.fail_disk(&disk).await.map_err(EngineError::from));
+                Request::ChangeDisks(change, reply) => {
+                    answer(reply, self.pool.change_disks(change).await.map_err(EngineError::from));
                 }
                 Request::Report(reply) => answer(reply, Ok(Box::new(self.report()))),
                 Request::TakeSnapshots(wanted, reply) => answer(reply, self.take_snapshots(wanted).await),
@@ -400,5 +394,7 @@ fn answer<T>(reply: Reply<T>, result: Result<T, EngineError>) {
 /// Creates a new pool on the configured disks.
 pub fn format(config: &Config, force: bool) -> Result<(), StartError> {
     let engine = start_engine(config)?;
-    disk_pool::format(&engine, &config.pool.disks, force).map_err(StartError)
+    disk_pool::format(&engine, &config.pool.disks, force).map_err(StartError)?;
+    // Disks that came to the old pool do not belong to the new one.
+    disk_book::DiskBook::begin_anew(&config.state_dir).map_err(StartError)
 }

@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
-use crate::daemon::engine::PoolReport;
-use crate::store::interface::{ChangeLog, SnapshotStore};
+use crate::daemon::engine::{DiskChange, PoolReport};
+use crate::store::interface::{BlockStore, ChangeLog, SnapshotStore};
 
 /// A store of blocks as the daemon runs it.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
@@ -31,8 +31,8 @@ pub trait Pool: SnapshotStore + ChangeLog + 'static {
     fn keep_holes_after(&self, volume: VolumeId, through: Version);
     /// Frees everything of a volume that nothing uses any more. One that is not known has nothing.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError>;
-    /// Takes a disk, named by identity or path, out of service.
-    async fn fail_disk(&self, disk: &str) -> Result<(), PoolError>;
+    /// Does something with the disks.
+    async fn change_disks(&self, change: DiskChange) -> Result<(), PoolError>;
     /// Ends service so that the next start has nothing to recover.
     async fn close(&self) -> Result<(), PoolError>;
 }

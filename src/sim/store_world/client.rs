@@ -79,7 +79,9 @@ impl Site {
     /// Whether hosts may meet this error in this run.
     pub(super) fn tolerates(&self, error: &StoreError) -> bool {
         match error {
-            StoreError::Offline => matches!(self.theme, Theme::TwoFaults | Theme::AllDisksGone),
+            StoreError::Offline => {
+                matches!(self.theme, Theme::TwoFaults | Theme::AllDisksGone | Theme::Healing)
+            }
             StoreError::Medium { .. } => self.theme == Theme::TwoFaults,
             _ => false,
         }

@@ -24,7 +24,7 @@ impl PoolUnderTest {
         store: &Store,
     ) -> Result<bool, String> {
         self.phase.set("waiting for silence");
-        let written = || self.media.iter().map(|medium| medium.counters().writes).sum::<u64>();
+        let written = || self.media().iter().map(|medium| medium.counters().writes).sum::<u64>();
         let mut before = None;
         while before.replace(written()) != Some(written()) {
             executor_sleep(executor, Duration::from_millis(100)).await;
@@ -37,7 +37,7 @@ impl PoolUnderTest {
         // padding, which is zeros, parity still does.)
         let damaged = [Some(target.layout().data_slot(0)), target.layout().parity_slot()];
         for slot in damaged.into_iter().flatten() {
-            self.media[slot.index()].make_unreadable(offset..offset + BLOCK_SIZE as u64);
+            self.media()[slot.index()].make_unreadable(offset..offset + BLOCK_SIZE as u64);
         }
         self.phase.set("opening the damaged pool");
         let world = executor.world("node");
@@ -62,7 +62,9 @@ impl PoolUnderTest {
         let rows = (0..geometry.segment_count)
             .flat_map(|segment| (0..geometry.rows).map(move |row| (SegmentIndex(segment), row)));
         let headers = rows.flat_map(|(segment, row)| {
-            self.media.iter().filter_map(move |medium| read_header(medium, geometry.offset(segment, row)))
+            self.media()
+                .into_iter()
+                .filter_map(move |medium| read_header(&medium, geometry.offset(segment, row)))
         });
         let relevant = headers.filter(|header| {
             header.kind == BatchKind::Log
@@ -77,8 +79,8 @@ impl PoolUnderTest {
     }
 
     fn newest_root(&self) -> Option<Root> {
-        let copies = self.media.iter().flat_map(|medium| {
-            let copy = |offset: u64| medium.peek(offset..offset + SUPERBLOCK_BYTES as u64);
+        let copies = self.media().into_iter().flat_map(|medium| {
+            let copy = move |offset: u64| medium.peek(offset..offset + SUPERBLOCK_BYTES as u64);
             COPY_OFFSETS.into_iter().filter_map(move |offset| Superblock::decode(&copy(offset)).ok())
         });
         Root::decode(&copies.max_by_key(|superblock| superblock.record.generation)?.record.root)

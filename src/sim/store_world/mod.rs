@@ -8,6 +8,7 @@
 
 mod client;
 mod forger;
+mod healing;
 mod keeper;
 mod lost_batch;
 #[cfg(test)]
@@ -18,7 +19,7 @@ mod plan;
 mod scrub;
 mod snapshot_check;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use futures::future::{Either, FutureExt, LocalBoxFuture, join_all, select};
 pub use self::plan::Theme;
 
 use self::client::{Client, Site};
+use self::healing::Workshop;
 use self::oracle::VolumeState;
 use self::plan::Plan;
 use super::disk::SimulatedDisk;
@@ -84,13 +86,18 @@ pub struct Report {
     pub lost_batches_refused: u64,
     pub medium_errors: u64,
     pub refused_openings: u64,
+    pub replacements: u64,
+    pub rebuilt_segments: u64,
+    pub new_disks_lost: u64,
+    pub losses_while_rebuilding: u64,
+    pub scrub_repairs: u64,
     pub trace_hash: u64,
 }
 
 impl Report {
     /// Every count with its name, the trace's hash apart.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 36] {
+    pub fn counts(&self) -> [(&'static str, u64); 41] {
         [
             ("writes", self.writes),
             ("reads", self.reads),
@@ -128,6 +135,11 @@ impl Report {
             ("lost batches refused", self.lost_batches_refused),
             ("medium errors beyond the promise", self.medium_errors),
             ("openings refused beyond the promise", self.refused_openings),
+            ("replaced disks", self.replacements),
+            ("segments rebuilt onto new disks", self.rebuilt_segments),
+            ("new disks that died too", self.new_disks_lost),
+            ("disks that vanished while another was rebuilt", self.losses_while_rebuilding),
+            ("blocks that scrubbing repaired", self.scrub_repairs),
         ]
     }
 }
@@ -167,7 +179,9 @@ pub fn run_theme(seed: u64, theme: Theme) -> Result<Report, String> {
 /// The media of a pool, and the oracle: what survives crashes.
 struct PoolUnderTest {
     plan: Plan,
-    media: Vec<Rc<SimulatedMedium>>,
+    /// By slot.
+    media: RefCell<Vec<Rc<SimulatedMedium>>>,
+    workshop: Workshop,
     site: Rc<Site>,
     report: Cell<Report>,
     /// What the run is doing, for the message when it hangs.
@@ -190,7 +204,12 @@ impl PoolUnderTest {
         let media = (0..plan.disks).map(medium).collect();
         let site = Site::new(plan.theme, plan.blocks, plan.stride);
         let (report, phase) = (Cell::default(), Cell::new("formatting"));
-        Self { plan, media, site, report, phase, endings: random.fork() }
+        let (media, workshop) = (RefCell::new(media), Workshop::default());
+        Self { plan, media, workshop, site, report, phase, endings: random.fork() }
+    }
+
+    fn media(&self) -> Vec<Rc<SimulatedMedium>> {
+        self.media.borrow().clone()
     }
 
     async fn live_and_die(&self, executor: &Executor, random: &Random) -> Result<Report, String> {
@@ -211,7 +230,10 @@ impl PoolUnderTest {
                 }
                 continue; // nothing to destroy: an ordinary power cut
             }
+            self.scrub_twice(&store).await?;
             if life == self.plan.lives {
+                self.phase.set("healing completely");
+                self.heal_completely(executor, random, &world, &store).await?;
                 self.phase.set("closing the pool");
                 store.close().await;
                 self.scrub(&store)?;
@@ -242,7 +264,7 @@ impl PoolUnderTest {
 
     /// Opens the pool, at times with the power failing meanwhile, and puts the volumes there.
     async fn open(&self, executor: &Executor, random: &Random, life: u32) -> Result<Opened, String> {
-        self.media.iter().for_each(|medium| medium.clear_faults());
+        self.connected().iter().for_each(|medium| medium.clear_faults());
         let withheld = self.choose_withheld(random);
         for attempt in 0.. {
             let world = executor.world("node");
@@ -340,6 +362,9 @@ impl PoolUnderTest {
     fn check_members(&self, store: &Store, missing: MemberSet) -> Result<(), String> {
         let live = store.array().live();
         let all = store.array().geometry().all_slots();
+        if self.plan.theme == Theme::Healing {
+            return self.find_places(store);
+        }
         if live.intersection(self.site.expelled.get().iter().fold(missing, MemberSet::with))
             != MemberSet::EMPTY
         {
@@ -409,14 +434,15 @@ impl PoolUnderTest {
         life: u32,
     ) -> Result<(), String> {
         for victim in &self.plan.victims {
-            plan::inject_fault(&self.media[*victim], self.plan.theme == Theme::TwoFaults, random);
+            plan::inject_fault(&self.media()[*victim], self.plan.theme == Theme::TwoFaults, random);
         }
         if self.plan.theme == Theme::TwoFaults && random.coin() {
-            let victims: Vec<_> = self.plan.victims.iter().map(|victim| &self.media[*victim]).collect();
+            let media = self.media();
+            let victims: Vec<_> = self.plan.victims.iter().map(|victim| &media[*victim]).collect();
             plan::rot_rows(&victims, random);
         }
         if self.plan.slow_reads {
-            self.media.iter().for_each(|medium| plan::slow_reads_down(medium, random));
+            self.media().iter().for_each(|medium| plan::slow_reads_down(medium, random));
         }
         let reads_before = self.disk_reads();
         let errors_before = self.write_and_flush_errors();
@@ -432,7 +458,14 @@ impl PoolUnderTest {
             false => executor_sleep(executor, lifetime),
         };
         let is_short = select(clients, end);
-        let (ended, ()) = futures::future::join(is_short, trouble).await;
+        let healing = self.heal(executor, random, world, store, lifetime);
+        let healing =
+            select(Box::pin(healing), executor_sleep(executor, lifetime)).map(|healed| match healed {
+                Either::Left((healed, _)) => healed,
+                Either::Right(_) => Ok(()),
+            });
+        let (ended, (), healed) = futures::future::join3(is_short, trouble, healing).await;
+        healed.map_err(|problem| format!("life {life}: {problem}"))?;
         let is_idle = matches!(ended, Either::Left(_));
         if let Some(problem) = self.site.problem.borrow_mut().take() {
             return Err(format!("life {life}: {problem}"));
@@ -470,7 +503,7 @@ impl PoolUnderTest {
     }
 
     fn write_and_flush_errors(&self) -> Vec<u64> {
-        let counters = self.media.iter().map(|medium| medium.counters());
+        let counters = self.media().into_iter().map(|medium| medium.counters());
         counters.map(|counters| counters.write_errors + counters.flush_errors).collect()
     }
 
@@ -481,20 +514,20 @@ impl PoolUnderTest {
             Theme::AllDisksGone if random.coin() => {
                 executor_sleep(executor, moment(random.below(100))).await;
                 let lose_cache = random.coin();
-                self.media.iter().for_each(|medium| medium.disappear(lose_cache));
+                self.media().iter().for_each(|medium| medium.disappear(lose_cache));
                 self.note(|report| report.all_disks_gone += 1);
             }
             Theme::NoSpaceUnderDisks => {
-                let size = self.media[0].size_bytes();
+                let size = self.media()[0].size_bytes();
                 let limit = (1 << 20) + (size - (1 << 20)) * random.below(100) / 100;
-                let narrow = random.index(self.media.len() + 1);
-                let limited = |n: usize| n == narrow || narrow == self.media.len();
-                for (_, medium) in self.media.iter().enumerate().filter(|(n, _)| limited(*n)) {
+                let narrow = random.index(self.media().len() + 1);
+                let limited = |n: usize| n == narrow || narrow == self.media().len();
+                for (_, medium) in self.media().iter().enumerate().filter(|(n, _)| limited(*n)) {
                     medium.limit_space(Some(limit));
                 }
                 self.site.starved.set(true);
                 executor_sleep(executor, moment(random.below(150))).await;
-                self.media.iter().for_each(|medium| medium.limit_space(None));
+                self.media().iter().for_each(|medium| medium.limit_space(None));
                 // Those who wait look again every half second.
                 executor_sleep(executor, Duration::from_secs(2)).await;
             }
@@ -561,7 +594,7 @@ impl PoolUnderTest {
             report.writes += statistics.written_blocks.get();
             report.reads += statistics.read_blocks.get();
             report.crashes += 1;
-            report.discards = self.media.iter().map(|medium| medium.counters().discards).sum();
+            report.discards = self.media().iter().map(|medium| medium.counters().discards).sum();
             report.refused_for_space += self.site.refusals.take();
             report.medium_errors += self.site.medium_errors.take();
             report.dropped_volumes += self.site.drops.take();
@@ -579,8 +612,9 @@ impl PoolUnderTest {
     fn cut_power(&self, world: &Rc<World>) {
         world.crash();
         let ending = self.endings.below(4);
-        let unlucky = self.endings.index(self.media.len());
-        for (disk, medium) in self.media.iter().enumerate() {
+        let media = self.connected();
+        let unlucky = self.endings.index(media.len());
+        for (disk, medium) in media.iter().enumerate() {
             match ending {
                 0 => medium.lose_user(),
                 // Parity has to give back what one disk alone lost.
@@ -601,7 +635,7 @@ impl PoolUnderTest {
     /// Completes soon after the superblock on some disk was written `commits` times.
     fn after_commits(&self, executor: &Executor, commits: u64) -> LocalBoxFuture<'static, ()> {
         self.note(|report| report.aimed_cuts += 1);
-        let medium = &self.media[self.endings.index(self.media.len())];
+        let medium = &self.media()[self.endings.index(self.media().len())];
         let written = medium.watch(0..Geometry::RESERVED_BYTES);
         let clock = executor.world("clock");
         let delay = Duration::from_micros(self.endings.below(600));
@@ -615,11 +649,11 @@ impl PoolUnderTest {
 
     fn disks(&self, world: &Rc<World>) -> Vec<Rc<dyn Disk>> {
         let open = |medium| -> Rc<dyn Disk> { SimulatedDisk::open(medium, world.clone()) };
-        self.media.iter().map(open).collect()
+        self.connected().iter().map(open).collect()
     }
 
     fn disk_reads(&self) -> u64 {
-        self.media.iter().map(|medium| medium.counters().reads).sum()
+        self.media().iter().map(|medium| medium.counters().reads).sum()
     }
 
     fn note(&self, change: impl FnOnce(&mut Report)) {

@@ -81,6 +81,13 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::SealNeedsRoom
         | Mutant::AcceptOldIncarnation
         | Mutant::KeepIncarnation => Theme::LostBatch,
+        Mutant::RebuildCountedTooEarly
+        | Mutant::RebuildFromUnproven
+        | Mutant::RebuildSkipsOpenSegment
+        | Mutant::RebuildForgetsGeneration
+        | Mutant::RebuildingCountsAsWhole
+        | Mutant::SpareTwice => Theme::Healing,
+        Mutant::ScrubRepairsFromGarbage => Theme::TwoFaults,
         Mutant::ReservationLeaks | Mutant::OverwriteNeedsSpace | Mutant::ReleaseUnderReaders => {
             Theme::FullPool
         }

@@ -28,11 +28,13 @@ pub enum Theme {
     TwoFaults,
     /// An acknowledged batch is destroyed beyond parity: the pool must refuse to open.
     LostBatch,
+    /// Disks die and are replaced, by people and by spares; they are rebuilt, and all are scrubbed.
+    Healing,
 }
 
 impl Theme {
     /// Every theme.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::OneFault,
         Self::NoFault,
         Self::FullPool,
@@ -41,6 +43,7 @@ impl Theme {
         Self::AllDisksGone,
         Self::TwoFaults,
         Self::LostBatch,
+        Self::Healing,
     ];
 
     /// The theme of a seed's run: most runs are of one fault.
@@ -54,6 +57,7 @@ impl Theme {
             9 => Self::AllDisksGone,
             11 => Self::TwoFaults,
             13 => Self::LostBatch,
+            2 | 15 => Self::Healing,
             _ => Self::OneFault,
         }
     }
@@ -98,7 +102,7 @@ pub(super) struct Plan {
 impl Plan {
     pub(super) fn new(theme: Theme, random: &Random) -> Self {
         let disks = match (theme, random.below(8)) {
-            (Theme::TwoFaults, _) => 3 + random.index(3),
+            (Theme::TwoFaults | Theme::Healing, _) => 3 + random.index(3),
             (_, 0) => 1 + random.index(2),
             (_, 1) => 6,
             _ => 3 + random.index(3),
@@ -110,7 +114,7 @@ impl Plan {
         let tenths = match theme {
             Theme::FullPool => 11 + random.below(6),
             Theme::WritesOnly => 1,
-            Theme::OneFault => 1 + random.below(10),
+            Theme::OneFault | Theme::Healing => 1 + random.below(10),
             // What tenants write comes on top.
             _ => 1 + random.below(8),
         };

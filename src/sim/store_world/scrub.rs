@@ -30,7 +30,7 @@ impl PoolUnderTest {
     /// Returns how many rows were written.
     fn scrub_segment(&self, store: &Store, index: SegmentIndex, segment: &Segment) -> Result<u32, String> {
         let offset = |row: u32| store.array().geometry().offset(index, row);
-        let block = |slot: Slot, row: u32| block_at(&self.media[slot.index()], offset(row));
+        let block = |slot: Slot, row: u32| block_at(&self.media()[slot.index()], offset(row));
         let (mut row, mut blocks) = (0, 0);
         while row < store.array().geometry().rows {
             let here = |header: &BatchHeader| {
@@ -43,7 +43,7 @@ impl PoolUnderTest {
             let found = segment
                 .members
                 .iter()
-                .find_map(|slot| read_header(&self.media[slot.index()], offset(row)).filter(here));
+                .find_map(|slot| read_header(&self.media()[slot.index()], offset(row)).filter(here));
             let Some(header) = found else { break };
             for row in row..row + header.height {
                 check_row(header.members, |slot| block(slot, row))

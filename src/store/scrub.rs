@@ -1,0 +1,245 @@
+//! Scrubbing: every block of a segment is held against its checksum, and every row against its parity, on all
+//! disks, whether anybody reads them or not.
+//!
+//! Guarantees: only bytes that have passed a checksum are written, and parity of such bytes; nothing is written where
+//! more is wrong than parity covers. What was never written (a phantom write) or lies where something else should
+//! (a misdirected one) fails the checksum that is bound to its identity, or parity.
+//!
+//! Left to others: which segment is scrubbed when, and what becomes of blocks that parity can't give back.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::array::{MemberSet, Place, SegmentIndex, Slot, parity};
+use crate::base::buffer::AlignedBuf;
+use crate::base::checksum::Crc32;
+use crate::base::mutant::{self, Mutant};
+use crate::base::units::{BLOCK_SIZE, BlockAddress, VolumeId};
+
+use super::batch::{BatchHeader, BatchKind, Entry};
+use super::image::SegmentImage;
+use super::interface::StoreError;
+use super::map::{Map, MapValue};
+use super::pool::Store;
+use super::rebuild::{is_live, note_damaged};
+use super::segments::{Segment, SegmentState};
+use super::shared::{Shared, add};
+
+/// What scrubbing found.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ScrubReport {
+    /// Blocks that were held against a checksum or parity.
+    pub checked_blocks: u64,
+    /// Blocks that were wrong or unreadable, parity included.
+    pub found: u64,
+    /// Of them, those that were written again as they should be.
+    pub repaired: u64,
+    /// Live blocks that parity can't give back.
+    pub unrecoverable: Vec<(VolumeId, BlockAddress)>,
+}
+
+impl ScrubReport {
+    /// Adds what was found elsewhere.
+    pub fn add(&mut self, other: Self) {
+        self.checked_blocks += other.checked_blocks;
+        self.found += other.found;
+        self.repaired += other.repaired;
+        self.unrecoverable.extend(other.unrecoverable);
+    }
+}
+
+impl Store {
+    /// Scrubs one segment; one that is not in use is passed over.
+    ///
+    /// # Errors
+    /// When the pool is offline.
+    pub async fn scrub_segment(&self, segment: SegmentIndex) -> Result<ScrubReport, StoreError> {
+        scrub_segment(self.shared_handle(), segment).await
+    }
+}
+
+/// What is known of one block of a row.
+enum Found {
+    Good(Bytes),
+    Wrong,
+    /// Its disk is not there, or does not have it yet: nothing is wrong with that.
+    Absent,
+}
+
+async fn scrub_segment(shared: &Rc<Shared>, index: SegmentIndex) -> Result<ScrubReport, StoreError> {
+    // Nothing is given back while this is held, and no checkpoint changes.
+    let _no_release = shared.checkpointing.lock().await;
+    let info = *shared.contents.borrow().segments.get(index);
+    let mut report = ScrubReport::default();
+    if info.state == SegmentState::Free {
+        return Ok(report);
+    }
+    let through = shared.log.borrow().durable.min(info.last_batch);
+    let image = SegmentImage::read(&shared.array, index).await.map_err(|_| StoreError::Offline)?;
+    let is_checkpoint = info.state == SegmentState::Checkpoint;
+    let accept = |header: &BatchHeader| {
+        header.place.generation == info.generation
+            && match header.kind {
+                BatchKind::Checkpoint => is_checkpoint,
+                BatchKind::Log => !is_checkpoint && header.number <= through,
+            }
+    };
+    let memberships: [MemberSet; 2] = [info.members, shared.array.live()];
+    let mut live_blocks = 0;
+    for header in image.batches(&memberships, accept) {
+        live_blocks += Batch::new(shared, &image, &header).scrub(&mut report).await;
+    }
+    if !is_checkpoint && live_blocks < info.live_blocks {
+        scrub_by_map(shared, &image, index, &info, &mut report).await?;
+    }
+    if shared.array.is_offline() {
+        return Err(StoreError::Offline);
+    }
+    add(&shared.statistics.scrubbed_blocks, report.checked_blocks);
+    note_damaged(shared, report.unrecoverable.iter().copied());
+    Ok(report)
+}
+
+/// A header is damaged beyond parity: the map still knows what lies in the segment.
+async fn scrub_by_map(
+    shared: &Rc<Shared>,
+    image: &SegmentImage,
+    index: SegmentIndex,
+    info: &Segment,
+    report: &mut ScrubReport,
+) -> Result<(), StoreError> {
+    let inside = shared.contents.borrow().map.entries_in(index);
+    for (volume, address, live) in inside.await? {
+        let MapValue::Data { place, checksum } = live.value else { continue };
+        let identity = crate::base::units::BlockIdentity { volume, address, version: live.version };
+        let plain = checksum.bind(&identity);
+        report.checked_blocks += 1;
+        let (slot, row) = (place.slot(), place.row());
+        if image.raw(slot, row, 1).is_some_and(|raw| Crc32::of(&raw) == plain) {
+            continue;
+        }
+        match image.verified(info.members, slot, row, plain) {
+            Some(block) => repair(shared, report, place, block).await,
+            None if shared.log.borrow().durable < info.last_batch => {}
+            None if !report.unrecoverable.contains(&(volume, address)) => {
+                report.found += 1;
+                report.unrecoverable.push((volume, address));
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+async fn repair(shared: &Shared, report: &mut ScrubReport, place: Place, block: Bytes) {
+    report.found += 1;
+    if shared.array.live().contains(place.slot()) {
+        shared.array.note_read_error(place.slot());
+        shared.array.repair_rows(place.segment(), place.slot(), place.row(), block).await;
+        report.repaired += 1;
+    }
+}
+
+/// One batch of a segment.
+struct Batch<'a> {
+    shared: &'a Rc<Shared>,
+    image: &'a SegmentImage,
+    header: &'a BatchHeader,
+    /// What `Crc32::of` the blocks of the data columns must be, in the order of the stripe.
+    checksums: Vec<Crc32>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(shared: &'a Rc<Shared>, image: &'a SegmentImage, header: &'a BatchHeader) -> Self {
+        let (bytes, _) = header.encode();
+        let of_header = bytes.chunks(BLOCK_SIZE).map(Crc32::of);
+        let of_payload = header.entries.iter().filter_map(Entry::payload_checksum);
+        let of_rest = std::iter::repeat(Crc32::of(&[0; BLOCK_SIZE]));
+        let blocks = header.layout().data_columns() * header.height as usize;
+        let checksums = of_header.chain(of_payload).chain(of_rest).take(blocks).collect();
+        Self { shared, image, header, checksums }
+    }
+
+    /// Returns how many live blocks it holds.
+    async fn scrub(&self, report: &mut ScrubReport) -> u32 {
+        let mut lost = Vec::new();
+        for row in 0..self.header.height {
+            self.scrub_row(row, report, &mut lost).await;
+        }
+        let mut live_blocks = 0;
+        for (entry, place) in self.header.entries_with_places() {
+            let Some(place) = place else { continue };
+            if is_live(self.shared, entry.volume, entry.address, place).await {
+                live_blocks += 1;
+                if lost.contains(&place) {
+                    report.unrecoverable.push((entry.volume, entry.address));
+                }
+            }
+        }
+        live_blocks
+    }
+
+    /// Scrubs row number `row` of the batch. Places that nothing gives back go to `lost`.
+    async fn scrub_row(&self, row: u32, report: &mut ScrubReport, lost: &mut Vec<Place>) {
+        let (layout, segment) = (self.header.layout(), self.header.place.segment);
+        let height = self.header.height as usize;
+        let at = |slot: Slot| Place::of_row(segment, slot, self.header.first_row + row);
+        let columns = layout.data_columns();
+        let found: Vec<Found> = (0..columns)
+            .map(|column| {
+                let checksum = self.checksums[column * height + row as usize];
+                self.find(at(layout.data_slot(column)), |block| Crc32::of(block) == checksum)
+            })
+            .collect();
+        report.checked_blocks += columns as u64;
+        let bad: Vec<usize> =
+            (0..columns).filter(|column| !matches!(found[*column], Found::Good(_))).collect();
+        let good = found.iter().filter_map(|found| match found {
+            Found::Good(block) => Some(block),
+            _ => None,
+        });
+        let mut sum = AlignedBuf::zeroed(BLOCK_SIZE);
+        good.for_each(|block| parity::xor_into(&mut sum, block));
+        match (bad.as_slice(), layout.parity_slot()) {
+            ([], None) => {}
+            ([], Some(slot)) => {
+                report.checked_blocks += 1;
+                if matches!(self.find(at(slot), |block| *block == sum[..]), Found::Wrong) {
+                    repair(self.shared, report, at(slot), sum.freeze()).await;
+                }
+            }
+            ([column], Some(slot)) => {
+                let place = at(layout.data_slot(*column));
+                let checksum = self.checksums[column * height + row as usize];
+                let parity = self.image.raw(slot, self.header.first_row + row, 1);
+                if let Some(parity) = &parity {
+                    parity::xor_into(&mut sum, parity);
+                }
+                let is_right = parity.is_some()
+                    && (Crc32::of(&sum) == checksum || mutant::is(Mutant::ScrubRepairsFromGarbage));
+                match (is_right, &found[*column]) {
+                    (true, Found::Wrong) => repair(self.shared, report, place, sum.freeze()).await,
+                    (true, _) => {}
+                    (false, _) => {
+                        report.found += 1;
+                        lost.push(place);
+                    }
+                }
+            }
+            (several, _) => {
+                report.found += several.len() as u64;
+                lost.extend(several.iter().map(|column| at(layout.data_slot(*column))));
+            }
+        }
+    }
+
+    fn find(&self, place: Place, is_right: impl Fn(&Bytes) -> bool) -> Found {
+        let array = &self.shared.array;
+        match self.image.raw(place.slot(), place.row(), 1) {
+            Some(block) if is_right(&block) => Found::Good(block),
+            None if array.lacks_column(place.slot(), place.segment()) => Found::Absent,
+            _ => Found::Wrong,
+        }
+    }
+}
