@@ -1,5 +1,6 @@
 //! How things are: the control state and the data thread's report as messages.
 
+use super::attention::Kind;
 use super::redundancy::resync;
 use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
@@ -111,13 +112,12 @@ impl Control {
 
     fn attention_to_maintenance(&self, state: &ControlState) -> Vec<messages::Attention> {
         let nodes = state.nodes().filter(|(_, node)| node.is_in_maintenance);
-        let item = |name: &NodeName| messages::Attention {
-            severity: Severity::Info.into(),
-            message: format!(
+        let item = |name: &NodeName| {
+            let message = format!(
                 "node {name} is in maintenance: it serves no mirrored volume and may be switched off"
-            ),
-            action: format!("when the work is done: gemel node maintenance off {name}"),
-            node: String::new(),
+            );
+            let action = format!("when the work is done: gemel node maintenance off {name}");
+            Kind::Maintenance.item(Severity::Info, name.as_str(), message, action)
         };
         nodes.map(|(name, _)| item(name)).collect()
     }
@@ -206,18 +206,17 @@ fn pool_state(pool: &PoolReport) -> PoolState {
 
 /// What the administrator should look at, most urgent first.
 fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<messages::Attention> {
-    let item = |severity: Severity, message: String, action: &str| messages::Attention {
-        severity: severity.into(),
-        message,
-        action: action.to_owned(),
-        node: node.to_string(),
-    };
+    let item =
+        |kind: Kind, severity: Severity, about: &str, message: String, action: &str| messages::Attention {
+            node: node.to_string(),
+            ..kind.item(severity, about, message, action.to_owned())
+        };
     let mut items = Vec::new();
     if pool.offline {
         let message = format!("the pool of node {node} is offline: it serves no volume");
         let action = "find out why its disks are gone (`gemel disk list`, `gemel event list`), bring them back, \
                       then restart gemeld";
-        items.push(item(Severity::Error, message, action));
+        items.push(item(Kind::PoolOffline, Severity::Error, "", message, action));
     }
     for disk in pool.disks.iter().filter(|disk| disk.state != DiskState::Ok) {
         let place = if disk.path.is_empty() { String::new() } else { format!(" ({})", disk.path) };
@@ -229,7 +228,8 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
             "disk {}{place} of node {node} is out of service: {}; {redundancy}",
             disk.id, disk.reason
         );
-        items.push(item(Severity::Warning, message, "check the disk and its cable"));
+        let action = "check the disk and its cable";
+        items.push(item(Kind::DiskOutOfService, Severity::Warning, &disk.id, message, action));
     }
     let percent = u64::from(state.settings().space_warning_percent);
     if u128::from(pool.used_bytes) * 100 >= u128::from(pool.capacity_bytes) * u128::from(percent)
@@ -237,7 +237,7 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
     {
         let message = format!("the pool of node {node} is more than {percent} % full");
         let action = "delete what is not needed, or have hosts unmap free space, before writes that need new space fail";
-        items.push(item(Severity::Warning, message, action));
+        items.push(item(Kind::PoolFilling, Severity::Warning, "", message, action));
     }
     items.sort_by_key(|item| std::cmp::Reverse(item.severity));
     items
