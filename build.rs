@@ -1,7 +1,7 @@
 //! Compiles `proto/` with a pure-Rust compiler, so that building needs no protoc.
 
 /// Enum fields, which `gemel --json` shows by name: the field's path and its enum.
-const ENUM_FIELDS: [(&str, &str); 8] = [
+const ENUM_FIELDS: [(&str, &str); 10] = [
     ("Status.health", "Health"),
     ("Attention.severity", "Severity"),
     ("Node.state", "NodeState"),
@@ -10,10 +10,12 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
     ("Disk.state", "DiskState"),
     ("Pool.state", "PoolState"),
     ("Event.severity", "Severity"),
+    ("Alert.severity", "Severity"),
+    ("MailAlert.security", "MailSecurity"),
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 15] = [
+const PRINTED: [&str; 19] = [
     "Cluster",
     "Member",
     "Status",
@@ -29,6 +31,10 @@ const PRINTED: [&str; 15] = [
     "AccessEntry",
     "Event",
     "JoinToken",
+    "Alert",
+    "MailAlert",
+    "WebhookAlert",
+    "AlertTest",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,12 +47,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             format!("{package}.ChapCredential"),
             format!("{package}.JoinToken"),
             format!("{package}.Backup"),
+            format!("{package}.MailAlert"),
+            format!("{package}.WebhookAlert"),
         ])
         .skip_debug([".gemel.peer.v1.JoinRequest", ".gemel.peer.v1.JoinResponse"])
         // Written from pieces, so that the data of a block is copied once only.
         .extern_path(".gemel.peer.v1.MirrorMessage", "crate::peer::mirror_stream::MirrorMessage");
     for message in PRINTED {
         builder = builder.message_attribute(format!("{package}.{message}"), "#[derive(serde::Serialize)]");
+    }
+    for secret in ["MailAlert.password", "WebhookAlert.token"] {
+        builder = builder.field_attribute(format!("{package}.{secret}"), "#[serde(skip)]");
     }
     for (field, name) in ENUM_FIELDS {
         let attribute = format!("#[serde(serialize_with = \"crate::rpc::json::name_of::<_, {name}>\")]");

@@ -22,6 +22,10 @@ if [ "$1" != demo ]; then
     need qemu-img qemu-utils
     # Namespaces whose links are cut.
     need ip iproute2
+    # What reads the files in deploy/hosts.
+    need multipath multipath-tools
+    # A mail server for alerts.
+    /usr/bin/python3 -c 'import aiosmtpd' 2>/dev/null || missing="$missing python3-aiosmtpd"
 fi
 [ "$1" != bench ] || need tgtd tgt
 
@@ -54,6 +58,20 @@ if [ -n "$missing" ]; then
 fi
 
 [ "$1" != demo ] || exit 0
+
+# Prometheus' checker alone: the package's service is not wanted.
+if [ "$1" = test ] && ! command -v promtool >/dev/null 2>&1 && [ ! -x target/tools/prometheus/usr/bin/promtool ]; then
+    echo "prerequisites: unpacking Debian's prometheus into target/tools/prometheus"
+    update_once
+    rm -rf target/tools/prometheus
+    mkdir -p target/tools/prometheus
+    (
+        cd target/tools/prometheus
+        apt-get download -qq prometheus 2>/dev/null
+        dpkg-deb -x prometheus_*.deb .
+        rm -f prometheus_*.deb usr/bin/prometheus
+    )
+fi
 
 # Whether this qemu-img has its iSCSI driver: without it, it does not know the protocol.
 speaks_iscsi() { # speaks_iscsi QEMU_IMG

@@ -212,5 +212,20 @@ fn console_and_metrics_are_served() {
     }
     let (status, body) = service.page("/");
     assert!(status.contains("200") && body.contains("iqn.2026-11.io.gemel:test:data"), "{body}");
+    assert!(body.contains("Is my data safe?") && body.contains("Yes, with full redundancy."), "{body}");
+    // It needs nothing from elsewhere.
+    for address in ["http://", "https://", "src=\"//"] {
+        assert!(!body.contains(address), "{address} in {body}");
+    }
+    let (_, french) = service.page("/?lang=fr");
+    assert!(french.contains("<html lang=\"fr\">") && french.contains("Mes données sont-elles en sécurité"));
+    let (_, part) = service.page("/?part=main");
+    assert!(part.starts_with("<div class=\"answers\">") && !part.contains("<html"), "{part}");
+    for file in ["/style.css", "/refresh.js"] {
+        assert!(service.page(file).0.contains("200"), "{file}");
+    }
+    service.gemel(&["disk", "fail", &service.json(&["disk", "list"])[0]["id"].as_str().unwrap().to_owned()]);
+    let (_, body) = service.page("/");
+    assert!(body.contains("Yes, but a pool has lost a disk.") && body.contains("Yes: see below."), "{body}");
     assert!(service.page("/nothing").0.contains("404"));
 }

@@ -67,6 +67,9 @@ pub enum Noun {
     /// What has happened.
     #[command(subcommand)]
     Event(EventVerb),
+    /// Who is told when something is the matter.
+    #[command(subcommand)]
+    Alert(AlertVerb),
     /// A whole array on this machine, to try it out.
     Demo(DemoArguments),
 }
@@ -377,6 +380,107 @@ pub enum EventVerb {
         #[arg(long, default_value_t = 10)]
         limit: u32,
     },
+}
+
+/// `gemel alert`
+#[derive(Debug, Subcommand)]
+pub enum AlertVerb {
+    /// Have somebody told.
+    #[command(subcommand)]
+    Add(AlertChannel),
+    /// List who is told, and how the node that is asked has got through to them.
+    List,
+    /// Take an alert back.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Send a test, and say how it went.
+    Test {
+        /// The alert; all when not given.
+        name: Option<String>,
+    },
+}
+
+/// `gemel alert add`
+#[derive(Debug, Subcommand)]
+pub enum AlertChannel {
+    /// By mail.
+    Mail {
+        /// The mail server, HOST or HOST:PORT; without a port 587, or 465 with --security tls.
+        #[arg(long, value_name = "SERVER")]
+        server: String,
+        /// The sender's address.
+        #[arg(long, value_name = "ADDRESS")]
+        from: String,
+        /// The recipients' addresses.
+        #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',', required = true)]
+        to: Vec<String>,
+        /// How the connection is protected.
+        #[arg(long, default_value = "starttls")]
+        security: MailProtection,
+        /// User name, where the server asks for one.
+        #[arg(long, requires = "password_file")]
+        user: Option<String>,
+        /// File with the password in its first line.
+        #[arg(long, value_name = "FILE", requires = "user")]
+        password_file: Option<PathBuf>,
+        /// When and how often.
+        #[command(flatten)]
+        when: AlertTimes,
+    },
+    /// By an HTTP POST of a JSON object.
+    Webhook {
+        /// Where to: http:// or https://.
+        #[arg(long)]
+        url: String,
+        /// File with a token in its first line, which is sent as `Authorization: Bearer`.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// When and how often.
+        #[command(flatten)]
+        when: AlertTimes,
+    },
+}
+
+/// When and how often somebody is told.
+#[derive(Debug, Args)]
+pub struct AlertTimes {
+    /// The alert's name; 'mail' or 'webhook' when not given. One of that name is replaced.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// From how bad on.
+    #[arg(long, default_value = "warning")]
+    pub severity: AlertSeverity,
+    /// After how many hours what is still so is said again; 0 never.
+    #[arg(long, value_name = "HOURS", default_value_t = 24)]
+    pub repeat: u32,
+    /// Each node also sends a summary at this time of the day (HH:MM, UTC), also when all is well: one that does not
+    /// come is a sign too.
+    #[arg(long, value_name = "HH:MM")]
+    pub summary: Option<String>,
+}
+
+/// How the connection to a mail server is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum MailProtection {
+    /// By STARTTLS, or there is no mail.
+    Starttls,
+    /// By TLS from the first byte.
+    Tls,
+    /// Not at all: only for a mail server on this machine.
+    None,
+}
+
+/// How bad something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum AlertSeverity {
+    /// Good to know.
+    Info,
+    /// Abnormal; service goes on.
+    Warning,
+    /// Service or redundancy is lost.
+    Error,
 }
 
 /// `gemel demo`

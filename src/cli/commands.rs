@@ -7,21 +7,21 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::args::{
-    AccessVerb, Arguments, ChapVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb,
+    AccessVerb, AlertVerb, Arguments, ChapVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb,
     RebuildPriority, ScrubAction, SpareVerb, Switch, VolumeVerb,
 };
 use super::cluster::args::ClusterVerb;
-use super::error::CliError;
-use super::{client, cluster, demo, show};
+use super::error::{CliError, REFUSED};
+use super::{alert, client, cluster, demo, show};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
     AllowAccessRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential, ClearChapRequest,
     ControlScrubRequest, CreateJoinTokenRequest, CreateVolumeRequest, DeleteVolumeRequest, DenyAccessRequest,
     FailDiskRequest, ForcePrimaryRequest, GetBackupRequest, GetClusterRequest, GetPoolRequest,
-    GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListDisksRequest, ListVolumesRequest,
-    MoveVolumeRequest, ReplaceDiskRequest, ReplaceMemberRequest, ResizeVolumeRequest, SetChapRequest,
-    SetMaintenanceRequest, SetRebuildPriorityRequest, SetVolumeHomeRequest, ShutdownNodeRequest,
-    StreamEventsRequest,
+    GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListAlertsRequest, ListDisksRequest,
+    ListVolumesRequest, MoveVolumeRequest, RemoveAlertRequest, ReplaceDiskRequest, ReplaceMemberRequest,
+    ResizeVolumeRequest, SetAlertRequest, SetChapRequest, SetMaintenanceRequest, SetRebuildPriorityRequest,
+    SetVolumeHomeRequest, ShutdownNodeRequest, StreamEventsRequest, TestAlertsRequest,
 };
 
 /// A connected command.
@@ -103,6 +103,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Noun::Pool(verb) => session.pool(verb).await?,
         Noun::Access(verb) => session.access(verb).await?,
         Noun::Event(verb) => session.event(verb).await?,
+        Noun::Alert(verb) => return session.alert(verb).await,
         Noun::Demo(_)
         | Noun::Cluster(ClusterVerb::Init(_) | ClusterVerb::Join(_) | ClusterVerb::Restore(_)) => {}
     }
@@ -274,6 +275,40 @@ impl Session {
         }
     }
 
+    /// The exit code is that of the tests: 65 when one could not be delivered.
+    async fn alert(&mut self, verb: AlertVerb) -> Result<u8, CliError> {
+        match verb {
+            AlertVerb::Add(channel) => {
+                let request = SetAlertRequest { alert: Some(alert::alert(channel)?) };
+                let made = self.client.set_alert(request).await?.into_inner();
+                self.output.one(&made, |made| {
+                    format!(
+                        "{}  try it with: gemel alert test {}\n",
+                        alert::alerts(std::slice::from_ref(made)),
+                        made.name
+                    )
+                })?;
+            }
+            AlertVerb::List => {
+                let listed = self.client.list_alerts(ListAlertsRequest {}).await?.into_inner();
+                self.output.list(&listed.alerts, alert::alerts)?;
+            }
+            AlertVerb::Remove { name } => {
+                self.client.remove_alert(RemoveAlertRequest { name: name.clone() }).await?;
+                self.output.done("removed", &name)?;
+            }
+            AlertVerb::Test { name } => {
+                let request = TestAlertsRequest { name: name.unwrap_or_default() };
+                let tested = self.client.test_alerts(request).await?.into_inner().tests;
+                self.output.list(&tested, alert::tests)?;
+                if tested.iter().any(|test| !test.error.is_empty()) {
+                    return Ok(REFUSED);
+                }
+            }
+        }
+        Ok(0)
+    }
+
     async fn event(&mut self, verb: EventVerb) -> Result<(), CliError> {
         let request = match verb {
             EventVerb::List { limit } => StreamEventsRequest { limit, follow: false },
@@ -310,7 +345,7 @@ fn confirm_by_name(volume: &str, node: &str, given: Option<String>) -> Result<()
 }
 
 /// The first line of `file`, or of standard input.
-fn read_secret(file: Option<&Path>) -> Result<String, CliError> {
+pub(super) fn read_secret(file: Option<&Path>) -> Result<String, CliError> {
     let mut line = String::new();
     let (source, result) = match file {
         Some(path) => {
@@ -323,9 +358,7 @@ fn read_secret(file: Option<&Path>) -> Result<String, CliError> {
     result.map_err(|error| CliError::Local(format!("cannot read the secret from {source}: {error}")))?;
     let secret = line.trim_end_matches(['\r', '\n']);
     if secret.is_empty() {
-        return Err(CliError::Usage(format!(
-            "the first line of {source} is empty: it must hold the CHAP secret"
-        )));
+        return Err(CliError::Usage(format!("the first line of {source} is empty: it must hold the secret")));
     }
     Ok(secret.to_owned())
 }

@@ -4,6 +4,7 @@
 //! streams, whose fields are those of `proto/management.proto`. Errors go to standard error and say
 //! what to do next; see [`error::CliError`] for the exit codes.
 
+mod alert;
 mod args;
 mod client;
 mod cluster;

@@ -116,6 +116,11 @@ checked_name!(
     check_volume
 );
 checked_name!(
+    /// Name of an alert: 1 to 63 lower-case letters, digits and hyphens.
+    AlertName,
+    check_alert
+);
+checked_name!(
     /// Name of an initiator, in lower case: `iqn.`, `eui.` or `naa.` form.
     InitiatorName,
     check_initiator
@@ -137,6 +142,10 @@ fn check_volume(text: &str) -> Result<String, NameError> {
 
 fn check_node(text: &str) -> Result<String, NameError> {
     check_label("node", LONGEST_NODE_NAME_BYTES, UNDOTTED, text)
+}
+
+fn check_alert(text: &str) -> Result<String, NameError> {
+    check_label("alert", LONGEST_NODE_NAME_BYTES, UNDOTTED, text)
 }
 
 /// Punctuation that a name may hold inside, and the whole rule in words.

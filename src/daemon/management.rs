@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
+use super::alerts::Alerts;
 use super::control::{Control, Refusal};
 use super::event_log::EventLog;
 use super::others::{Others, is_passed_on, passed_on};
@@ -33,6 +34,7 @@ const EVENT_LIMIT: u32 = 100_000;
 pub struct ManagementService {
     control: Arc<Control>,
     events: EventLog,
+    alerts: Arc<Alerts>,
     desk: Option<Arc<Desk>>,
     others: Option<Others>,
 }
@@ -43,10 +45,11 @@ impl ManagementService {
     pub fn new(
         control: Arc<Control>,
         events: EventLog,
+        alerts: Arc<Alerts>,
         desk: Option<Arc<Desk>>,
         others: Option<Others>,
     ) -> Self {
-        Self { control, events, desk, others }
+        Self { control, events, alerts, desk, others }
     }
 
     /// Who has to do what is asked for: another node, or this one.
@@ -437,6 +440,39 @@ impl Management for ManagementService {
     ) -> Answer<messages::ClearChapResponse> {
         let cleared = self.control.clear_chap(request.into_inner()).await;
         answer(cleared.map(|()| messages::ClearChapResponse {}))
+    }
+
+    async fn set_alert(&self, request: Request<messages::SetAlertRequest>) -> Answer<messages::Alert> {
+        answer(self.control.set_alert(request.into_inner()).await)
+    }
+
+    async fn remove_alert(
+        &self,
+        request: Request<messages::RemoveAlertRequest>,
+    ) -> Answer<messages::RemoveAlertResponse> {
+        let removed = self.control.remove_alert(&request.into_inner().name).await;
+        answer(removed.map(|()| messages::RemoveAlertResponse {}))
+    }
+
+    async fn list_alerts(
+        &self,
+        _: Request<messages::ListAlertsRequest>,
+    ) -> Answer<messages::ListAlertsResponse> {
+        let with_delivery = |mut alert: messages::Alert| {
+            let delivery = alert.name.parse().map(|name| self.alerts.delivery(&name)).unwrap_or_default();
+            (alert.delivered_ms, alert.trouble) = (delivery.delivered_ms, delivery.trouble);
+            alert
+        };
+        let alerts = self.control.alerts().into_iter().map(with_delivery).collect();
+        answer(Ok(messages::ListAlertsResponse { alerts }))
+    }
+
+    async fn test_alerts(
+        &self,
+        request: Request<messages::TestAlertsRequest>,
+    ) -> Answer<messages::TestAlertsResponse> {
+        let tests = self.alerts.test(&request.into_inner().name).await;
+        answer(tests.map(|tests| messages::TestAlertsResponse { tests }))
     }
 
     async fn stream_events(

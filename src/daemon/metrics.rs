@@ -1,19 +1,22 @@
-//! `/metrics`: the data thread's report in Prometheus text format.
+//! `/metrics`: the data thread's report, and how the cluster is, in Prometheus text format.
 
 use std::fmt::Write;
 
 use super::engine::{DiskState, EngineReport};
 use crate::base::histogram::Histogram;
+use crate::rpc::json::name;
+use crate::rpc::management::{Health, NodeState, Severity, Status, VolumeState, WitnessState};
 use crate::volume::statistics::OperationKind;
 
 /// Upper bounds of the latency buckets, as powers of two of nanoseconds (16 us to 34 s): there the
 /// histogram counts exactly.
 const LATENCY_BUCKETS: std::ops::RangeInclusive<u32> = 14..=35;
 
-/// The report as a page of metrics.
+/// The report and the status as a page of metrics.
 #[must_use]
-pub fn page(report: &EngineReport) -> String {
+pub fn page(report: &EngineReport, status: &Status) -> String {
     let mut page = Page::default();
+    cluster(&mut page, status);
     volumes(&mut page, report);
     pool(&mut page, report);
     page.metric("gemel_iscsi_sessions", "gauge", "iSCSI sessions logged in.", [("", report.sessions)]);
@@ -33,6 +36,46 @@ pub fn page(report: &EngineReport) -> String {
     page.metric("gemel_iscsi_write_memory_bytes", "gauge", "Memory held for incoming data.", memory);
     process(&mut page);
     page.text
+}
+
+/// How the cluster is, as `gemel status` tells it.
+fn cluster(page: &mut Page, status: &Status) {
+    let health = match status.health() {
+        Health::Ok => 0,
+        Health::Degraded => 1,
+        Health::Down | Health::Unspecified => 2,
+    };
+    page.metric("gemel_health", "gauge", "0 healthy, 1 redundancy reduced, 2 service lost.", [("", health)]);
+    let attention = status.attention.iter().map(|item| {
+        let severity = name::<Severity>(item.severity);
+        let (kind, about, node) = (&item.kind, &item.about, &item.node);
+        let labels = format!("{{kind=\"{kind}\",severity=\"{severity}\",about=\"{about}\",node=\"{node}\"}}");
+        (labels, 1)
+    });
+    let help = "What an administrator should look at; docs/runbook.md explains each kind.";
+    page.metric("gemel_attention", "gauge", help, attention.collect::<Vec<_>>());
+    let label = |member: &str| format!("{{member=\"{member}\"}}");
+    let node =
+        |node: &crate::rpc::management::Node| (label(&node.name), u64::from(node.state() != NodeState::Down));
+    let witness = status.witness.iter();
+    let witness = witness.map(|witness| (label("witness"), u64::from(witness.state() == WitnessState::Up)));
+    let members = status.nodes.iter().map(node).chain(witness).collect::<Vec<_>>();
+    page.metric("gemel_member_reachable", "gauge", "Whether nodes and witness can be reached.", members);
+    let volume = |name: &str| format!("{{volume=\"{name}\"}}");
+    let volumes = || status.volumes.iter();
+    let sizes = volumes().map(|it| (volume(&it.name), it.size_bytes)).collect::<Vec<_>>();
+    page.metric("gemel_volume_size_bytes", "gauge", "Size that hosts see.", sizes);
+    let served = volumes().map(|it| (volume(&it.name), u64::from(it.state() != VolumeState::Offline)));
+    page.metric("gemel_volume_served", "gauge", "Whether a node serves it.", served.collect::<Vec<_>>());
+    let in_sync = volumes().map(|it| (volume(&it.name), u64::from(it.state() == VolumeState::InSync)));
+    let help = "Whether it is on all the nodes that it should be on.";
+    page.metric("gemel_volume_in_sync", "gauge", help, in_sync.collect::<Vec<_>>());
+    let left = volumes().filter_map(|it| {
+        let resync = it.resync.as_ref()?;
+        Some((volume(&it.name), resync.to_copy_bytes.saturating_sub(resync.copied_bytes)))
+    });
+    let help = "What is still to be copied to the other node.";
+    page.metric("gemel_volume_resync_left_bytes", "gauge", help, left.collect::<Vec<_>>());
 }
 
 fn volumes(page: &mut Page, report: &EngineReport) {
@@ -175,7 +218,20 @@ mod tests {
             used_bytes: 4096,
             statistics: Default::default(),
         };
-        let text = page(&EngineReport { volumes: vec![volume], ..EngineReport::default() });
+        let resync =
+            crate::rpc::management::Resync { to_copy_bytes: 9, copied_bytes: 2, ..Default::default() };
+        let known = crate::rpc::management::Volume {
+            name: "data".to_owned(),
+            resync: Some(resync),
+            ..Default::default()
+        };
+        let item = crate::rpc::management::Attention {
+            severity: 2,
+            kind: "not-redundant".to_owned(),
+            ..Default::default()
+        };
+        let status = Status { volumes: vec![known], attention: vec![item], ..Status::default() };
+        let text = page(&EngineReport { volumes: vec![volume], ..EngineReport::default() }, &status);
         let mut announced = String::new();
         let mut samples = 0;
         for line in text.lines() {
@@ -188,6 +244,10 @@ mod tests {
             }
         }
         assert!(samples > 100);
+        assert!(text.contains("gemel_volume_resync_left_bytes{volume=\"data\"} 7\n"));
+        assert!(text.contains(
+            "gemel_attention{kind=\"not-redundant\",severity=\"warning\",about=\"\",node=\"\"} 1\n"
+        ));
         assert!(text.contains("gemel_volume_read_bytes_total{volume=\"data\"} 0\n"));
         assert!(text.contains("gemel_volume_write_latency_seconds_bucket{volume=\"data\",le=\"+Inf\"} 0\n"));
     }

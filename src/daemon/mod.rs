@@ -4,6 +4,7 @@
 //! volumes and iSCSI sessions. The *control thread* ([`start`]) owns the node's records and answers
 //! management, console and metrics; the two speak through [`engine`] and [`control_requests`] only.
 
+pub mod alerts;
 pub mod config;
 pub mod console;
 pub mod control;
@@ -13,6 +14,7 @@ pub mod engine;
 pub mod event_log;
 pub mod floating;
 pub mod gateway;
+pub mod history;
 pub mod iscsi_server;
 pub mod listen;
 pub mod management;

@@ -13,11 +13,13 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
+use super::alerts::Alerts;
 use super::config::Config;
-use super::console;
+use super::console::{self, Console};
 use super::control::Control;
 use super::event_log::{EventLog, EventReporter};
 use super::gateway::{Gateway, Late};
+use super::history::History;
 use super::listen::{LocalSocket, listen, listen_locally};
 use super::management::ManagementService;
 use super::others::Others;
@@ -41,6 +43,7 @@ pub fn beside_the_quorum(late: &Late) -> Routes {
 /// The running services.
 pub struct Services {
     stopping: watch::Sender<bool>,
+    background: [tokio::task::JoinHandle<()>; 2],
     _socket: LocalSocket,
 }
 
@@ -67,8 +70,13 @@ impl Services {
             }
             None => (None, None),
         };
-        let service = ManagementService::new(control.clone(), log, desk.clone(), others);
-        let management = ManagementServer::new(service);
+        let alerts = Alerts::new(control.clone(), log.clone(), events.clone());
+        let service = ManagementService::new(control.clone(), log, alerts.clone(), desk.clone(), others);
+        let service = Arc::new(service);
+        let management = ManagementServer::from_arc(service.clone());
+        let history = Arc::new(History::default());
+        let console = Console { control: control.clone(), service, history: history.clone() };
+        let looking = tokio::task::spawn_local(history.run(control.clone()));
         if let (Some(settings), Some(desk)) = (&config.pair, desk) {
             let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid)?;
             let check = move |request| check_caller(&keys, request);
@@ -88,7 +96,7 @@ impl Services {
         });
         for &address in &config.console.listen {
             let listener = TcpListener::from_std(listen(address, "console", "console.listen")?)?;
-            let router = console::router(control.clone());
+            let router = console::router(console.clone());
             let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
             tokio::task::spawn_local(async move {
                 if let Err(error) = serving.await {
@@ -96,12 +104,14 @@ impl Services {
                 }
             });
         }
-        Ok(Self { stopping, _socket: socket })
+        let telling = tokio::task::spawn_local(alerts.run());
+        Ok(Self { stopping, background: [telling, looking], _socket: socket })
     }
 
     /// Takes no more calls.
     pub fn stop(self) {
         self.stopping.send_replace(true);
+        self.background.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }
 

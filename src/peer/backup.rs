@@ -151,6 +151,9 @@ fn commands(state: &ControlState) -> Result<Vec<Command>, BackupError> {
         incoming: chap.incoming.clone(),
         mutual: chap.mutual.clone(),
     }));
+    commands.extend(
+        state.alerts().map(|(name, target)| Command::SetAlert { name: name.clone(), target: target.clone() }),
+    );
     commands.push(Command::ChangeSettings { settings: state.settings().clone() });
     Ok(commands)
 }

@@ -2,7 +2,9 @@
 
 use serde::Serializer;
 
-use super::management::{DiskState, Health, NodeState, PoolState, Severity, VolumeState, WitnessState};
+use super::management::{
+    DiskState, Health, MailSecurity, NodeState, PoolState, Severity, VolumeState, WitnessState,
+};
 
 /// A protocol enum with names for people and scripts.
 pub trait Named: TryFrom<i32> {
@@ -43,6 +45,7 @@ macro_rules! named {
 named! {
     Health "HEALTH_", NodeState "NODE_STATE_", VolumeState "VOLUME_STATE_", PoolState "POOL_STATE_",
     DiskState "DISK_STATE_", WitnessState "WITNESS_STATE_", Severity "SEVERITY_",
+    MailSecurity "MAIL_SECURITY_",
 }
 
 #[cfg(test)]

@@ -20,6 +20,18 @@ pub mod management {
         }
     }
 
+    impl std::fmt::Debug for MailAlert {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "MailAlert {{ server: {:?}, to: {:?}, .. }}", self.server, self.to)
+        }
+    }
+
+    impl std::fmt::Debug for WebhookAlert {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "WebhookAlert {{ url: {:?}, .. }}", self.url)
+        }
+    }
+
     impl std::fmt::Debug for Backup {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("Backup(withheld)")

@@ -26,7 +26,7 @@ use crate::base::checksum::Crc32;
 use crate::base::event::{Event, Severity};
 use crate::base::mutant::{self, Mutant};
 use crate::base::runtime::Instant;
-use crate::base::units::{BLOCK_SIZE, BlockAddress, VolumeId};
+use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 
 use super::batch::{BatchHeader, HEADS};
 use super::image::SegmentImage;
@@ -335,7 +335,7 @@ async fn report_damage(
                 own if own == slot => Crc32::of(&column[row..row + BLOCK_SIZE]) == checksum,
                 other => image.raw(other, place.row(), 1).is_some_and(|raw| Crc32::of(&raw) == checksum),
             };
-            if !is_good && is_live(shared, entry.volume, entry.address, place).await {
+            if !is_good && is_live(shared, entry.volume, entry.address, entry.version, place).await {
                 damaged.push((entry.volume, entry.address));
             }
         }
@@ -362,13 +362,12 @@ pub(super) async fn is_live(
     shared: &Shared,
     volume: VolumeId,
     address: BlockAddress,
+    version: Version,
     place: crate::array::Place,
 ) -> bool {
-    let mut live = None;
-    let lookup = shared.contents.borrow().map.look_up(volume, address, 1, |_, found| live = found);
-    let looked = lookup.await;
-    let is_here = |value| matches!(value, MapValue::Data { place: at, .. } if at == place);
-    looked.is_ok() && live.is_some_and(|live| is_here(live.value))
+    let lookup = shared.contents.borrow().map.look_up_version(volume, address, version);
+    let live = lookup.await.ok().flatten();
+    live.is_some_and(|live| matches!(live.value, MapValue::Data { place: at, .. } if at == place))
 }
 
 /// Keeps blocks for the peer to be asked; more than are kept are found again by the next scrub.

@@ -170,7 +170,7 @@ impl<'a> Batch<'a> {
         let mut live_blocks = 0;
         for (entry, place) in self.header.entries_with_places() {
             let Some(place) = place else { continue };
-            if is_live(self.shared, entry.volume, entry.address, place).await {
+            if is_live(self.shared, entry.volume, entry.address, entry.version, place).await {
                 live_blocks += 1;
                 if lost.contains(&place) {
                     report.unrecoverable.push((entry.volume, entry.address));

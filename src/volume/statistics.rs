@@ -53,7 +53,7 @@ impl VolumeStatistics {
         &self.kinds[kind as usize]
     }
 
-    pub(super) fn record(&mut self, kind: OperationKind, bytes: u64, latency: Duration, failed: bool) {
+    pub(crate) fn record(&mut self, kind: OperationKind, bytes: u64, latency: Duration, failed: bool) {
         let totals = &mut self.kinds[kind as usize];
         totals.operations += 1;
         if failed {

@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::access::{AllowedInitiator, ChapCredentials};
+use super::alert::AlertTarget;
 use super::history::KeptThrough;
 use super::node::Description;
 use super::volume::{Redundancy, SectorSize, Transition, Watermark};
 use super::{ClusterUuid, Settings};
 use crate::base::units::VolumeId;
-use crate::cluster::name::{ClusterName, InitiatorName, NodeName, VolumeName};
+use crate::cluster::name::{AlertName, ClusterName, InitiatorName, NodeName, VolumeName};
 
 /// One change of the control state. Times come from whoever proposes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,6 +187,18 @@ pub enum Command {
     ChangeSettings {
         /// All of them.
         settings: Settings,
+    },
+    /// Somebody is told when something is the matter, in place of who had that name before.
+    SetAlert {
+        /// Its name.
+        name: AlertName,
+        /// Who, and how.
+        target: AlertTarget,
+    },
+    /// Takes that back. Idempotent.
+    RemoveAlert {
+        /// Its name.
+        name: AlertName,
     },
 }
 

@@ -10,6 +10,7 @@
 //! the state says (the daemon).
 
 pub mod access;
+pub mod alert;
 mod command;
 mod hexadecimal;
 pub mod history;
@@ -25,9 +26,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use self::access::InitiatorChap;
+use self::alert::AlertTarget;
 use self::node::{Description, Node};
 use self::volume::{NewVolume, Proposal, Tombstone, VolumeRecord};
-use super::name::{ClusterName, InitiatorName, NodeName, VolumeName, target_name};
+use super::name::{AlertName, ClusterName, InitiatorName, NodeName, VolumeName, target_name};
 use crate::base::units::VolumeId;
 
 pub use self::command::{Command, Outcome};
@@ -48,6 +50,8 @@ pub struct ControlState {
     tombstones: BTreeMap<VolumeId, Tombstone>,
     chap: BTreeMap<InitiatorName, InitiatorChap>,
     settings: Settings,
+    #[serde(default)]
+    alerts: BTreeMap<AlertName, AlertTarget>,
 }
 
 impl ControlState {
@@ -65,6 +69,7 @@ impl ControlState {
             tombstones: BTreeMap::new(),
             chap: BTreeMap::new(),
             settings: Settings::default(),
+            alerts: BTreeMap::new(),
         }
     }
 
@@ -214,6 +219,8 @@ impl ControlState {
                 self.save_reservations(volume, epoch, registration_count, encoded)
             }
             Command::ChangeSettings { settings } => self.change_settings(settings),
+            Command::SetAlert { name, target } => self.set_alert(name, target),
+            Command::RemoveAlert { name } => Ok(self.remove_alert(&name)),
         }
     }
 
@@ -354,4 +361,4 @@ struct Header {
 }
 
 /// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;

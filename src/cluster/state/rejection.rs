@@ -163,6 +163,13 @@ pub enum Rejection {
         /// Greatest value allowed.
         most: u64,
     },
+    /// An alert that could never be sent.
+    #[error(
+        "an alert goes by mail, which takes a server, a sender and 1 to 32 recipients, or to a URL that begins with \
+         http:// or https://; none of these may have spaces or more than 1024 characters; a repetition is at most a \
+         year"
+    )]
+    BadAlert,
     /// A table is full.
     #[error("there are {limit} {what} already, the most that a cluster can have")]
     LimitReached {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::attention::Kind;
 use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
@@ -162,21 +163,16 @@ impl Control {
     pub(super) fn attention_to_members(&self) -> Vec<messages::Attention> {
         let Some(quorum) = self.machine.quorum() else { return Vec::new() };
         let QuorumStatus { view, peers } = &*quorum.status();
-        let item = |severity: Severity, message: String, action: String| messages::Attention {
-            severity: severity.into(),
-            message,
-            action,
-            node: String::new(),
-        };
+        let own = self.node.as_str();
         let mut items = Vec::new();
         if let Some(reason) = &view.failure {
             let message = format!("this node takes no part in the cluster's decisions: {reason}");
             let action = "see the log of gemeld; a restart looks again".to_owned();
-            items.push(item(Severity::Error, message, action));
+            items.push(Kind::NoVote.item(Severity::Error, own, message, action));
         } else if !view.has_majority() {
             let message = "this node is not in contact with a majority: what it shows may be old, and nothing can be changed";
             let action = "bring the others back, or the network to them (`gemel cluster show`)".to_owned();
-            items.push(item(Severity::Error, message.to_owned(), action));
+            items.push(Kind::NoMajority.item(Severity::Error, own, message.to_owned(), action));
         }
         for peer in peers {
             let (kind, name) = (peer.kind, &peer.name);
@@ -186,17 +182,14 @@ impl Control {
                     false => "it is needed for a majority",
                 };
                 let message = format!("{kind} {name} cannot be reached ({}); {consequence}", peer.reason);
-                items.push(item(
-                    Severity::Warning,
-                    message,
-                    format!("start {kind} {name}, or mend the network to it"),
-                ));
+                let action = format!("start {kind} {name}, or mend the network to it");
+                items.push(Kind::MemberUnreachable.item(Severity::Warning, name.as_str(), message, action));
             } else if peer.member.is_some_and(|member| !view.voters.contains_key(&member))
                 && view.voters.values().any(|seat| seat == name.as_str())
             {
                 let message = format!("{kind} {name} has lost its log and has no vote");
                 let action = format!("find out why; then accept it anew with: gemel node replace {name}");
-                items.push(item(Severity::Warning, message, action));
+                items.push(Kind::VoteLost.item(Severity::Warning, name.as_str(), message, action));
             }
         }
         items

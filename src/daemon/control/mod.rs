@@ -5,6 +5,8 @@
 //! changes nothing; management commands take effect one after the other.
 
 mod access;
+mod alerts;
+pub mod attention;
 mod decisions;
 mod disks;
 mod follow;
@@ -239,7 +241,8 @@ impl From<EngineError> for Refusal {
     }
 }
 
-fn now_ms() -> u64 {
+/// The time in milliseconds since 1970.
+pub fn now_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Control;
+use super::attention::Kind;
 use crate::base::units::BLOCK_SIZE;
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
@@ -17,7 +18,10 @@ use crate::rpc::time::show_duration;
 /// What is the matter with a volume. Volumes of which the same is true are named together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Condition {
-    severity: i32,
+    severity: Severity,
+    kind: Kind,
+    /// The node that is missing or behind.
+    about: String,
     /// With `{}` for the volumes.
     message: String,
     action: String,
@@ -36,12 +40,9 @@ impl Control {
         let item = |(condition, names): (Condition, Vec<String>)| {
             let volumes = list(&names);
             let first = names.first().map_or("", String::as_str);
-            Attention {
-                severity: condition.severity,
-                message: condition.message.replace("{}", &volumes),
-                action: condition.action.replace("{}", &volumes).replace("{first}", first),
-                node: String::new(),
-            }
+            let message = condition.message.replace("{}", &volumes);
+            let action = condition.action.replace("{}", &volumes).replace("{first}", first);
+            condition.kind.item(condition.severity, &condition.about, message, action)
         };
         conditions.into_iter().map(item).collect()
     }
@@ -56,13 +57,14 @@ impl Control {
         let volume_state = self.volume_state(record, served, report);
         let primary = &record.primary;
         let other = state.nodes().map(|(name, _)| name).find(|name| *name != primary);
-        let condition = |severity: Severity, message: String, action: String| {
-            Some(Condition { severity: severity.into(), message, action })
+        let condition = |severity: Severity, kind, message: String, action: String| {
+            let about = other.map_or_else(String::new, ToString::to_string);
+            Some(Condition { severity, kind, about, message, action })
         };
         match (volume_state, record.redundancy) {
             (VolumeState::Offline, _) => {
                 let (message, action) = self.why_offline(record, served, other);
-                condition(Severity::Error, format!("{{}}: not served; {message}"), action)
+                condition(Severity::Error, Kind::NotServed, format!("{{}}: not served; {message}"), action)
             }
             (_, Redundancy::Local) => None,
             _ if record.in_sync.len() == 2 => None,
@@ -86,7 +88,7 @@ impl Control {
                         ),
                     ),
                 };
-                condition(Severity::Warning, message, action)
+                condition(Severity::Warning, Kind::NotRedundant, message, action)
             }
         }
     }

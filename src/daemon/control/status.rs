@@ -1,5 +1,6 @@
 //! How things are: the control state and the data thread's report as messages.
 
+use super::attention::Kind;
 use super::redundancy::resync;
 use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
@@ -113,13 +114,12 @@ impl Control {
 
     fn attention_to_maintenance(&self, state: &ControlState) -> Vec<messages::Attention> {
         let nodes = state.nodes().filter(|(_, node)| node.is_in_maintenance);
-        let item = |name: &NodeName| messages::Attention {
-            severity: Severity::Info.into(),
-            message: format!(
+        let item = |name: &NodeName| {
+            let message = format!(
                 "node {name} is in maintenance: it serves no mirrored volume and may be switched off"
-            ),
-            action: format!("when the work is done: gemel node maintenance off {name}"),
-            node: String::new(),
+            );
+            let action = format!("when the work is done: gemel node maintenance off {name}");
+            Kind::Maintenance.item(Severity::Info, name.as_str(), message, action)
         };
         nodes.map(|(name, _)| item(name)).collect()
     }
@@ -246,22 +246,21 @@ fn pool_state(pool: &PoolReport) -> PoolState {
 
 /// What the administrator should look at, most urgent first.
 fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<messages::Attention> {
-    let item = |severity: Severity, message: String, action: &str| messages::Attention {
-        severity: severity.into(),
-        message,
-        action: action.to_owned(),
-        node: node.to_string(),
-    };
+    let item =
+        |kind: Kind, severity: Severity, about: &str, message: String, action: &str| messages::Attention {
+            node: node.to_string(),
+            ..kind.item(severity, about, message, action.to_owned())
+        };
     let mut items = Vec::new();
     if pool.offline {
         let message = format!("the pool of node {node} is offline: it serves no volume");
         let action = "find out why its disks are gone (`gemel disk list`, `gemel event list`), bring them back, \
                       then restart gemeld";
-        items.push(item(Severity::Error, message, action));
+        items.push(item(Kind::PoolOffline, Severity::Error, "", message, action));
     }
     items.extend(pool.disks.iter().filter_map(|disk| {
         let (severity, message, action) = attention_to_disk(node, disk, pool)?;
-        Some(item(severity, message, &action))
+        Some(item(Kind::DiskOutOfService, severity, &disk.id, message, &action))
     }));
     if pool.scrub.unrecoverable > 0 {
         let message = format!(
@@ -272,7 +271,7 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
             "gemel pool scrub status --node {node} names the first ones; those of a mirrored volume come from the other \
              node, others are to be written again or restored; then: gemel pool scrub start --node {node}"
         );
-        items.push(item(Severity::Warning, message, &action));
+        items.push(item(Kind::DataUnrecoverable, Severity::Warning, "", message, &action));
     }
     let percent = u64::from(state.settings().space_warning_percent);
     if u128::from(pool.used_bytes) * 100 >= u128::from(pool.capacity_bytes) * u128::from(percent)
@@ -280,7 +279,7 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
     {
         let message = format!("the pool of node {node} is more than {percent} % full");
         let action = "delete what is not needed, or have hosts unmap free space, before writes that need new space fail";
-        items.push(item(Severity::Warning, message, action));
+        items.push(item(Kind::PoolFilling, Severity::Warning, "", message, action));
     }
     items.sort_by_key(|item| std::cmp::Reverse(item.severity));
     items

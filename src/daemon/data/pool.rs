@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::{DiskChange, PoolReport};
-use crate::store::interface::{BlockStore, ChangeLog, SnapshotStore};
+use crate::store::interface::{ChangeLog, SnapshotStore};
 
 /// A store of blocks as the daemon runs it.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted

@@ -21,6 +21,8 @@ pub struct Service {
     /// Lines at the end of the configuration.
     pub extra: String,
     pub disks: Vec<PathBuf>,
+    /// What the daemon is started with in its environment.
+    pub environment: Vec<(String, String)>,
     process: Option<Child>,
 }
 
@@ -31,7 +33,15 @@ impl Service {
         let [iscsi, console] = free_ports();
         let disks: Vec<_> = (0..count).map(|n| folder.path().join(format!("disk-{n}"))).collect();
         disks.iter().for_each(|disk| create_disk(disk, 256 << 20));
-        let service = Self { folder, iscsi, console, extra: String::new(), disks, process: None };
+        let service = Self {
+            folder,
+            iscsi,
+            console,
+            extra: String::new(),
+            disks,
+            environment: Vec::new(),
+            process: None,
+        };
         service.configure();
         service
     }
@@ -92,6 +102,7 @@ impl Service {
         let child = Command::new(env!("CARGO_BIN_EXE_gemeld"))
             .arg("--config")
             .arg(self.configuration())
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -9,8 +9,8 @@ fn damaged_and_newer_states_are_refused() {
     let text = String::from_utf8(machine.state.encode()).unwrap();
     let decode = |text: &str| ControlState::decode(text.as_bytes());
     assert_eq!(decode(&text).unwrap(), machine.state);
-    let newer = text.replace("\"format\":3", "\"format\":4");
-    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 4 })));
+    let newer = text.replace("\"format\":4", "\"format\":5");
+    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 5 })));
     assert!(matches!(decode(&text[..text.len() - 1]), Err(DecodeError::Malformed { .. })));
     for (good, bad) in
         [("\"name\":\"x\"", "\"name\":\"X\""), ("\"sector\":512", "\"sector\":520"), ("07070707", "0707070")]
@@ -63,5 +63,12 @@ fn format_2_is_still_read() {
 fn format_3_is_still_read() {
     let state = made_by(include_str!("../fixtures/commands-3.json"));
     let fixture = include_bytes!("../fixtures/state-3.json");
+    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+}
+
+#[test]
+fn format_4_is_still_read() {
+    let state = made_by(include_str!("../fixtures/commands-4.json"));
+    let fixture = include_bytes!("../fixtures/state-4.json");
     assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
 }

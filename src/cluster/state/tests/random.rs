@@ -5,8 +5,14 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::cluster::state::alert::{AlertTarget, Channel, Level};
 
 /// A command from small pools, so that commands meet each other's effects.
+fn alert(url: &str) -> AlertTarget {
+    let channel = Channel::Webhook { url: url.to_owned(), token: None };
+    AlertTarget { channel, least: Level::Warning, repeat_hours: 1, summary_minute: None }
+}
+
 fn any_command(random: &mut ChaCha8Rng) -> Command {
     let volume = |random: &mut ChaCha8Rng| ["x", "y", "z"].choose(random).unwrap().parse().unwrap();
     let node =
@@ -17,7 +23,12 @@ fn any_command(random: &mut ChaCha8Rng) -> Command {
     let size =
         |random: &mut ChaCha8Rng| random.random_range(200..300) * 4096 + u64::from(random.random_bool(0.1));
     let secret = |random: &mut ChaCha8Rng| format!("secret number {}", random.random_range(0..4));
-    match random.random_range(0..14) {
+    match random.random_range(0..16) {
+        14 => Command::SetAlert {
+            name: ["mail", "pager"].choose(random).unwrap().parse().unwrap(),
+            target: alert(["http://pager", "pager"].choose(random).unwrap()),
+        },
+        15 => Command::RemoveAlert { name: ["mail", "pager"].choose(random).unwrap().parse().unwrap() },
         0 => Command::CreateCluster {
             name: "demo".parse().unwrap(),
             uuid: ClusterUuid([random.random_range(0..2); 16]),
