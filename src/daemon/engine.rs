@@ -202,6 +202,14 @@ pub struct EngineReport {
     pub pool: PoolReport,
 }
 
+impl EngineReport {
+    /// How one volume is; none of those that this node knows nothing of.
+    #[must_use]
+    pub fn volume(&self, id: VolumeId) -> Option<&VolumeReport> {
+        self.volumes.iter().find(|volume| volume.id == id)
+    }
+}
+
 /// How a volume is.
 #[derive(Clone, Debug)]
 pub struct VolumeReport {

@@ -545,7 +545,7 @@ fn status(refusal: Refusal) -> Status {
         Refusal::NotFound(message) => Status::not_found(message),
         Refusal::Exists(message) => Status::already_exists(message),
         Refusal::Impossible(message) => Status::failed_precondition(message),
-        Refusal::Elsewhere(message) => Status::aborted(message),
+        Refusal::Stale(message) | Refusal::Elsewhere(message) => Status::aborted(message),
         Refusal::Broken(message) => Status::internal(message),
     }
 }

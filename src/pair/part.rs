@@ -281,13 +281,13 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
     pub(super) fn watermark(&self) -> Option<Watermark> {
         let (record, serving) = (self.record.borrow(), self.serving.borrow());
         let acknowledged = serving.as_ref().filter(|serving| serving.is_attached)?.mirror.acknowledged();
-        let watermark = Watermark { epoch: acknowledged.epoch, sequence: acknowledged.sequence };
+        let watermark = Watermark::from(acknowledged);
         (watermark.epoch <= record.epoch && watermark > record.watermark).then_some(watermark)
     }
 
     /// What this node lacks of what was acknowledged, for people: its disks have lost what they had confirmed.
     pub(super) fn lost_tail(&self, record: &VolumeRecord, held: Held) -> Option<String> {
-        let mark = Version { epoch: record.watermark.epoch, sequence: record.watermark.sequence };
+        let mark = Version::from(record.watermark);
         if held.latest >= mark {
             return None;
         }

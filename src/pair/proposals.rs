@@ -13,7 +13,7 @@ use crate::base::units::Version;
 use crate::cluster::lease::StoreHealth;
 use crate::cluster::role::Circumstances;
 use crate::cluster::state::Command;
-use crate::cluster::state::history::{CommonPoint, KeptThrough};
+use crate::cluster::state::history::CommonPoint;
 use crate::cluster::state::volume::{Transition, VolumeRecord};
 use crate::mirror::{Coverage, Requirement};
 use crate::store::interface::{ChangeLog, SnapshotStore};
@@ -40,17 +40,15 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             // A newer epoch has begun, with the peer as primary; its record is on its way here.
             return;
         }
-        if node.services.records.coverage(self.id) != Coverage::Whole {
-            // In sync by the record, with a pool that is another one by now: only the peer has the volume.
-            return;
-        }
         let misses_peer = self.misses_peer(node, now);
         let transition = match record.primary == *own {
             is_primary if record.is_certified() => (is_primary || misses_peer).then_some(Transition::Start),
             true => Some(Transition::Restart),
             false => misses_peer.then_some(Transition::TakeOver),
         };
-        if let Some(transition) = transition {
+        // Who is in sync by the record, with a pool that is another one by now, leaves it to the peer.
+        let is_whole = || node.services.records.coverage(self.id) == Coverage::Whole;
+        if let Some(transition) = transition.filter(|_| is_whole()) {
             self.propose_to_serve(node, &record, transition).await;
         }
     }
@@ -88,15 +86,18 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         let is_on_both = is_both && matches!(replica, Replica::Whole | Replica::Level);
         let on_both_since = self.on_both_since.get().unwrap_or(now);
         self.on_both_since.set(is_on_both.then_some(on_both_since));
-        if !is_on_both {
+        if !is_both || matches!(replica, Replica::Lost | Replica::Behind) {
             // Whoever asked for it asks again: hosts are not to be surprised by it much later.
             self.hand_over_reason.take();
-        } else if let Some(reason) = self.better_elsewhere(node, record, now.since(on_both_since)) {
-            self.hand_over(&reason);
         }
-        let reason = self.hand_over_reason.borrow_mut().take();
-        if let Some(reason) = reason {
-            return self.drain_and_move(node, &reason).await;
+        if is_on_both {
+            if let Some(reason) = self.better_elsewhere(node, record, now.since(on_both_since)) {
+                self.hand_over(&reason);
+            }
+            let reason = self.hand_over_reason.borrow_mut().take();
+            if let Some(reason) = reason {
+                return self.drain_and_move(node, &reason).await;
+            }
         }
         let is_silent = matches!(replica, Replica::Silent(since) if since >= patience.replica);
         if is_both && (is_silent || matches!(replica, Replica::Lost | Replica::Behind)) {
@@ -255,7 +256,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             volume: self.id,
             expected_epoch: proposed.expected_epoch,
             primary: proposed.primary,
-            kept_through: KeptThrough { epoch: kept.epoch, sequence: kept.sequence },
+            kept_through: kept.into(),
             forced_unix_ms: 0,
         });
         Ok(())
@@ -413,11 +414,10 @@ enum Replica {
 
 /// Through which version a replica that has everything through `newest` has the same as the volume's history.
 fn common_point(record: &VolumeRecord, newest: Version) -> Version {
-    let newest_point = KeptThrough { epoch: newest.epoch, sequence: newest.sequence };
-    match record.common_point(newest_point) {
+    match record.common_point(newest.into()) {
         _ if mutant::is(Mutant::CommonPointIgnored) => newest,
         CommonPoint::Everything => newest,
-        CommonPoint::Through(kept) => Version { epoch: kept.epoch, sequence: kept.sequence },
+        CommonPoint::Through(kept) => kept.into(),
         CommonPoint::Unknown => Version::default(),
     }
 }

@@ -23,7 +23,7 @@ use super::log_file::{LogFile, LogFileError};
 use super::settings::{PeerAddress, PeerSettings};
 use super::tls::{Keys, KeysError};
 use crate::cluster::lease::{LeaseTerms, StoreHealth};
-use crate::cluster::name::{ClusterName, NodeName};
+use crate::cluster::name::NodeName;
 use crate::cluster::quorum::{Effect, ProposalError, Quorum, SeatKind, Setup, View};
 use crate::cluster::raft::log::{Identity, LogError, Recovered, recover};
 use crate::cluster::raft::member::{Member, Timing};
@@ -238,33 +238,12 @@ impl QuorumHandle {
     }
 }
 
-/// Founds a cluster: makes the log of its first member, which is no other than the one whose directory it is.
-/// The only way in which a member ever decides without having been accepted by others.
+/// Founds a cluster that begins with this state: makes the log of its first member, which is no other than the one
+/// whose directory it is. The only way in which a member ever decides without having been accepted by others.
 ///
 /// # Errors
 /// [`QuorumError::Founded`] when there is a log, and others.
 pub fn found(
-    directory: &Path,
-    member: &NodeName,
-    cluster: ClusterName,
-    uuid: ClusterUuid,
-    created_unix_ms: u64,
-) -> Result<(), QuorumError> {
-    let create = Command::CreateCluster { name: cluster, uuid, created_unix_ms };
-    let state = ControlState::founded([create]);
-    found_with(
-        directory,
-        member,
-        uuid,
-        &state.map_err(|rejection| QuorumError::System(rejection.to_string()))?,
-    )
-}
-
-/// Founds a cluster that begins with this state, in the same way.
-///
-/// # Errors
-/// [`QuorumError::Founded`] when there is a log, and others.
-pub fn found_with(
     directory: &Path,
     member: &NodeName,
     uuid: ClusterUuid,

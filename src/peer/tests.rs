@@ -11,7 +11,7 @@ use crate::cluster::lease::StoreHealth;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::volume::{Redundancy, SectorSize};
-use crate::cluster::state::{ClusterUuid, Command, Outcome};
+use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome};
 
 const NAMES: [&str; 3] = ["a", "b", "w"];
 const UUID: ClusterUuid = ClusterUuid([5; 16]);
@@ -58,8 +58,10 @@ impl Trio {
             authority,
         };
         (0..3).for_each(|seat| trio.authority.issue(&name(seat), &trio.directory(seat, "tls")).unwrap());
-        found(&trio.directory(0, "state"), &name(0), "demo".parse().unwrap(), UUID, 1).unwrap();
-        assert!(found(&trio.directory(0, "state"), &name(0), "demo".parse().unwrap(), UUID, 1).is_err());
+        let create = Command::CreateCluster { name: "demo".parse().unwrap(), uuid: UUID, created_unix_ms: 1 };
+        let state = ControlState::founded([create]).unwrap();
+        found(&trio.directory(0, "state"), &name(0), UUID, &state).unwrap();
+        assert!(found(&trio.directory(0, "state"), &name(0), UUID, &state).is_err());
         trio
     }
 

@@ -102,7 +102,7 @@ pub fn found(places: &Places, local_arguments: &LocalArguments, found: Found<'_>
     let identity = authority.administrator_pem(&administrator).map_err(|error| local(&error))?;
     write_secret(&places.identity, &identity).map_err(|error| local(&error))?;
     let log = places.state_dir.join(NODE_DIRECTORY);
-    quorum::found_with(&log, &own.name, uuid, &state).map_err(|error| local(&error))?;
+    quorum::found(&log, &own.name, uuid, &state).map_err(|error| local(&error))?;
     made.tokens = tokens(cluster, places, uuid, &own, &peers)?;
     let nodes = std::iter::once(&own).chain(peers.iter().filter(|peer| !peer.witness));
     made.endpoints = nodes.filter_map(|node| node.addresses.first().cloned()).collect();

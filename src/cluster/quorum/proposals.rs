@@ -145,6 +145,8 @@ fn is_repeatable(command: &Command) -> bool {
     match command {
         // Compare-and-swap on the epoch.
         Command::BeginEpoch { .. } | Command::ForcePrimary { .. } => true,
+        // On how often they have been saved.
+        Command::SaveReservations { expected_revision, .. } => expected_revision.is_some(),
         // They only grow, or are about a number that is never given again, or say what is so already.
         Command::RecordWatermarks { .. }
         | Command::VolumePurged { .. }

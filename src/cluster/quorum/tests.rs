@@ -400,7 +400,13 @@ fn leader_dies_under_a_proposal(seed: u64) -> Option<bool> {
     let leader = world.leader().unwrap();
     let proposer = if leader == 1 { 0 } else { 1 };
     let (volume, encoded) = (VolumeId(1), vec![seed as u8]);
-    let save = Command::SaveReservations { volume, epoch: 1, registration_count: 0, encoded };
+    let save = Command::SaveReservations {
+        volume,
+        epoch: 1,
+        expected_revision: None,
+        registration_count: 0,
+        encoded,
+    };
     let once = world.propose(proposer, &save);
     let safe = world.propose(1, &begin(Transition::Shrink, 1, "b", &["b"]));
     for _ in 0..world.random.random_range(0..3) {
@@ -475,8 +481,13 @@ fn a_long_log_is_cut_off_and_a_laggard_catches_up() {
     world.crash(2);
     for round in 0..12u8 {
         let encoded = vec![round; 400 << 10];
-        let save =
-            Command::SaveReservations { volume: VolumeId(1), epoch: 1, registration_count: 0, encoded };
+        let save = Command::SaveReservations {
+            volume: VolumeId(1),
+            epoch: 1,
+            expected_revision: None,
+            registration_count: 0,
+            encoded,
+        };
         world.decide(0, &save).unwrap();
     }
     world.wait("a snapshot", |world| {
@@ -554,7 +565,16 @@ impl World {
             let (volume, epoch) = (record.id, record.epoch);
             self.next_life += 1;
             let encoded = self.next_life.to_le_bytes().to_vec();
-            self.propose(seat, &Command::SaveReservations { volume, epoch, registration_count: 0, encoded });
+            self.propose(
+                seat,
+                &Command::SaveReservations {
+                    volume,
+                    epoch,
+                    expected_revision: None,
+                    registration_count: 0,
+                    encoded,
+                },
+            );
             return;
         }
         if seat == 2 || !record.in_sync.contains(&name(seat)) {

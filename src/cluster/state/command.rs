@@ -177,6 +177,10 @@ pub enum Command {
         volume: VolumeId,
         /// Epoch of the primary that proposes it.
         epoch: u32,
+        /// How often they had been saved when that was last looked at: what was saved since then is not replaced by what
+        /// was decided before. Entries of older programs do not say.
+        #[serde(default)]
+        expected_revision: Option<u64>,
         /// Registrations in it: while there are any, deleting the volume needs force.
         registration_count: u32,
         /// Encoded by the logical unit, with its own version.

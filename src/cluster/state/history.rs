@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::volume::VolumeRecord;
+use crate::base::units::Version;
 
 /// The version through which a primary had everything: all whose epoch is at most this one's, and whose
 /// sequence number is at most this one's.
@@ -28,6 +29,18 @@ pub struct KeptThrough {
     pub epoch: u32,
     /// Sequence number.
     pub sequence: u64,
+}
+
+impl From<Version> for KeptThrough {
+    fn from(Version { epoch, sequence }: Version) -> Self {
+        Self { epoch, sequence }
+    }
+}
+
+impl From<KeptThrough> for Version {
+    fn from(KeptThrough { epoch, sequence }: KeptThrough) -> Self {
+        Self { epoch, sequence }
+    }
 }
 
 /// What a returning replica is to do with what it has.

@@ -215,8 +215,8 @@ impl ControlState {
             Command::DenyInitiator { volume, initiator } => self.deny_initiator(&volume, &initiator),
             Command::SetChap { initiator, incoming, mutual } => self.set_chap(initiator, incoming, mutual),
             Command::ClearChap { initiator } => Ok(self.clear_chap(&initiator)),
-            Command::SaveReservations { volume, epoch, registration_count, encoded } => {
-                self.save_reservations(volume, epoch, registration_count, encoded)
+            Command::SaveReservations { volume, epoch, expected_revision, registration_count, encoded } => {
+                self.save_reservations(volume, (epoch, expected_revision), registration_count, encoded)
             }
             Command::ChangeSettings { settings } => self.change_settings(settings),
             Command::SetAlert { name, target } => self.set_alert(name, target),

@@ -94,6 +94,18 @@ pub enum Rejection {
         /// Epoch that it has.
         current: u32,
     },
+    /// The reservations have been saved since the proposal was made.
+    #[error(
+        "the reservations of volume {volume} have been saved {current} times, not {expected}: look again"
+    )]
+    StaleReservations {
+        /// The volume.
+        volume: VolumeName,
+        /// How often, as the proposal has it.
+        expected: u64,
+        /// How often in fact.
+        current: u64,
+    },
     /// A node that does not hold all acknowledged data can't become primary.
     #[error("node {node} is not in sync with volume {volume}, so it cannot serve it")]
     NotInSync {

@@ -13,7 +13,7 @@ use super::access::AllowedInitiator;
 use super::history::KeptThrough;
 use super::node::Node;
 use super::{ControlState, Outcome, Rejection};
-use crate::base::units::{BLOCK_SIZE, VolumeId};
+use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
 use crate::cluster::name::{NodeName, VolumeName};
 
 /// Smallest volume: 1 MiB.
@@ -75,6 +75,18 @@ pub struct Watermark {
     pub epoch: u32,
     /// Sequence number.
     pub sequence: u64,
+}
+
+impl From<Version> for Watermark {
+    fn from(Version { epoch, sequence }: Version) -> Self {
+        Self { epoch, sequence }
+    }
+}
+
+impl From<Watermark> for Version {
+    fn from(Watermark { epoch, sequence }: Watermark) -> Self {
+        Self { epoch, sequence }
+    }
 }
 
 /// Logical and physical block, as hosts are told.
@@ -410,7 +422,7 @@ impl ControlState {
         record.check_epoch(expected_epoch)?;
         // A member needs no force, unless it has lost what was acknowledged, and a local volume has nothing anywhere
         // else.
-        let kept = Watermark { epoch: kept_through.epoch, sequence: kept_through.sequence };
+        let kept = Watermark::from(Version::from(kept_through));
         let is_member = record.in_sync.contains(&primary) && kept >= record.watermark;
         if is_member || record.redundancy == Redundancy::Local || kept_through.epoch > record.epoch {
             return Err(Rejection::BadTransition { volume });
@@ -446,17 +458,21 @@ impl ControlState {
     pub(super) fn save_reservations(
         &mut self,
         id: VolumeId,
-        epoch: u32,
+        (epoch, expected_revision): (u32, Option<u64>),
         registration_count: u32,
         encoded: Vec<u8>,
     ) -> Result<Outcome, Rejection> {
         let record = self.volumes.get_mut(&id).ok_or(Rejection::NoSuchVolumeId(id))?;
         record.check_epoch(epoch)?;
+        let current = record.reservations.revision;
+        if let Some(expected) = expected_revision.filter(|expected| *expected != current) {
+            return Err(Rejection::StaleReservations { volume: record.name.clone(), expected, current });
+        }
         if encoded.len() > MOST_RESERVATION_BYTES {
             let (size_bytes, limit_bytes) = (encoded.len(), MOST_RESERVATION_BYTES);
             return Err(Rejection::ReservationsTooLarge { size_bytes, limit_bytes });
         }
-        let revision = record.reservations.revision + 1;
+        let revision = current + 1;
         record.reservations = SavedReservations { revision, registration_count, encoded };
         Ok(Outcome::ReservationsSaved { revision })
     }

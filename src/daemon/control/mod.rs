@@ -67,6 +67,9 @@ pub enum Refusal {
     /// Not as things are.
     #[error("{0}")]
     Impossible(String),
+    /// Something has changed since it was looked at.
+    #[error("{0}")]
+    Stale(String),
     /// Another node has to do it.
     #[error("{0}")]
     Elsewhere(String),
@@ -165,14 +168,42 @@ impl Control {
                 let _ = reply.send(self.begin_epochs(volumes).await.map_err(|refusal| refusal.to_string()));
             }
             ControlRequest::SaveReservations { volume, epoch, registration_count, encoded, reply } => {
-                let command = Command::SaveReservations { volume, epoch, registration_count, encoded };
-                let saved = self.machine.apply(vec![command]).await;
-                let _ = reply.send(saved.map(drop).map_err(|refusal| refusal.to_string()));
+                let saved = self.save_reservations(volume, epoch, registration_count, encoded).await;
+                let _ = reply.send(saved.map_err(|refusal| refusal.to_string()));
             }
             ControlRequest::VolumePurged(volume, reply) => {
                 let command = Command::VolumePurged { volume, node: self.node.clone() };
                 let purged = self.machine.apply(vec![command]).await;
                 let _ = reply.send(purged.map(drop).map_err(|refusal| refusal.to_string()));
+            }
+        }
+    }
+
+    /// An earlier save whose outcome was not learned does not come after this one. When it has come before, unseen so
+    /// far, this one replaces it.
+    async fn save_reservations(
+        &self,
+        volume: VolumeId,
+        epoch: u32,
+        registration_count: u32,
+        encoded: Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let mut tries = 0;
+        loop {
+            let revision = |state: &ControlState| {
+                state.volume_by_id(volume).map_or(0, |record| record.reservations.revision)
+            };
+            let save = Command::SaveReservations {
+                volume,
+                epoch,
+                expected_revision: Some(self.machine.read(revision)),
+                registration_count,
+                encoded: encoded.clone(),
+            };
+            tries += 1;
+            match self.machine.apply(vec![save]).await {
+                Err(Refusal::Stale(_)) if tries < MOST_SAVES => {}
+                saved => return saved.map(drop),
             }
         }
     }
@@ -212,6 +243,7 @@ impl From<Rejection> for Refusal {
         match rejection {
             Rejection::VolumeExists(_) => Self::Exists(text),
             Rejection::NoSuchVolume(_) | Rejection::NoSuchVolumeId(_) => Self::NotFound(text),
+            Rejection::StaleReservations { .. } => Self::Stale(text),
             Rejection::BadSize { .. }
             | Rejection::SecretLength { .. }
             | Rejection::SecretReused { .. }
@@ -241,8 +273,15 @@ impl From<EngineError> for Refusal {
     }
 }
 
+<<<<<<< HEAD
 /// The time in milliseconds since 1970.
 pub fn now_ms() -> u64 {
+=======
+/// How often reservations are saved in vain: each time an earlier save has come to light.
+const MOST_SAVES: u32 = 4;
+
+fn now_ms() -> u64 {
+>>>>>>> scsi
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }

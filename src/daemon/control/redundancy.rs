@@ -32,8 +32,7 @@ impl Control {
     pub(super) fn attention_to_volumes(&self, state: &ControlState, report: &EngineReport) -> Vec<Attention> {
         let mut conditions: BTreeMap<Condition, Vec<String>> = BTreeMap::new();
         for record in state.volumes() {
-            let served = report.volumes.iter().find(|volume| volume.id == record.id);
-            if let Some(condition) = self.condition(state, record, served, report) {
+            if let Some(condition) = self.condition(state, record, report) {
                 conditions.entry(condition).or_default().push(record.name.to_string());
             }
         }
@@ -51,10 +50,9 @@ impl Control {
         &self,
         state: &ControlState,
         record: &VolumeRecord,
-        served: Option<&VolumeReport>,
         report: &EngineReport,
     ) -> Option<Condition> {
-        let volume_state = self.volume_state(record, served, report);
+        let (served, volume_state) = (report.volume(record.id), self.volume_state(record, report));
         let primary = &record.primary;
         let other = state.nodes().map(|(name, _)| name).find(|name| *name != primary);
         let condition = |severity: Severity, kind, message: String, action: String| {
@@ -145,11 +143,7 @@ impl Control {
             state.nodes().map(|(name, _)| name).filter(|name| **name != self.node).collect();
         let [other] = others.as_slice() else { return String::new() };
         let mirrored = || state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored);
-        let is_offline = |record: &VolumeRecord| {
-            let served = report.volumes.iter().find(|volume| volume.id == record.id);
-            self.volume_state(record, served, report) == VolumeState::Offline
-        };
-        if mirrored().any(is_offline) {
+        if mirrored().any(|record| self.is_offline(record, report)) {
             return "Service is lost in part: see above what to do.".to_owned();
         }
         let is_on_both = mirrored().all(|record| record.in_sync.len() == 2);

@@ -6,8 +6,12 @@ use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
+<<<<<<< HEAD
 use crate::daemon::data::disk_book::Priority;
 use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport, VolumeReport};
+=======
+use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport};
+>>>>>>> scsi
 use crate::pair::PartState;
 use crate::rpc::management as messages;
 use crate::rpc::management::{Health, NodeState, PoolState, Severity, VolumeState};
@@ -54,13 +58,13 @@ impl Control {
         record: &VolumeRecord,
         report: &EngineReport,
     ) -> messages::Volume {
-        let served = report.volumes.iter().find(|volume| volume.id == record.id);
+        let served = report.volume(record.id);
         let part = served.and_then(|served| served.part.as_ref());
         messages::Volume {
             name: record.name.to_string(),
             size_bytes: record.size_bytes,
             used_bytes: served.map_or(0, |served| served.used_bytes),
-            state: self.volume_state(record, served, report).into(),
+            state: self.volume_state(record, report).into(),
             primary: record.primary.to_string(),
             epoch: record.epoch,
             id: record.id.0,
@@ -77,12 +81,8 @@ impl Control {
     }
 
     /// How a volume is, as far as this node knows.
-    pub(super) fn volume_state(
-        &self,
-        record: &VolumeRecord,
-        served: Option<&VolumeReport>,
-        report: &EngineReport,
-    ) -> VolumeState {
+    pub(super) fn volume_state(&self, record: &VolumeRecord, report: &EngineReport) -> VolumeState {
+        let served = report.volume(record.id);
         let part = served.and_then(|served| served.part.as_ref());
         let is_served = part.is_none_or(|part| part.state == PartState::Serving);
         let is_online = match record.primary == self.node {
@@ -94,19 +94,20 @@ impl Control {
         volume_state(record, is_online, is_resyncing)
     }
 
+    /// Whether a volume is out of service.
+    pub(super) fn is_offline(&self, record: &VolumeRecord, report: &EngineReport) -> bool {
+        self.volume_state(record, report) == VolumeState::Offline
+    }
+
     fn health(
         &self,
         state: &ControlState,
         report: &EngineReport,
         attention: &[messages::Attention],
     ) -> Health {
-        let is_offline = |record: &VolumeRecord| {
-            let served = report.volumes.iter().find(|volume| volume.id == record.id);
-            self.volume_state(record, served, report) == VolumeState::Offline
-        };
         match health(&report.pool) {
             Health::Down => Health::Down,
-            _ if state.volumes().any(is_offline) => Health::Down,
+            _ if state.volumes().any(|record| self.is_offline(record, report)) => Health::Down,
             Health::Ok if attention.iter().any(|item| item.severity() != Severity::Info) => Health::Degraded,
             health => health,
         }

@@ -172,8 +172,7 @@ impl Control {
         let mut turn = self.turn().await;
         let (id, size_bytes) = self.find(&name)?;
         let report = self.report().await?;
-        let sessions =
-            report.volumes.iter().find(|volume| volume.id == id).map_or(0, |volume| volume.sessions);
+        let sessions = report.volume(id).map_or(0, |volume| volume.sessions);
         if sessions > 0 && !request.force {
             return Err(Refusal::Impossible(format!(
                 "volume {name} is in use by {sessions} sessions: log the initiators out, or delete it with --force"

@@ -255,10 +255,11 @@ impl<P: Pool> Mirrored<P> {
     /// Tells everybody how the store is. When it is gone the lease is given back, so that nobody has to wait for its
     /// end.
     async fn tell_health(&self) {
-        let is_ending = self.is_leaving.get() || self.pool.health() == StoreHealth::Gone;
+        let of_pool = self.pool.health();
+        let is_ending = self.is_leaving.get() || of_pool == StoreHealth::Gone;
         // Whose data was lost is nobody to wait for either: once the peer goes on alone, it is brought up to date.
         let has_lost = !self.lost.borrow().is_empty();
-        let health = if is_ending || has_lost { StoreHealth::Gone } else { self.pool.health() };
+        let health = if is_ending || has_lost { StoreHealth::Gone } else { of_pool };
         let before = self.health.replace(health);
         if health != before {
             tracing::warn!(?before, now = ?health, "the store");

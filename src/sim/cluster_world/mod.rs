@@ -19,6 +19,7 @@ mod mutants;
 
 mod network;
 mod oracle;
+mod planned;
 mod reservations;
 mod room;
 mod runs;

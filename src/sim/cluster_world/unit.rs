@@ -14,8 +14,9 @@ use super::room::{Data, Life};
 use super::{Cluster, NAMES, SIZE_BYTES, name};
 use crate::base::runtime::LocalBoxFuture;
 use crate::base::units::VolumeId;
+use crate::cluster::quorum::ProposalError;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
-use crate::cluster::state::{Command, ControlState};
+use crate::cluster::state::{Command, ControlState, Rejection};
 use crate::pair::{Hosts, ServedStore};
 use crate::scsi::asymmetric_access::{AccessAuthority, AccessState, ActivationFailed, GroupAccess};
 use crate::scsi::copy::NoOthers;
@@ -209,15 +210,23 @@ impl ReservationStore for Saver {
         Box::pin(async move {
             let failed = |why: String| SaveFailed(why.into());
             let life = self.life.upgrade().ok_or_else(|| failed("the node is no more".to_owned()))?;
-            let command = Command::SaveReservations {
-                volume: self.volume,
-                epoch: self.epoch.get(),
-                registration_count: state.registrations.len() as u32,
-                encoded: serde_json::to_vec(&state).unwrap(),
-            };
-            match life.propose(command).await {
-                Some(Ok(_)) => Ok(()),
-                other => Err(failed(format!("{other:?}"))),
+            loop {
+                let known = life.member.state();
+                let revision = known.volume_by_id(self.volume).map(|record| record.reservations.revision);
+                let command = Command::SaveReservations {
+                    volume: self.volume,
+                    epoch: self.epoch.get(),
+                    expected_revision: revision,
+                    registration_count: state.registrations.len() as u32,
+                    encoded: serde_json::to_vec(&state).unwrap(),
+                };
+                match life.clone().propose(command).await {
+                    Some(Ok(_)) => return Ok(()),
+                    Some(Err(ProposalError::Rejected(Rejection::StaleReservations { .. }))) => {
+                        life.cluster.meet("saves of reservations that met another one");
+                    }
+                    other => return Err(failed(format!("{other:?}"))),
+                }
             }
         })
     }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use gemel::cluster::state::ClusterUuid;
+use gemel::cluster::state::{ClusterUuid, Command as Change, ControlState};
 use gemel::disk::file::{Allocation, create};
 use gemel::peer::authority::Authority;
 use gemel::peer::quorum;
@@ -181,8 +181,11 @@ impl Cluster {
             self.format(node);
         }
         let log = self.folder.join("a/state").join(quorum::NODE_DIRECTORY);
-        let (name, cluster) = ("a".parse().expect("a name"), "test".parse().expect("a name"));
-        quorum::found(&log, &name, cluster, self.uuid, 1).expect("the first log can be made");
+        let (name, uuid) = ("a".parse().expect("a name"), self.uuid);
+        let create =
+            Change::CreateCluster { name: "test".parse().expect("a name"), uuid, created_unix_ms: 1 };
+        let state = ControlState::founded([create]).expect("a cluster begins like this");
+        quorum::found(&log, &name, uuid, &state).expect("the first log can be made");
     }
 
     fn create_disk(&self, node: &str, number: usize) {

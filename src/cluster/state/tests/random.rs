@@ -87,6 +87,7 @@ fn any_command(random: &mut ChaCha8Rng) -> Command {
         _ => Command::SaveReservations {
             volume: VolumeId(random.random_range(0..20)),
             epoch: random.random_range(0..3),
+            expected_revision: if random.random() { None } else { Some(random.random_range(0..3)) },
             registration_count: random.random_range(0..2),
             encoded: vec![1; random.random_range(0..5)],
         },

@@ -61,6 +61,7 @@ fn a_reserved_volume_is_deleted_by_force_only() {
     let save = |epoch, registration_count, length| Command::SaveReservations {
         volume: VolumeId(1),
         epoch,
+        expected_revision: None,
         registration_count,
         encoded: vec![9; length],
     };
@@ -78,6 +79,31 @@ fn a_reserved_volume_is_deleted_by_force_only() {
     machine.must(save(1, 0, 0));
     assert_eq!(machine.record("x").reservations.revision, 2);
     machine.must(delete("x", false));
+}
+
+#[test]
+fn a_save_of_reservations_that_comes_late_changes_nothing() {
+    let mut machine = Machine::with_nodes(&["a"]);
+    machine.must(create("x", 1 << 30, Redundancy::Local, "a"));
+    let save = |expected_revision, byte| Command::SaveReservations {
+        volume: VolumeId(1),
+        epoch: 0,
+        expected_revision,
+        registration_count: 1,
+        encoded: vec![byte],
+    };
+    // What came of the first is not learned, so the second is made from the same state. It commits before.
+    let (first, second) = (save(Some(0), 1), save(Some(0), 2));
+    assert_eq!(machine.apply(second), Ok(Outcome::ReservationsSaved { revision: 1 }));
+    let late = machine.apply(first);
+    assert!(matches!(late, Err(Rejection::StaleReservations { expected: 0, current: 1, .. })));
+    assert_eq!(machine.record("x").reservations.encoded, [2]);
+    machine.must(save(Some(1), 3));
+    // Entries of older programs do not say what they expect.
+    machine.must(save(None, 4));
+    let old = r#"{"save_reservations":{"volume":1,"epoch":0,"registration_count":1,"encoded":"05"}}"#;
+    machine.must(serde_json::from_str(old).unwrap());
+    assert_eq!(machine.record("x").reservations.revision, 4);
 }
 
 #[test]

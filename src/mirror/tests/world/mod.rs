@@ -22,7 +22,7 @@ use crate::base::buffer::{AlignedBuf, BufferPool};
 use crate::base::runtime::{LocalBoxFuture, Runtime};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use crate::cluster::name::NodeName;
-use crate::cluster::state::history::{CommonPoint, KeptThrough};
+use crate::cluster::state::history::CommonPoint;
 use crate::cluster::state::volume::{Redundancy, SectorSize, Transition, VolumeRecord};
 use crate::cluster::state::{ClusterUuid, Command, ControlState};
 use crate::disk::Disk;

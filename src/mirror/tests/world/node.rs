@@ -277,13 +277,10 @@ impl Primary {
         cluster.note(|totals| totals.resyncs += 1);
         self.life.world.spawn(Box::pin(async move {
             let before = primary.resync.progress().copied_in_all_blocks;
-            let common_point = |version: Version| {
-                let kept = KeptThrough { epoch: version.epoch, sequence: version.sequence };
-                match record.common_point(kept) {
-                    CommonPoint::Everything => version,
-                    CommonPoint::Through(kept) => Version { epoch: kept.epoch, sequence: kept.sequence },
-                    CommonPoint::Unknown => Version::default(),
-                }
+            let common_point = |version: Version| match record.common_point(version.into()) {
+                CommonPoint::Everything => version,
+                CommonPoint::Through(kept) => kept.into(),
+                CommonPoint::Unknown => Version::default(),
             };
             let outcome = primary.resync.run(&joiner, common_point).await;
             let copied = primary.resync.progress().copied_in_all_blocks - before;
