@@ -273,15 +273,11 @@ impl From<EngineError> for Refusal {
     }
 }
 
-<<<<<<< HEAD
-/// The time in milliseconds since 1970.
-pub fn now_ms() -> u64 {
-=======
 /// How often reservations are saved in vain: each time an earlier save has come to light.
 const MOST_SAVES: u32 = 4;
 
-fn now_ms() -> u64 {
->>>>>>> scsi
+/// The time in milliseconds since 1970.
+pub fn now_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }

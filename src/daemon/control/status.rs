@@ -6,12 +6,8 @@ use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
-<<<<<<< HEAD
 use crate::daemon::data::disk_book::Priority;
-use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport, VolumeReport};
-=======
 use crate::daemon::engine::{DiskReport, DiskState, EngineReport, PoolReport};
->>>>>>> scsi
 use crate::pair::PartState;
 use crate::rpc::management as messages;
 use crate::rpc::management::{Health, NodeState, PoolState, Severity, VolumeState};
