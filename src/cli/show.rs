@@ -116,7 +116,10 @@ fn pools(pools: &[Pool]) -> String {
             size(pool.capacity_bytes),
             format!("{} ({}%)", size(pool.used_bytes), percent(pool.used_bytes, pool.capacity_bytes)),
             size(pool.provisioned_bytes),
-            format!("{working} of {}", pool.disks.len()),
+            format!(
+                "{working} of {}",
+                pool.disks.iter().filter(|disk| disk.state() != DiskState::Spare).count()
+            ),
         ]
     });
     table(&["NODE", "STATE", "CAPACITY", "USED", "PROVISIONED", "DISKS"], rows)

@@ -134,9 +134,8 @@ fn pool(page: &mut Page, report: &EngineReport) {
     let repaired = [("", pool.repaired_blocks)];
     page.metric("gemel_pool_repaired_blocks_total", "counter", "Blocks rebuilt from parity.", repaired);
     let disks = &pool.disks;
-    let up = disks
-        .iter()
-        .map(|disk| (format!("{{disk=\"{}\"}}", disk.id), u64::from(disk.state == DiskState::Ok)));
+    let is_up = |state| matches!(state, DiskState::Ok | DiskState::Rebuilding | DiskState::Spare);
+    let up = disks.iter().map(|disk| (format!("{{disk=\"{}\"}}", disk.id), u64::from(is_up(disk.state))));
     page.metric("gemel_disk_up", "gauge", "Whether the disk is in service.", up.collect::<Vec<_>>());
     let errors = disks.iter().flat_map(|disk| {
         ["read", "write", "checksum"]

@@ -147,6 +147,11 @@ impl Chain {
         self.sent
     }
 
+    /// Latest version, in flight or not.
+    pub(super) fn last(&self) -> Version {
+        self.last
+    }
+
     /// Latest version that was removed: everything newer goes over the present stream, or is at the
     /// replica.
     pub(super) fn let_go(&self) -> Version {

@@ -6,6 +6,8 @@
 //! before it, so that a replica takes them in order, once and without a gap. Their versions are those of
 //! the epoch in which the volume gave them, which may be older than the stream's.
 
+use bytes::Bytes;
+
 use super::coverage::Coverage;
 use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::store::interface::{BlockWrite, Changes, SnapshotEntry, StoreError};
@@ -129,6 +131,28 @@ pub enum ToReplica {
         /// The version.
         version: Version,
     },
+    /// Asks for a block that the primary's disks can't give back.
+    Fetch {
+        /// Volume of the block.
+        volume: VolumeId,
+        /// Its stream.
+        stream: StreamId,
+        /// Names the question in the answer.
+        number: u64,
+        /// The block.
+        address: BlockAddress,
+    },
+    /// What a block is that the replica has said to be damaged: an append of it, as a copy.
+    Mend {
+        /// Volume of the block.
+        volume: VolumeId,
+        /// Its stream.
+        stream: StreamId,
+        /// Version of the latest write of the chain.
+        version: Version,
+        /// The block.
+        writes: Vec<BlockWrite>,
+    },
 }
 
 impl ToReplica {
@@ -145,6 +169,8 @@ impl ToReplica {
             | Self::Report { volume, stream, .. }
             | Self::Passed { volume, stream, .. }
             | Self::Finish { volume, stream }
+            | Self::Fetch { volume, stream, .. }
+            | Self::Mend { volume, stream, .. }
             | Self::Settled { volume, stream, .. } => (*volume, *stream),
         }
     }
@@ -227,6 +253,26 @@ pub enum FromReplica {
         /// Why.
         reason: ReplicaFailure,
     },
+    /// What a block is here.
+    Fetched {
+        /// Volume of the block.
+        volume: VolumeId,
+        /// Its stream.
+        stream: StreamId,
+        /// Number of the question.
+        number: u64,
+        /// Its 4096 bytes, verified; none when the disks here can't give it either.
+        block: Option<Bytes>,
+    },
+    /// The disks here can't give a block back.
+    Damaged {
+        /// Volume of the block.
+        volume: VolumeId,
+        /// Its stream.
+        stream: StreamId,
+        /// The block.
+        address: BlockAddress,
+    },
 }
 
 impl FromReplica {
@@ -241,6 +287,8 @@ impl FromReplica {
             | Self::Reported { volume, stream, .. }
             | Self::Whole { volume, stream }
             | Self::Fenced { volume, stream, .. }
+            | Self::Fetched { volume, stream, .. }
+            | Self::Damaged { volume, stream, .. }
             | Self::Failed { volume, stream, .. } => (*volume, *stream),
         }
     }

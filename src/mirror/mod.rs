@@ -13,6 +13,7 @@
 
 mod chain;
 mod coverage;
+mod healing;
 mod joiner;
 mod message;
 pub mod mutant;

@@ -52,5 +52,7 @@ seeded_bugs! {
         KeptStateDroppedEarly,
         /// A snapshot may be taken between the choice of what is copied and its sending.
         SnapshotPassesCopy,
+        /// A block that came from the replica is written though an append has changed it meanwhile.
+        HealStale,
     }
 }

@@ -32,6 +32,7 @@ use bytes::Bytes;
 
 use super::chain::Chain;
 use super::coverage::Held;
+use super::healing::{Healing, damaged};
 use super::joiner::Joining;
 use super::message::{FromReplica, ReplicaFailure, StreamId, ToReplica};
 use super::mutant::{self, Mutant};
@@ -100,6 +101,7 @@ impl<S: BlockStore + 'static> Mirror<S> {
                 chain: RefCell::new(Chain::new(held)),
                 window: RefCell::new(Window::new(limits)),
                 joining: RefCell::default(),
+                healing: Healing::default(),
                 progress: Signal::default(),
                 is_closed: Cell::new(false),
             }),
@@ -146,6 +148,13 @@ impl<S: BlockStore + 'static> Mirror<S> {
 
     /// Takes an answer of the replica; what it means for the configuration, if anything.
     pub fn received(&self, answer: FromReplica) -> Option<MirrorEvent> {
+        if let FromReplica::Damaged { volume, stream, address } = answer {
+            if self.shared.is_present(volume, stream) && self.shared.healing.has_room() {
+                let shared = self.shared.clone();
+                self.shared.runtime.spawn(Box::pin(async move { shared.mend(address).await }));
+            }
+            return None;
+        }
         self.shared.received(answer)
     }
 
@@ -157,7 +166,8 @@ impl<S: BlockStore + 'static> Mirror<S> {
         let sent = shared.window.borrow().unanswered_since();
         let waiting = shared.chain.borrow().unconfirmed_since();
         let copying = shared.joining.borrow().as_ref().and_then(Joining::waits_since);
-        [begun, sent, waiting, copying].into_iter().flatten().min()
+        let healing = shared.healing.waits_since();
+        [begun, sent, waiting, copying, healing].into_iter().flatten().min()
     }
 
     /// Whether the replica has everything but what is in flight, over the stream that there is now. If so,
@@ -246,6 +256,7 @@ impl<S: BlockStore + 'static> BlockStore for Mirror<S> {
         let is_ours = volume == shared.volume && version.epoch == shared.epoch.get();
         assert!(is_ours, "an append of another volume or epoch");
         let local = Box::pin(shared.local.start_append(volume, version, writes.clone())?);
+        shared.healing.changed(&writes);
         shared.chain.borrow_mut().push(version, writes, shared.runtime.now());
         shared.pump();
         Ok(Append { shared: shared.clone(), version, local: Some(local) })
@@ -258,7 +269,16 @@ impl<S: BlockStore + 'static> BlockStore for Mirror<S> {
         count: u64,
     ) -> Result<Vec<Bytes>, StoreError> {
         self.shared.check_open()?;
-        let data = self.shared.local.read(volume, address, count).await?;
+        let mut read = self.shared.local.read(volume, address, count).await;
+        // A block that the disks here can't give back comes from the replica, each of them once.
+        let mut fetched = 0;
+        while let Err(error) = &read {
+            let Some(damaged) = damaged(error, volume).filter(|_| fetched < count) else { break };
+            fetched += 1;
+            self.fetch(damaged).await?;
+            read = self.shared.local.read(volume, address, count).await;
+        }
+        let data = read?;
         self.shared.until_settled(address, count).await?;
         Ok(data)
     }
@@ -296,6 +316,7 @@ pub(super) struct Shared<S> {
     pub(super) window: RefCell<Window>,
     /// What a resync over the present stream waits for.
     pub(super) joining: RefCell<Option<Joining>>,
+    pub(super) healing: Healing,
     /// Something was sent or answered, or the stream ended.
     pub(super) progress: Signal,
     is_closed: Cell<bool>,
@@ -344,7 +365,7 @@ impl<S> Shared<S> {
     }
 
     /// Waits for the appends so far that touch a range.
-    async fn until_settled(&self, address: BlockAddress, count: u64) -> Result<(), StoreError> {
+    pub(super) async fn until_settled(&self, address: BlockAddress, count: u64) -> Result<(), StoreError> {
         self.check_open()?;
         let newest = self.chain.borrow().newest_in(address, count);
         let newest = newest.filter(|_| !mutant::is(Mutant::ReadInFlight));

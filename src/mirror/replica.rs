@@ -174,6 +174,14 @@ impl<S: SnapshotStore + ChangeLog + 'static> Replicas<S> {
         self.shared.volumes.borrow().get(&volume).map_or(0, |replica| replica.newest.epoch)
     }
 
+    /// The disks here can't give a block back: its primary is asked for it, if it is there. Whether it was.
+    pub fn damaged(&self, volume: VolumeId, address: BlockAddress) -> bool {
+        let chain = self.shared.volumes.borrow().get(&volume).and_then(|replica| replica.chain.clone());
+        let Some(chain) = chain.filter(|chain| !chain.has_ended.get()) else { return false };
+        (chain.answer)(FromReplica::Damaged { volume, stream: chain.stream, address });
+        true
+    }
+
     /// What this node has is what the volume is from now on, an operator says: on record when this
     /// completes. Whether that worked. What was there through [`Coverage::least`] is what was kept.
     pub async fn adopt(&self, volume: VolumeId) -> bool {
@@ -200,6 +208,11 @@ impl<S: SnapshotStore + ChangeLog + 'static> ReplicaStream<S> {
             }
             ToReplica::Copy { number, version, writes, .. } => {
                 self.copy(&chain, number, version, writes);
+                self.room().await;
+            }
+            ToReplica::Fetch { number, address, .. } => self.fetch(&chain, number, address),
+            ToReplica::Mend { version, writes, .. } => {
+                self.mend(&chain, version, writes);
                 self.room().await;
             }
             ToReplica::Snapshots { after, through, list, .. } => {
@@ -293,6 +306,27 @@ impl<S: SnapshotStore + ChangeLog + 'static> ReplicaStream<S> {
             }
             Err(reason) => self.shared.fail(chain, reason),
         }
+    }
+
+    /// What the block is here; the primary knows that nothing of it is in flight.
+    fn fetch(&self, chain: &Rc<Chain>, number: u64, address: BlockAddress) {
+        let (shared, chain) = (self.shared.clone(), chain.clone());
+        self.shared.runtime.spawn(Box::pin(async move {
+            let (volume, stream) = (chain.volume, chain.stream);
+            let read = shared.store.read(volume, address, 1).await;
+            let block = read.ok().and_then(|blocks| blocks.into_iter().next());
+            if !chain.has_ended.get() {
+                (chain.answer)(FromReplica::Fetched { volume, stream, number, block });
+            }
+        }));
+    }
+
+    /// A copy of a block that was said to be damaged; it has the version of the latest write.
+    fn mend(&self, chain: &Rc<Chain>, version: Version, writes: Vec<BlockWrite>) {
+        if version != chain.last.get() || writes.is_empty() {
+            return chain.fail(ReplicaFailure::Protocol);
+        }
+        self.append(chain, version, writes, |_| {});
     }
 
     fn append(

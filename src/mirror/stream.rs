@@ -10,7 +10,7 @@ use super::message::{FromReplica, ReplicaFailure, StreamId, ToReplica};
 use super::mutant::{self, Mutant};
 use super::primary::{Mirror, MirrorEvent, ReplicaLink, Requirement, Shared};
 use crate::base::runtime::Instant;
-use crate::base::units::Version;
+use crate::base::units::{Version, VolumeId};
 use crate::store::interface::{BlockStore, SnapshotStore};
 
 /// The present stream.
@@ -124,6 +124,7 @@ impl<S> Shared<S> {
         self.chain.borrow_mut().end_stream();
         self.window.borrow_mut().clear();
         drop(self.joining.take());
+        self.healing.end_stream();
         self.progress.notify();
         match ended {
             Stream::None => None,
@@ -174,8 +175,16 @@ impl<S> Shared<S> {
             FromReplica::Reported { from, changes, .. } => {
                 self.to_joining(|joining| joining.reported(from, changes))
             }
-            FromReplica::Fenced { .. } => None,
+            FromReplica::Fetched { number, block, .. } => {
+                (!self.healing.fetched(number, block)).then(|| self.lose(ReplicaFailure::Protocol))
+            }
+            // Taken by `Mirror::received`; and above.
+            FromReplica::Damaged { .. } | FromReplica::Fenced { .. } => None,
         }
+    }
+
+    pub(super) fn is_present(&self, volume: VolumeId, stream: StreamId) -> bool {
+        volume == self.volume && self.stream.borrow().id() == Some(stream)
     }
 
     fn to_joining(&self, take: impl FnOnce(&mut Joining) -> bool) -> Option<MirrorEvent> {

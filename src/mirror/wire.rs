@@ -53,6 +53,8 @@ impl ToReplica {
             Self::Settled { .. } => 8,
             Self::Snapshots { .. } => 9,
             Self::History { .. } => 10,
+            Self::Fetch { .. } => 11,
+            Self::Mend { .. } => 12,
         };
         let mut header = begin(kind, volume, stream);
         let mut data = Vec::new();
@@ -83,6 +85,14 @@ impl ToReplica {
             }
             Self::Passed { cursor, .. } => header.put_u64(cursor.0),
             Self::Settled { version, .. } => put_version(&mut header, *version),
+            Self::Fetch { number, address, .. } => {
+                header.put_u64(*number);
+                header.put_u64(address.0);
+            }
+            Self::Mend { version, writes, .. } => {
+                put_version(&mut header, *version);
+                data = put_writes(&mut header, writes);
+            }
         }
         let mut pieces = vec![finish(header)];
         pieces.append(&mut data);
@@ -124,9 +134,15 @@ impl ToReplica {
                 let (number, version) = (fields.u64()?, read_version(fields)?);
                 Self::History { volume, stream, number, version, writes: read_writes(fields, data.clone())? }
             }
+            11 => Self::Fetch { volume, stream, number: fields.u64()?, address: BlockAddress(fields.u64()?) },
+            12 => {
+                let version = read_version(fields)?;
+                let writes = read_writes(fields, data.clone())?;
+                Self::Mend { volume, stream, version, writes }
+            }
             _ => return Err(WireError::Malformed),
         };
-        let has_data = matches!(kind, 3 | 4 | 10);
+        let has_data = matches!(kind, 3 | 4 | 10 | 12);
         close(fields, has_data || data.is_empty(), message)
     }
 }
@@ -145,6 +161,8 @@ impl FromReplica {
             Self::Fenced { .. } => 6,
             Self::Failed { .. } => 7,
             Self::Reconciled { .. } => 8,
+            Self::Fetched { .. } => 9,
+            Self::Damaged { .. } => 10,
         };
         let mut header = begin(kind, volume, stream);
         match self {
@@ -162,6 +180,14 @@ impl FromReplica {
             Self::Whole { .. } => {}
             Self::Fenced { promised, .. } => header.put_u32(*promised),
             Self::Failed { reason, .. } => put_failure(&mut header, reason),
+            Self::Fetched { number, block, .. } => {
+                header.put_u64(*number);
+                if let Some(block) = block {
+                    header.put_u32(Crc32::of(block).0);
+                    header.put(block);
+                }
+            }
+            Self::Damaged { address, .. } => header.put_u64(address.0),
         }
         finish(header)
     }
@@ -188,6 +214,8 @@ impl FromReplica {
             6 => Self::Fenced { volume, stream, promised: fields.u32()? },
             7 => Self::Failed { volume, stream, reason: read_failure(fields)? },
             8 => Self::Reconciled { volume, stream, coverage: read_coverage(fields)? },
+            9 => Self::Fetched { volume, stream, number: fields.u64()?, block: read_block(fields)? },
+            10 => Self::Damaged { volume, stream, address: BlockAddress(fields.u64()?) },
             _ => return Err(WireError::Malformed),
         };
         close(fields, data.is_empty(), message)
@@ -378,6 +406,16 @@ fn read_snapshot(tag: u8, fields: &mut Reader<'_>) -> Result<Option<BlockWrite>,
     })
 }
 
+/// A block with its checksum, or nothing.
+fn read_block(fields: &mut Reader<'_>) -> Result<Option<Bytes>, WireError> {
+    if fields.remaining() == 0 {
+        return Ok(None);
+    }
+    let checksum = Crc32(fields.u32()?);
+    let block = Bytes::copy_from_slice(fields.bytes(BLOCK_SIZE)?);
+    if Crc32::of(&block) == checksum { Ok(Some(block)) } else { Err(WireError::Malformed) }
+}
+
 fn put_coverage(header: &mut Vec<u8>, coverage: &Coverage) {
     let steps = match coverage {
         Coverage::Whole => &[][..],
@@ -534,7 +572,7 @@ mod tests {
         let volume = VolumeId(random.random());
         let stream = StreamId { epoch: random.random(), number: random.random() };
         let address = BlockAddress(random.random());
-        match random.random_range(0..10) {
+        match random.random_range(0..12) {
             8 => {
                 let mut sequence = 0;
                 let mut entry = |random: &mut ChaCha8Rng| {
@@ -551,6 +589,8 @@ mod tests {
                 let (number, version) = (random.random(), version(random));
                 ToReplica::History { volume, stream, number, version, writes: writes(random) }
             }
+            10 => ToReplica::Fetch { volume, stream, number: random.random(), address },
+            11 => ToReplica::Mend { volume, stream, version: version(random), writes: writes(random) },
             0 => ToReplica::Begin { volume, stream },
             1 => ToReplica::Join { volume, stream },
             2 => {
@@ -575,10 +615,17 @@ mod tests {
         let volume = VolumeId(random.random());
         let stream = StreamId { epoch: random.random(), number: random.random() };
         let from = BlockAddress(random.random());
-        match random.random_range(0..8) {
+        match random.random_range(0..10) {
             7 => {
                 let coverage = Coverage::through(version(random)).raised(from, version(random));
                 FromReplica::Reconciled { volume, stream, coverage }
+            }
+            8 => FromReplica::Damaged { volume, stream, address: from },
+            9 => {
+                let mut block = vec![0; BLOCK_SIZE];
+                random.fill_bytes(&mut block);
+                let block = random.random::<bool>().then(|| Bytes::from(block));
+                FromReplica::Fetched { volume, stream, number: random.random(), block }
             }
             0 => {
                 let partial = Coverage::through(version(random)).raised(from, version(random));

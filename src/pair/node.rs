@@ -8,7 +8,7 @@ use super::part::{ForceRefused, Part, PartReport};
 use super::{Hosts, Patience, Surroundings};
 use crate::base::buffer::BufferPool;
 use crate::base::runtime::{Instant, LocalBoxFuture, RuntimeHandle};
-use crate::base::units::{Version, VolumeId};
+use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord, Watermark};
@@ -173,6 +173,25 @@ impl<S: SnapshotStore + ChangeLog + 'static> Node<S> {
     #[must_use]
     pub fn is_level(&self, volume: VolumeId) -> bool {
         self.shared.parts.borrow().get(&volume).is_some_and(|part| part.is_level())
+    }
+
+    /// Has a block that the disks here can't give back brought from the peer, if it has it; or, where the peer serves
+    /// the volume, tells it.
+    pub async fn heal(&self, volume: VolumeId, address: BlockAddress) {
+        let part = self.shared.parts.borrow().get(&volume).cloned();
+        match part.and_then(|part| part.mirror()) {
+            // The answer does not matter: what came is written here by the way.
+            Some(mirror) => drop(mirror.read(volume, address, 1).await),
+            None => drop(self.shared.replicas.damaged(volume, address)),
+        }
+    }
+
+    /// Blocks that came from the peer, and that went to it, as the other one's disks could not give them back: of each
+    /// volume since this node has served it.
+    #[must_use]
+    pub fn healed(&self) -> BTreeMap<VolumeId, (u64, u64)> {
+        let parts = self.shared.all_parts();
+        parts.iter().filter_map(|part| Some((part.id, part.mirror()?.healed()))).collect()
     }
 
     /// How a volume is here.

@@ -230,6 +230,11 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         self.changed.notify();
     }
 
+    /// Its mirror, while this node serves it.
+    pub(super) fn mirror(&self) -> Option<Mirror<S>> {
+        self.serving.borrow().as_ref().map(|serving| serving.mirror.clone())
+    }
+
     /// False when the volume can't be handed over as things are.
     pub(super) fn hand_over(&self, reason: &str) -> bool {
         let is_both = self.record.borrow().in_sync.len() == 2;

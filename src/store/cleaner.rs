@@ -18,6 +18,7 @@ use super::checkpoint;
 use super::image::SegmentImage;
 use super::log::{CLEANING, FOREGROUND, Item, Pending, Tracker};
 use super::map::{Map, MapEntry, MapValue};
+use super::rebuild::note_damaged;
 use super::segments::{Segment, SegmentState};
 use super::shared::{CLEANER_SEGMENTS, Shared, add};
 
@@ -147,6 +148,8 @@ async fn clean(shared: &Rc<Shared>, victims: Vec<SegmentIndex>) -> bool {
         let Some(found) = collect(shared, *segment).await else { return false };
         moves.extend(found);
     }
+    let given_up = moves.iter().filter(|item| item.entry.content == Content::Lost);
+    note_damaged(shared, given_up.map(|item| (item.entry.volume, item.entry.address)));
     moves.sort_by_key(|item| (item.entry.volume, item.entry.address, item.entry.version));
     add(&shared.statistics.moved_blocks, moves.len() as u64);
     let (tracker, done) = Tracker::new();

@@ -145,12 +145,17 @@ async fn read_run(shared: &Rc<Shared>, volume: VolumeId, run: &Run) -> Result<Ve
 
 fn report_lost(shared: &Shared, volume: VolumeId, address: BlockAddress, place: Place) -> StoreError {
     add(&shared.statistics.lost_blocks, 1);
+    let lost = shared.statistics.lost_blocks.get();
+    if lost > LOST_TOLD_SINGLY && !lost.is_power_of_two() {
+        return StoreError::Medium { volume, address };
+    }
     (shared.events)(Event {
         severity: Severity::Critical,
         kind: "block-lost",
         message: format!(
             "block {} of volume {} can't be read from disk {} nor rebuilt from the others. Only this block is \
-             affected; reading it is an error until it is written again. Restore it from a backup",
+             affected. The other node of a pair is asked for it; where there is none that has it, reading it is an error \
+             until it is written again: restore it from a backup",
             address.0,
             volume.0,
             place.slot().0
@@ -211,5 +216,7 @@ impl Drop for Held {
     }
 }
 
+/// So many lost blocks are told one by one; then each time that there are twice as many.
+const LOST_TOLD_SINGLY: u64 = 16;
 /// Most blocks that one disk read gives: 1 MiB.
 const MAX_RUN_BLOCKS: usize = 256;

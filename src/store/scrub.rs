@@ -37,6 +37,8 @@ pub struct ScrubReport {
     pub repaired: u64,
     /// Live blocks that parity can't give back.
     pub unrecoverable: Vec<(VolumeId, BlockAddress)>,
+    /// Something of the log or of a checkpoint is beyond parity: a restart may need it, until there is a new checkpoint.
+    pub needs_checkpoint: bool,
 }
 
 impl ScrubReport {
@@ -46,6 +48,7 @@ impl ScrubReport {
         self.found += other.found;
         self.repaired += other.repaired;
         self.unrecoverable.extend(other.unrecoverable);
+        self.needs_checkpoint |= other.needs_checkpoint;
     }
 }
 
@@ -56,6 +59,14 @@ impl Store {
     /// When the pool is offline.
     pub async fn scrub_segment(&self, segment: SegmentIndex) -> Result<ScrubReport, StoreError> {
         scrub_segment(self.shared_handle(), segment).await
+    }
+
+    /// Writes a checkpoint, so that a restart needs nothing of what was in the log before.
+    ///
+    /// # Errors
+    /// When the pool is offline, or has no room for it.
+    pub async fn renew_checkpoint(&self) -> Result<(), StoreError> {
+        super::checkpoint::write(self.shared_handle()).await
     }
 }
 
@@ -87,9 +98,14 @@ async fn scrub_segment(shared: &Rc<Shared>, index: SegmentIndex) -> Result<Scrub
     };
     let memberships: [MemberSet; 2] = [info.members, shared.array.live()];
     let mut live_blocks = 0;
+    let before = report.found - report.repaired;
+    let mut last_batch = 0;
     for header in image.batches(&memberships, accept) {
+        last_batch = header.number;
         live_blocks += Batch::new(shared, &image, &header).scrub(&mut report).await;
     }
+    let is_cut_short = !is_checkpoint && last_batch < through;
+    report.needs_checkpoint = is_cut_short || report.found - report.repaired > before;
     if !is_checkpoint && live_blocks < info.live_blocks {
         scrub_by_map(shared, &image, index, &info, &mut report).await?;
     }

@@ -70,6 +70,8 @@ pub struct ScrubPages {
     pub repaired: u64,
     /// Of those, beyond what parity gives back.
     pub unrecoverable: u64,
+    /// Whether a new checkpoint is to be written in the end.
+    pub needs_checkpoint: bool,
     /// The first of those, as volume and block.
     pub first_unrecoverable: Vec<(u32, u64)>,
 }

@@ -347,6 +347,10 @@ impl Pool for DiskPool {
         }
     }
 
+    fn take_damaged(&self) -> Vec<(VolumeId, BlockAddress)> {
+        self.store.take_damaged()
+    }
+
     async fn change_disks(&self, change: DiskChange) -> Result<(), PoolError> {
         self.do_change(change).await
     }

@@ -269,6 +269,10 @@ impl Pool for MemoryPool {
         Ok(())
     }
 
+    fn take_damaged(&self) -> Vec<(VolumeId, BlockAddress)> {
+        Vec::new()
+    }
+
     async fn change_disks(&self, _: DiskChange) -> Result<(), PoolError> {
         Err(PoolError::Failed("a pool in memory has no disks".to_owned()))
     }

@@ -9,6 +9,7 @@ pub mod disk_book;
 pub mod disk_changes;
 pub mod disk_pool;
 pub mod driver;
+pub mod healing;
 pub mod memory_pool;
 pub mod mirrored;
 pub mod pool;
@@ -219,6 +220,7 @@ impl<P: Pool> DataThread<P> {
         }
         let opened = volumes.open_known(specs, &events).await;
         opened.map_err(|error| StartError(format!("cannot open the volumes: {error}")))?;
+        let told = events.clone();
         let mirrored = pair.map(|pair| {
             let (volumes, runtime, buffers) = (volumes.clone(), runtime.clone(), buffers.clone());
             Mirrored::new(pair, portal_group_tag, volumes, runtime, buffers, events.clone())
@@ -230,6 +232,7 @@ impl<P: Pool> DataThread<P> {
                     mirrored.hold_floating(floating);
                 }
                 tokio::task::spawn_local(mirrored.clone().follow());
+                tokio::task::spawn_local(healing::heal_from_peer(pool.clone(), mirrored.clone(), told));
                 Some(connections)
             }
             _ => None,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::base::units::{Version, VolumeId};
+use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::{DiskChange, PoolReport};
 use crate::store::interface::{ChangeLog, SnapshotStore};
@@ -31,6 +31,8 @@ pub trait Pool: SnapshotStore + ChangeLog + 'static {
     fn keep_holes_after(&self, volume: VolumeId, through: Version);
     /// Frees everything of a volume that nothing uses any more. One that is not known has nothing.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError>;
+    /// Blocks that were found damaged beyond parity since this was asked last.
+    fn take_damaged(&self) -> Vec<(VolumeId, BlockAddress)>;
     /// Does something with the disks.
     async fn change_disks(&self, change: DiskChange) -> Result<(), PoolError>;
     /// Ends service so that the next start has nothing to recover.

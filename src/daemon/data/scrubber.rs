@@ -104,6 +104,10 @@ impl Scrubber {
             let found = self.store.scrub_segment(SegmentIndex(next)).await;
             report.add(found.map_err(|error| error.to_string())?);
             next += 1;
+            if next == count && (report.needs_checkpoint || self.book.pages().scrub.needs_checkpoint) {
+                // A restart must not need what nobody can read any more.
+                self.store.renew_checkpoint().await.map_err(|error| error.to_string())?;
+            }
             tokio::time::sleep((work.elapsed() * PAUSES).min(LONGEST_PAUSE)).await;
         }
         self.book
@@ -114,6 +118,7 @@ impl Scrubber {
                 scrub.found += report.found;
                 scrub.repaired += report.repaired;
                 scrub.unrecoverable += report.unrecoverable.len() as u64;
+                scrub.needs_checkpoint |= report.needs_checkpoint;
                 for (volume, address) in &report.unrecoverable {
                     if scrub.first_unrecoverable.len() < MOST_NAMED {
                         scrub.first_unrecoverable.push((volume.0, address.0));

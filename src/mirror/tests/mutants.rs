@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::mutant::{self, Mutant};
 use super::world::{Totals, run};
-use super::{by_hand, pair, snapshots};
+use super::{by_hand, healing, pair, snapshots};
 
 fn seeds(default: u64) -> u64 {
     std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(default)
@@ -85,6 +85,7 @@ fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
         }
         Mutant::OldStreamAnswers => Some(by_hand::answers_of_an_older_stream_do_not_count as fn()),
         Mutant::OldStreamWrites => Some(by_hand::writes_of_an_older_stream_are_not_taken as fn()),
+        Mutant::HealStale => Some(healing::an_append_meanwhile_is_never_undone as fn()),
         Mutant::NoFence => Some(pair::a_newer_promise_fences_the_old_primary as fn()),
         Mutant::CursorBeforeCopies => {
             Some(by_hand::the_cursor_does_not_pass_a_copy_without_an_answer as fn())

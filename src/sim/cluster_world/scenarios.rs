@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::hosts::Host;
 use super::runs::{compare, heal, look_at_all, run_with, until_level};
 use super::{Cluster, VOLUMES, WITNESS, micros, name};
+use crate::array::{SegmentIndex, Slot};
 use crate::base::runtime::{Instant, Runtime};
 use crate::base::units::{BlockAddress, VolumeId};
 use crate::cluster::state::Command;
@@ -507,6 +508,39 @@ fn scenario_18_a_node_that_is_back_at_once_gets_what_it_missed() {
             assert!(one.write(P, sectors(block)).await);
         }
         cluster.start(S).unwrap();
+        heals(&cluster).await;
+    });
+}
+
+#[test]
+fn scenario_20_blocks_that_two_disks_have_lost_come_from_the_other_node() {
+    scenario(|cluster| async move {
+        let one = host(&cluster, 0);
+        for block in 0..12 {
+            assert!(one.write(P, sectors(block)).await);
+        }
+        // First of the one that serves, then of the other one.
+        for node in [P, S] {
+            let data = cluster.life(node).and_then(|life| life.data()).unwrap();
+            data.store.array().fail(Slot(0), "the disk is dead").await.unwrap();
+            let medium = &cluster.rooms[node].media[1];
+            medium.rot(1 << 20..medium.size_bytes() - (1 << 20));
+            if node == S {
+                for segment in 0..data.store.array().geometry().segment_count {
+                    data.store.scrub_segment(SegmentIndex(segment)).await.unwrap();
+                }
+                for (volume, address) in data.store.take_damaged() {
+                    data.node.heal(volume, address).await;
+                }
+            }
+            for block in 0..12 {
+                assert!(one.read(P, sectors(block)).await.is_some(), "the host sees an error");
+            }
+            assert!(one.write(P, sectors(20)).await);
+        }
+        pass(&cluster, 50).await;
+        let (came, went) = cluster.life(P).and_then(|life| life.data()).unwrap().node.healed()[&VOLUME];
+        assert!(came > 0 && went > 0, "{came} blocks came, {went} went");
         heals(&cluster).await;
     });
 }

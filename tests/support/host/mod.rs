@@ -26,6 +26,8 @@ const SECTORS: u64 = 8;
 const COMMAND_LIMIT: Duration = Duration::from_millis(2500);
 /// The same for a login.
 const LOGIN_LIMIT: Duration = Duration::from_millis(1000);
+/// The sense key: no failure that these tests make is to show a host that data is lost.
+const MEDIUM_ERROR: u8 = 3;
 /// After so long without an answer on any path the test has failed.
 const HOPELESS: Duration = Duration::from_secs(60);
 
@@ -87,7 +89,10 @@ impl Host {
                     return outcome;
                 }
                 // A unit attention tells of a change; NOT READY that this path does not serve.
-                Some(Ok(_)) => {}
+                Some(Ok(outcome)) => {
+                    let key = outcome.sense_codes().map(|(key, _, _)| key);
+                    assert_ne!(key, Some(MEDIUM_ERROR), "{}: a host met a medium error", self.name);
+                }
                 Some(Err(_)) | None => self.paths[self.active] = None,
             }
             assert!(stall < HOPELESS, "no path has served for {stall:?}");
