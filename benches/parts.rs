@@ -10,7 +10,7 @@ use gemel::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use gemel::iscsi::pdu::framing::append_pdu;
 use gemel::iscsi::pdu::{Cdb, Digests, InitiatorTaskTag, RawPdu, ScsiCommand, SerialNumber, TaskAttribute};
 use gemel::store::batch::{BatchHeader, BatchKind, Content, Entry, SegmentUse};
-use gemel::store::map::{Map, MapEntry, MapValue, MemoryMap, References};
+use gemel::store::map::{Lineage, Map, MapEntry, MapValue, MemoryMap, References};
 
 fn checksums(criterion: &mut Criterion) {
     let block = vec![0x5au8; BLOCK_SIZE];
@@ -94,9 +94,8 @@ fn map(criterion: &mut Criterion) {
     };
     let mut group = criterion.benchmark_group("map of 1 Mi blocks");
     group.bench_function("random lookup", |bencher| {
-        bencher.iter(|| {
-            drop(map.look_up(volume, Version::GREATEST, random(), 1, |_, found| _ = black_box(found)))
-        });
+        let lineage = Lineage::newest(volume);
+        bencher.iter(|| drop(map.look_up(&lineage, random(), 1, |_, found| _ = black_box(found))));
     });
     group.bench_function("random overwrite", |bencher| {
         bencher.iter(|| {

@@ -226,6 +226,60 @@ fn a_snapshot_keeps_what_it_shows_until_it_is_dropped() {
 }
 
 #[test]
+fn clones_of_clones_show_what_is_behind_them_and_keep_it() {
+    let rig = Rig::new(30, 4);
+    let mut store = rig.open();
+    let take = |store: &Store, volume| {
+        let snapshot = rig.version();
+        let taken = BlockWrite::Snapshot { record: b""[..].into() };
+        rig.block_on(store.append(volume, snapshot, vec![taken])).unwrap();
+        snapshot
+    };
+    let hole = |store: &Store, volume, address, count| {
+        let hole = BlockWrite::Hole { address: BlockAddress(address), count };
+        rig.block_on(store.append(volume, rig.version(), vec![hole])).unwrap();
+    };
+    let (child, grandchild) = (VolumeId(2), VolumeId(3));
+    rig.write(&store, 0, 30, 1);
+    let first = take(&store, VOLUME);
+    rig.block_on(store.clone_volume(child, rig.version(), b"child", VOLUME, first)).unwrap();
+    hole(&store, child, 10, 5);
+    let second = take(&store, child);
+    rig.block_on(store.clone_volume(grandchild, rig.version(), b"grandchild", child, second)).unwrap();
+    rig.write(&store, 0, 30, 2);
+    hole(&store, grandchild, 20, 1 << 30);
+    for turn in 0..3 {
+        let rounds = |volume| {
+            let data = rig.block_on(store.read(volume, BlockAddress(0), 30)).unwrap().concat();
+            data.chunks(BLOCK_SIZE).map(|block| block[8]).collect::<Vec<u8>>()
+        };
+        assert_eq!(rounds(VOLUME), [2; 30]);
+        assert_eq!(rounds(child), [vec![1; 10], vec![0; 5], vec![1; 15]].concat());
+        assert_eq!(rounds(grandchild), [vec![1; 10], vec![0; 5], vec![1; 5], vec![0; 10]].concat());
+        let runs = rig.block_on(store.allocation(grandchild, BlockAddress(0), 1 << 20, 9)).unwrap();
+        let runs: Vec<_> = runs.iter().map(|run| (run.count, run.mapped)).collect();
+        assert_eq!(runs, [(10, true), (5, false), (5, true), ((1 << 20) - 20, false)]);
+        assert_eq!((store.volume_used_bytes(child), store.audit()), (0, Ok(())));
+        assert_eq!(store.origin(grandchild), Some((child, second)));
+        if turn == 1 {
+            rig.block_on(store.close());
+        }
+        store = rig.restart(store);
+    }
+    let refused = |volume, clone| Err(StoreError::HasClones { volume, clone });
+    let dropped = |snapshot| vec![BlockWrite::SnapshotDropped { snapshot }];
+    assert_eq!(rig.block_on(store.drop_volume(VOLUME)), refused(VOLUME, child));
+    assert_eq!(rig.block_on(store.append(child, rig.version(), dropped(second))), refused(child, grandchild));
+    let missing = StoreError::NoSuchSnapshot { volume: child, snapshot: first };
+    assert_eq!(rig.block_on(store.clone_volume(VolumeId(4), first, b"", child, first)), Err(missing));
+    rig.block_on(store.drop_volume(grandchild)).unwrap();
+    rig.block_on(store.append(child, rig.version(), dropped(second))).unwrap();
+    rig.block_on(store.drop_volume(child)).unwrap();
+    rig.block_on(store.append(VOLUME, rig.version(), dropped(first))).unwrap();
+    assert_eq!((store.usage().snapshot_bytes, store.audit()), (0, Ok(())));
+}
+
+#[test]
 fn a_random_write_reads_no_disk() {
     let rig = Rig::new(9, 5);
     let store = rig.open();

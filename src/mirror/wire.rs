@@ -497,6 +497,15 @@ fn put_failure(header: &mut Vec<u8>, reason: &ReplicaFailure) {
             header.put_u8(9);
             header.put_u32(volume.0);
         }
+        ReplicaFailure::Store(StoreError::HasClones { volume, clone }) => {
+            header.put_u8(10);
+            header.put_u32(volume.0);
+            header.put_u32(clone.0);
+        }
+        ReplicaFailure::Store(StoreError::LineageTooLong(volume)) => {
+            header.put_u8(11);
+            header.put_u32(volume.0);
+        }
     }
 }
 
@@ -517,6 +526,11 @@ fn read_failure(fields: &mut Reader<'_>) -> Result<ReplicaFailure, WireError> {
             StoreError::NoSuchSnapshot { volume, snapshot }.into()
         }
         9 => StoreError::TooManySnapshots(VolumeId(fields.u32()?)).into(),
+        10 => {
+            let (volume, clone) = (VolumeId(fields.u32()?), VolumeId(fields.u32()?));
+            StoreError::HasClones { volume, clone }.into()
+        }
+        11 => StoreError::LineageTooLong(VolumeId(fields.u32()?)).into(),
         _ => return Err(WireError::Malformed),
     })
 }
@@ -658,6 +672,8 @@ mod tests {
                     ReplicaFailure::Protocol,
                     StoreError::NoSuchSnapshot { volume, snapshot: version(random) }.into(),
                     StoreError::TooManySnapshots(volume).into(),
+                    StoreError::HasClones { volume, clone: VolumeId(random.random()) }.into(),
+                    StoreError::LineageTooLong(volume).into(),
                 ];
                 let reason = reasons[random.random_range(0..reasons.len())].clone();
                 FromReplica::Failed { volume, stream, reason }

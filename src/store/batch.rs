@@ -140,6 +140,18 @@ pub enum Content {
         /// Checksum of the whole block.
         checksum: Crc32,
     },
+    /// The volume begins as a snapshot of another one shows it; with a record of `length` bytes in a block of its
+    /// own.
+    Clone {
+        /// Bytes of the record.
+        length: u16,
+        /// Checksum of the whole block.
+        checksum: Crc32,
+        /// The other volume.
+        origin: VolumeId,
+        /// Its snapshot.
+        snapshot: Version,
+    },
     /// The snapshot of that version is needed no more.
     SnapshotDropped {
         /// Which.
@@ -162,7 +174,7 @@ impl Entry {
     /// Whether its payload is a record, which replay has to read.
     #[must_use]
     pub fn has_record(&self) -> bool {
-        matches!(self.content, Content::Volume { .. } | Content::Snapshot { .. })
+        matches!(self.content, Content::Volume { .. } | Content::Snapshot { .. } | Content::Clone { .. })
     }
 
     /// Whether a block of payload belongs to it.
@@ -187,6 +199,7 @@ impl Entry {
             | Content::Moved { checksum }
             | Content::Volume { checksum, .. }
             | Content::Snapshot { checksum, .. }
+            | Content::Clone { checksum, .. }
             | Content::Page { checksum } => Some(checksum),
             Content::Hole { .. }
             | Content::Lost
@@ -427,6 +440,7 @@ fn put_entry(bytes: &mut Vec<u8>, entry: &Entry) {
         Content::VolumeDropped => (TAG_VOLUME_DROPPED, 0, Crc32(0)),
         Content::Snapshot { length, checksum } => (TAG_SNAPSHOT, u64::from(length), checksum),
         Content::SnapshotDropped { .. } => (TAG_SNAPSHOT_DROPPED, 0, Crc32(0)),
+        Content::Clone { length, checksum, .. } => (TAG_CLONE, u64::from(length), checksum),
         Content::Page { checksum } => (TAG_PAGE, 1, checksum),
     };
     let start = bytes.len();
@@ -440,14 +454,15 @@ fn put_entry(bytes: &mut Vec<u8>, entry: &Entry) {
     bytes.put_u64(entry.address.0);
     bytes.put_u64(count);
     // The origin identity that the checksum is bound to: the block's own, until blocks are shared; of a
-    // snapshot that is dropped, its own version.
-    let origin = match entry.content {
-        Content::SnapshotDropped { snapshot } => snapshot,
-        _ => entry.version,
+    // snapshot that is dropped or cloned, its own version, and the cloned volume.
+    let (origin, version) = match entry.content {
+        Content::SnapshotDropped { snapshot } => (entry.volume, snapshot),
+        Content::Clone { origin, snapshot, .. } => (origin, snapshot),
+        _ => (entry.volume, entry.version),
     };
-    bytes.put_u32(entry.volume.0);
-    bytes.put_u32(origin.epoch);
-    bytes.put_u64(origin.sequence);
+    bytes.put_u32(origin.0);
+    bytes.put_u32(version.epoch);
+    bytes.put_u64(version.sequence);
     bytes.put_u64(entry.address.0);
     debug_assert_eq!(bytes.len() - start, ENTRY_BYTES);
 }
@@ -462,8 +477,9 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Result<Entry, HeaderError>, Cut
     let origin_volume = VolumeId(reader.u32()?);
     let origin_version = Version { epoch: reader.u32()?, sequence: reader.u64()? };
     let origin_address = BlockAddress(reader.u64()?);
-    let is_version_own = origin_version == version || tag == TAG_SNAPSHOT_DROPPED;
-    let own = (origin_volume, origin_address) == (volume, address) && is_version_own;
+    let is_version_own = origin_version == version || matches!(tag, TAG_SNAPSHOT_DROPPED | TAG_CLONE);
+    let is_volume_own = origin_volume == volume || tag == TAG_CLONE;
+    let own = is_volume_own && is_version_own && origin_address == address;
     if encoding != ENCODING_PLAIN || usize::from(sectors) * 512 != BLOCK_SIZE || !own {
         return Ok(Err(HeaderError::UnknownFeature));
     }
@@ -476,6 +492,10 @@ fn read_entry(reader: &mut Reader<'_>) -> Result<Result<Entry, HeaderError>, Cut
         TAG_VOLUME_DROPPED => Content::VolumeDropped,
         TAG_SNAPSHOT if count <= BLOCK_SIZE as u64 => Content::Snapshot { length: count as u16, checksum },
         TAG_SNAPSHOT_DROPPED => Content::SnapshotDropped { snapshot: origin_version },
+        TAG_CLONE if count <= BLOCK_SIZE as u64 => {
+            let (length, origin, snapshot) = (count as u16, origin_volume, origin_version);
+            Content::Clone { length, checksum, origin, snapshot }
+        }
         TAG_PAGE => Content::Page { checksum },
         _ => return Ok(Err(HeaderError::UnknownFeature)),
     };
@@ -508,6 +528,7 @@ const TAG_VOLUME_DROPPED: u8 = 6;
 const TAG_PAGE: u8 = 7;
 const TAG_SNAPSHOT: u8 = 8;
 const TAG_SNAPSHOT_DROPPED: u8 = 9;
+const TAG_CLONE: u8 = 10;
 const _: () = assert!(8 + 4 + 4 + 16 + 8 + 8 + 12 + 4 * 4 + 8 + HEADS * 24 + 16 <= FIXED_BYTES);
 
 #[cfg(test)]
@@ -556,6 +577,9 @@ mod tests {
         entries.push(Entry { content: Content::Snapshot { length: 7, checksum: Crc32(6) }, ..data(0) });
         let snapshot = Version { epoch: 3, sequence: 1 << 40 };
         entries.push(Entry { content: Content::SnapshotDropped { snapshot }, ..data(0) });
+        let (origin, checksum) = (VolumeId(17), Crc32(9));
+        let clone = Content::Clone { length: 9, checksum, origin, snapshot };
+        entries.push(Entry { content: clone, ..data(0) });
         let header = header(entries);
         let (bytes, checksum) = header.encode();
         assert_eq!(BatchHeader::peek_blocks(&bytes[..BLOCK_SIZE]), Some(bytes.len() / BLOCK_SIZE));

@@ -15,7 +15,7 @@ use crate::base::units::{Version, VolumeId};
 use super::batch::COUNTER_END;
 use super::interface::MAX_SNAPSHOT_RECORD_BYTES;
 use super::map::record::TAG_PAGE;
-use super::map::{Map, StoreMap};
+use super::map::{Map, StoreMap, View};
 use super::segments::{Segment, SegmentState, SegmentTable};
 use super::shared::{Contents, VolumeState};
 
@@ -29,6 +29,7 @@ const TAG_TABLE: u8 = 1;
 const TAG_VOLUME: u8 = 2;
 const TAG_END: u8 = 4;
 const TAG_SNAPSHOT: u8 = 5;
+const TAG_PARENT: u8 = 6;
 
 /// The head of the stream: the segments, those in `released` as free.
 pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Vec<u8> {
@@ -67,6 +68,12 @@ fn put_volumes(bytes: &mut Vec<u8>, contents: &Contents) {
         put_version(bytes, state.newest);
         bytes.put_u16(state.record.len() as u16);
         bytes.put(&state.record);
+        if let Some(parent) = state.parent.filter(|_| !mutant::is(Mutant::CloneLostInCheckpoint)) {
+            bytes.put_u8(TAG_PARENT);
+            bytes.put_u32(volume.0);
+            bytes.put_u32(parent.volume.0);
+            put_version(bytes, parent.at);
+        }
         for snapshot in state.snapshots.entries().filter(|_| !mutant::is(Mutant::SnapshotLostInCheckpoint)) {
             bytes.put_u8(TAG_SNAPSHOT);
             bytes.put_u32(volume.0);
@@ -146,6 +153,7 @@ impl Decoder {
         let read = match reader.u8() {
             Ok(TAG_TABLE) => self.read_table(&mut reader),
             Ok(TAG_VOLUME) => self.read_volume(&mut reader),
+            Ok(TAG_PARENT) => self.read_parent(&mut reader),
             Ok(TAG_SNAPSHOT) => self.read_snapshot(&mut reader),
             Ok(TAG_PAGE) => self.map.load(&mut reader, self.version, &self.geometry),
             Ok(TAG_END) => {
@@ -189,6 +197,14 @@ impl Decoder {
         let record = Bytes::copy_from_slice(reader.bytes(length)?);
         let state = VolumeState { record, record_version, newest, ..VolumeState::default() };
         self.volumes.insert(volume, state);
+        Ok(true)
+    }
+
+    fn read_parent(&mut self, reader: &mut Reader<'_>) -> Result<bool, CutShort> {
+        let volume = VolumeId(reader.u32()?);
+        let parent = View { volume: VolumeId(reader.u32()?), at: read_version(reader)? };
+        let Some(volume) = self.volumes.get_mut(&volume) else { return Ok(false) };
+        volume.parent = Some(parent);
         Ok(true)
     }
 

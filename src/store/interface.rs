@@ -71,7 +71,8 @@ pub trait BlockStore {
 pub trait ChangeLog {
     /// Runs of blocks, in address order from `from` on, whose newest settled version `since` does not
     /// cover ([`Version::is_covered_by`]); at most `limit` of them. Holes are among them as long as the
-    /// store remembers them. Looks at a bounded part of the volume at a time.
+    /// store remembers them. Looks at a bounded part of the volume at a time. Of a clone only what was written to
+    /// itself: what it was made of does not change.
     ///
     /// # Errors
     /// When the store is offline or has no such volume.
@@ -160,6 +161,9 @@ pub struct SnapshotEntry {
 
 /// Most bytes of a snapshot's record.
 pub const MAX_SNAPSHOT_RECORD_BYTES: usize = BLOCK_SIZE;
+
+/// Most volumes behind a clone: the one that it was made of, what that one was made of, and so on.
+pub const MAX_ANCESTORS: usize = 8;
 
 /// Most snapshots of a volume.
 pub const MAX_SNAPSHOTS: usize = 4096;
@@ -294,4 +298,15 @@ pub enum StoreError {
     /// The volume has as many snapshots as a volume may have; nothing of the append was written.
     #[error("volume {} has {MAX_SNAPSHOTS} snapshots, which is the most that a volume may have", .0.0)]
     TooManySnapshots(VolumeId),
+    /// The volume, or its snapshot, is what a clone is made of; nothing of it was dropped.
+    #[error("volume {} is a clone of volume {}, which needs it", clone.0, volume.0)]
+    HasClones {
+        /// The volume.
+        volume: VolumeId,
+        /// A clone of it.
+        clone: VolumeId,
+    },
+    /// Clones of clones go so far and no further.
+    #[error("volume {} has {MAX_ANCESTORS} volumes behind it, which is the most that there may be", .0.0)]
+    LineageTooLong(VolumeId),
 }

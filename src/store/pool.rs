@@ -152,16 +152,37 @@ impl Store {
         record: &[u8],
     ) -> Result<(), StoreError> {
         assert!(record.len() <= BLOCK_SIZE, "a volume's record fits a block");
+        let content = |length, checksum| Content::Volume { length, checksum };
+        self.put_record(volume, version, record, content).await
+    }
+
+    /// Appends a statement with a record.
+    pub(super) async fn put_record(
+        &self,
+        volume: VolumeId,
+        version: Version,
+        record: &[u8],
+        content: impl FnOnce(u16, Crc32) -> Content,
+    ) -> Result<(), StoreError> {
         let block = record_block(record);
-        let content = Content::Volume { length: record.len() as u16, checksum: Crc32::of(&block) };
+        let content = content(record.len() as u16, Crc32::of(&block));
         let entry = Entry { volume, address: BlockAddress(0), version, content };
         self.submit(vec![Item { entry, payload: Some(block), is_new_block: false }]).await
     }
 
-    /// Drops a volume with all its blocks. Its number is not to be used again.
+    /// Drops a volume with all its blocks and snapshots. Its number is not to be used again.
+    ///
+    /// # Errors
+    /// When it has clones.
     pub async fn drop_volume(&self, volume: VolumeId) -> Result<(), StoreError> {
-        if !self.shared.contents.borrow().volumes.contains_key(&volume) {
-            return Err(StoreError::NoSuchVolume(volume));
+        {
+            let mut contents = self.shared.contents.borrow_mut();
+            let clone = contents.clone_of(volume, None).filter(|_| !mutant::is(Mutant::OriginDropped));
+            let state = contents.volumes.get_mut(&volume).ok_or(StoreError::NoSuchVolume(volume))?;
+            if let Some(clone) = clone {
+                return Err(StoreError::HasClones { volume, clone });
+            }
+            state.is_dropping = true;
         }
         let entry = Entry {
             volume,
@@ -172,7 +193,7 @@ impl Store {
         self.submit(vec![Item { entry, payload: None, is_new_block: false }]).await
     }
 
-    /// Allocated bytes of a volume as it is now.
+    /// Allocated bytes of a volume as it is now; of a clone, what was written to itself.
     #[must_use]
     pub fn volume_used_bytes(&self, volume: VolumeId) -> u64 {
         self.shared.contents.borrow().map.mapped_blocks(volume) * BLOCK_SIZE as u64
@@ -253,6 +274,12 @@ impl Store {
     ) -> Result<Vec<Item>, StoreError> {
         let mut contents = self.shared.contents.borrow_mut();
         let contents = &mut *contents;
+        if let [BlockWrite::SnapshotDropped { snapshot }] = writes[..]
+            && let Some(clone) = contents.clone_of(volume, Some(snapshot))
+            && !mutant::is(Mutant::OriginDropped)
+        {
+            return Err(StoreError::HasClones { volume, clone });
+        }
         let state = contents.volumes.get_mut(&volume).ok_or(StoreError::NoSuchVolume(volume))?;
         let newest = state.snapshots.newest();
         // History counts as new: what is there stays.
@@ -288,6 +315,7 @@ impl Store {
                     payload = Some(block);
                 }
                 BlockWrite::SnapshotDropped { snapshot } => {
+                    state.snapshots.announce_drop(snapshot);
                     entry.content = Content::SnapshotDropped { snapshot };
                 }
             }

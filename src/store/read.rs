@@ -69,12 +69,12 @@ async fn plan(
     count: u64,
 ) -> Result<Vec<Run>, StoreError> {
     let mut runs: Vec<Run> = Vec::new();
-    let found = |block: BlockAddress, entry: Option<MapEntry>| {
-        let source = match entry.map(|entry| (entry.version, entry.value)) {
-            None | Some((_, MapValue::Hole)) => Source::Zeros,
-            Some((_, MapValue::Lost)) => Source::Lost,
-            Some((version, MapValue::Data { place, checksum })) => {
-                let identity = BlockIdentity { volume, address: block, version };
+    let found = |block: BlockAddress, shown: Option<(VolumeId, MapEntry)>| {
+        let source = match shown.map(|(owner, entry)| (owner, entry.version, entry.value)) {
+            None | Some((.., MapValue::Hole)) => Source::Zeros,
+            Some((.., MapValue::Lost)) => Source::Lost,
+            Some((owner, version, MapValue::Data { place, checksum })) => {
+                let identity = BlockIdentity { volume: owner, address: block, version };
                 Source::Rows { place, checksums: vec![checksum.bind(&identity)] }
             }
         };
@@ -82,8 +82,8 @@ async fn plan(
     };
     let lookup = {
         let contents = shared.contents.borrow();
-        let at = contents.view(volume, at)?;
-        contents.map.look_up(volume, at, address, count, found)
+        let lineage = contents.lineage(volume, at)?;
+        contents.map.look_up(&lineage, address, count, found)
     };
     lookup.await?;
     Ok(runs)

@@ -16,7 +16,7 @@ use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 
 use super::batch::{Content, Entry, HEADS};
 use super::log::{CLEANING, FOREGROUND, Log};
-use super::map::{Map, MapEntry, MapValue, StoreMap};
+use super::map::{Covered, Map, MapEntry, MapValue, StoreMap, View};
 use super::root::Root;
 use super::segments::SegmentTable;
 use super::snapshots::Snapshots;
@@ -103,6 +103,12 @@ pub(super) struct VolumeState {
     /// before was the last. Replay may reach it.
     pub(super) late: [Option<Version>; 2],
     pub(super) snapshots: Snapshots,
+    /// Of a clone: what it shows where nothing was written to itself.
+    pub(super) parent: Option<View>,
+    /// Clones that were appended and are not settled, and the snapshots that they are made of.
+    pub(super) pending_clones: Vec<(VolumeId, Version)>,
+    /// Its end was appended.
+    pub(super) is_dropping: bool,
 }
 
 /// Counts since the store was opened.
@@ -163,6 +169,17 @@ impl Contents {
                 self.volumes.remove(&volume);
                 self.map.drop_volume(volume, &mut self.segments).then(|| entry.clone())
             }
+            Content::Clone { length, origin, snapshot, .. } => {
+                self.apply_volume(entry, &payload.cloned().unwrap_or_default(), length);
+                if let Some(state) = self.volumes.get_mut(&origin) {
+                    state.pending_clones.retain(|(clone, _)| *clone != volume);
+                }
+                if let Some(state) = self.volumes.get_mut(&volume) {
+                    state.parent = Some(View { volume: origin, at: snapshot })
+                        .filter(|_| !mutant::is(Mutant::CloneForgetsOrigin));
+                }
+                None
+            }
             Content::Snapshot { length, .. } => {
                 let state = self.volumes.get_mut(&volume)?;
                 state.newest = state.newest.max(entry.version);
@@ -214,6 +231,10 @@ impl Contents {
 
     fn apply_block(&mut self, entry: &Entry, place: Option<Place>) -> Option<Entry> {
         let (volume, address, version) = (entry.volume, entry.address, entry.version);
+        let ancestors = match entry.content {
+            Content::Hole { .. } => self.ancestors(volume),
+            _ => Vec::new(),
+        };
         let state = self.volumes.get_mut(&volume)?;
         let is_new = matches!(entry.content, Content::Data { .. } | Content::Hole { .. });
         if is_new && version < state.newest {
@@ -232,8 +253,8 @@ impl Contents {
             }
             (Content::Lost, _) => map.apply_move(volume, address, at(MapValue::Lost), segments),
             (Content::Hole { count }, _) => {
-                let (address, count) =
-                    map.apply_hole(volume, address, count, version, snapshots, segments)?;
+                let covered = Covered { snapshots, ancestors: &ancestors };
+                let (address, count) = map.apply_hole(volume, address, count, version, covered, segments)?;
                 return Some(Entry { address, content: Content::Hole { count }, ..entry.clone() });
             }
             _ => {}
@@ -253,10 +274,12 @@ impl VolumeState {
         self.late = [None, self.late[0]];
     }
 
-    /// Whether nothing older than a hole of this version can come back by replay.
+    /// Whether nothing that is behind a hole of this version can come to light again: not by replay, and not what
+    /// a clone was made of.
     pub(super) fn is_passed(&self, hole: Version) -> bool {
         let late = self.late.iter().flatten().filter(|_| !mutant::is(Mutant::HoleForgottenUnderLateWrite));
-        hole <= self.passed && late.min().is_none_or(|late| hole < *late)
+        let may_go = self.parent.is_none() || mutant::is(Mutant::CloneHoleForgotten);
+        may_go && hole <= self.passed && late.min().is_none_or(|late| hole < *late)
     }
 }
 
@@ -277,7 +300,7 @@ impl Shared {
         let geometry = self.array.geometry();
         let map = contents.map.saved_bytes();
         let table = u64::from(geometry.segment_count) * super::checkpoint::SEGMENT_BYTES as u64;
-        let saved = |volume: &VolumeState| volume.record.len() as u64 + 32 + volume.snapshots.saved_bytes();
+        let saved = |volume: &VolumeState| volume.record.len() as u64 + 64 + volume.snapshots.saved_bytes();
         let volumes: u64 = contents.volumes.values().map(saved).sum();
         let bytes = map + table + volumes + (1 << 16);
         let columns = data_columns(self.members_for_writing());

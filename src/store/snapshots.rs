@@ -15,6 +15,8 @@ pub(super) struct Snapshots {
     records: Vec<Bytes>,
     /// Appended, and not settled yet.
     pending: Vec<Version>,
+    /// Whose drop was appended, and is not settled yet.
+    dropping: Vec<Version>,
     record_bytes: u64,
 }
 
@@ -44,6 +46,16 @@ impl Snapshots {
         self.pending.push(snapshot);
     }
 
+    /// The drop of one was appended.
+    pub(super) fn announce_drop(&mut self, snapshot: Version) {
+        self.dropping.push(snapshot);
+    }
+
+    /// Whether one is there to stay, as far as anybody has said.
+    pub(super) fn stays(&self, snapshot: Version) -> bool {
+        self.contains(snapshot) && !self.dropping.contains(&snapshot)
+    }
+
     /// The newest, appended ones included.
     pub(super) fn newest(&self) -> Option<Version> {
         self.versions.last().max(self.pending.iter().max()).copied()
@@ -67,6 +79,7 @@ impl Snapshots {
 
     /// One is dropped. Whether it was there.
     pub(super) fn remove(&mut self, snapshot: Version) -> bool {
+        self.dropping.retain(|dropping| *dropping != snapshot);
         let Ok(index) = self.versions.binary_search(&snapshot) else { return false };
         self.versions.remove(index);
         self.record_bytes -= self.records.remove(index).len() as u64;

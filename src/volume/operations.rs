@@ -309,7 +309,9 @@ impl<S: BlockStore + 'static> Volume<S> {
             // A device may show a snapshot, which can be dropped; it takes none itself.
             StoreError::NoSuchVolume(_)
             | StoreError::NoSuchSnapshot { .. }
-            | StoreError::TooManySnapshots(_) => DeviceError::Gone,
+            | StoreError::TooManySnapshots(_)
+            | StoreError::HasClones { .. }
+            | StoreError::LineageTooLong(_) => DeviceError::Gone,
         }
     }
 }

@@ -39,12 +39,15 @@ pub(super) struct Site {
     pub(super) snapshot_drops: Cell<u64>,
     pub(super) snapshot_reads: Cell<u64>,
     pub(super) late_writes: Cell<u64>,
+    pub(super) clones: Cell<u64>,
+    pub(super) drops_refused: Cell<u64>,
 }
 
 impl Site {
     pub(super) fn new(theme: Theme, blocks: u64, stride: u64) -> Rc<Self> {
         let (oracle, problem, pending_blocks, starved, refusals, medium_errors, drops) = Default::default();
-        let (snapshots, snapshot_drops, snapshot_reads, late_writes) = Default::default();
+        let (snapshots, snapshot_drops, snapshot_reads, late_writes, clones, drops_refused) =
+            Default::default();
         let expelled = Cell::new(MemberSet::EMPTY);
         let site = Self {
             theme,
@@ -62,6 +65,8 @@ impl Site {
             snapshot_drops,
             snapshot_reads,
             late_writes,
+            clones,
+            drops_refused,
         };
         Rc::new(site)
     }
@@ -135,16 +140,19 @@ impl Client {
     async fn keep_one_tenant(&self) -> Result<(), End> {
         let blocks = (self.site.blocks / 8).max(1);
         let volume = self.site.oracle.borrow().unused_volume();
-        self.site.oracle.borrow_mut().create(volume, blocks);
-        let version = Version { epoch: self.epoch, sequence: 0 };
-        let created = self.store.put_volume(VolumeId(volume), version, b"tenant").await;
-        self.expect(created, "creation of a volume")?;
+        if !(self.keeps_snapshots && self.random.coin() && self.create_clone(volume, blocks).await?) {
+            self.site.oracle.borrow_mut().create(volume, blocks);
+            let version = Version { epoch: self.epoch, sequence: 0 };
+            let created = self.store.put_volume(VolumeId(volume), version, b"tenant").await;
+            self.expect(created, "creation of a volume")?;
+        }
         self.site.oracle.borrow_mut().set_state(volume, VolumeState::Exists);
         for _ in 0..self.random.below(30) {
             let extent = self.extent(volume, blocks);
             match self.random.below(16) {
                 0 if self.keeps_snapshots => self.take_snapshot(volume).await?,
                 0..=3 => self.read(extent).await?,
+                4 | 5 if self.keeps_snapshots => self.unmap(extent).await?,
                 _ => self.write(extent).await?,
             }
         }

@@ -1,9 +1,9 @@
-//! Someone who takes snapshots, reads them, puts history into them late, and drops them.
+//! Someone who takes snapshots, reads them, puts history into them late, clones them, and drops them.
 
 use bytes::Bytes;
 
 use super::client::{Client, End};
-use super::oracle::{Extent, Oracle};
+use super::oracle::{Extent, Oracle, VolumeState};
 use super::past::{self, SnapshotState};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
@@ -43,6 +43,12 @@ impl Client {
     }
 
     async fn drop_snapshot(&self, volume: u32, snapshot: Version) -> Result<(), End> {
+        let clones = self.site.oracle.borrow().clones_from(volume, snapshot);
+        let mut own = clones.iter().filter(|(at, _)| *at == snapshot).map(|(_, state)| *state).peekable();
+        if own.peek().is_some() {
+            let is_certain = own.any(|state| state == VolumeState::Exists);
+            return if is_certain { self.fail_to_drop(volume, snapshot).await } else { Ok(()) };
+        }
         let version = {
             let mut oracle = self.site.oracle.borrow_mut();
             oracle.past_mut(volume).set_state(snapshot, SnapshotState::Dropping);
@@ -58,6 +64,42 @@ impl Client {
             return Err(End::Problem(format!("{snapshot:?} was dropped and still reads: {read:?}")));
         }
         Ok(())
+    }
+
+    /// A snapshot that has a clone can't be dropped.
+    async fn fail_to_drop(&self, volume: u32, snapshot: Version) -> Result<(), End> {
+        let sequence = self.site.oracle.borrow_mut().next_sequence();
+        let version = Version { epoch: self.epoch, sequence };
+        let dropped = vec![BlockWrite::SnapshotDropped { snapshot }];
+        let done = self.store.append(VolumeId(volume), version, dropped).await;
+        match (done, self.store.drop_volume(VolumeId(volume)).await) {
+            (Err(StoreError::HasClones { .. }), Err(StoreError::HasClones { .. })) => {
+                self.site.drops_refused.set(self.site.drops_refused.get() + 1);
+                Ok(())
+            }
+            _ if self.store.is_offline() => Err(End::Offline),
+            other => Err(End::Problem(format!(
+                "{snapshot:?} of volume {volume} has a clone, and a drop said {other:?}"
+            ))),
+        }
+    }
+
+    /// Makes a volume of a snapshot of a lasting one, if there is one that may be cloned.
+    pub(super) async fn create_clone(&self, clone: u32, blocks: u64) -> Result<bool, End> {
+        let volume = self.random.below(super::VOLUMES) as u32;
+        let existing = self.site.oracle.borrow().past(volume).existing();
+        if existing.is_empty() {
+            return Ok(false);
+        }
+        let snapshot = existing[self.random.index(existing.len())];
+        if !self.site.oracle.borrow_mut().create_clone(clone, blocks, (volume, snapshot)) {
+            return Ok(false);
+        }
+        let version = Version { epoch: self.epoch, sequence: 0 };
+        let created = self.store.clone_volume(VolumeId(clone), version, b"clone", VolumeId(volume), snapshot);
+        self.expect(created.await, "creation of a clone")?;
+        self.site.clones.set(self.site.clones.get() + 1);
+        Ok(true)
     }
 
     async fn read_snapshot(&self, volume: u32, snapshot: Version, blocks: u64) -> Result<(), End> {
@@ -134,8 +176,8 @@ impl super::client::Site {
             let read = store.read_at(volume, snapshot, self.block_address(first), step).await;
             let data = read.map_err(Ok)?.concat();
             for ((address, block), age) in (first..).zip(data.chunks(BLOCK_SIZE)).zip(ages) {
-                let stamp = Oracle::stamp_of(block, extent.volume, address).map_err(Err)?;
                 let oracle = self.oracle.borrow();
+                let stamp = oracle.seen(extent.volume, address, block).map_err(Err)?;
                 oracle.past(extent.volume).check(snapshot, address, age, stamp).map_err(Err)?;
                 stamps.push(stamp);
             }

@@ -79,6 +79,8 @@ pub struct Report {
     pub snapshot_drops_undone: u64,
     pub snapshot_reads: u64,
     pub late_writes: u64,
+    pub clones: u64,
+    pub drops_refused: u64,
     pub held_blocks: u64,
     pub moved_older_blocks: u64,
     pub scrubbed_rows: u64,
@@ -97,7 +99,7 @@ pub struct Report {
 impl Report {
     /// Every count with its name, the trace's hash apart.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 41] {
+    pub fn counts(&self) -> [(&'static str, u64); 43] {
         [
             ("writes", self.writes),
             ("reads", self.reads),
@@ -128,6 +130,8 @@ impl Report {
             ("drops of snapshots cut short", self.snapshot_drops_undone),
             ("reads of snapshots", self.snapshot_reads),
             ("writes into the past", self.late_writes),
+            ("clones", self.clones),
+            ("drops refused for clones", self.drops_refused),
             ("blocks held for snapshots at restarts", self.held_blocks),
             ("older blocks moved", self.moved_older_blocks),
             ("rows scrubbed", self.scrubbed_rows),
@@ -602,6 +606,8 @@ impl PoolUnderTest {
             report.snapshots_dropped += self.site.snapshot_drops.take();
             report.snapshot_reads += self.site.snapshot_reads.take();
             report.late_writes += self.site.late_writes.take();
+            report.clones += self.site.clones.take();
+            report.drops_refused += self.site.drops_refused.take();
             report.moved_older_blocks += statistics.moved_older_blocks.get();
         });
         self.cut_power(world);

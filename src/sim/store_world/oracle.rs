@@ -17,6 +17,8 @@ struct Volume {
     state: VolumeState,
     blocks: Vec<Block>,
     past: Past,
+    /// Of a clone: volume and snapshot that it was made of.
+    origin: Option<(u32, Version)>,
 }
 
 /// What is known of a volume.
@@ -42,6 +44,8 @@ struct Block {
     past_holes: BTreeSet<u64>,
     /// After a restart it could not be read: which of the candidates it is stays open.
     is_doubtful: bool,
+    /// What a clone shows before the first write: the stamp of the origin's block. 0 for zeros.
+    origin: u64,
 }
 
 /// Consecutive blocks of a volume.
@@ -57,8 +61,37 @@ impl Oracle {
     pub(super) fn create(&mut self, volume: u32, blocks: u64) {
         let blank = || Block { candidates: BTreeMap::from([(0, true)]), ..Block::default() };
         let blocks = (0..blocks).map(|_| blank()).collect();
-        let past = Past::default();
-        self.volumes.insert(volume, Volume { state: VolumeState::Creating, blocks, past });
+        let (past, origin) = Default::default();
+        self.volumes.insert(volume, Volume { state: VolumeState::Creating, blocks, past, origin });
+    }
+
+    /// A volume of `blocks` blocks is about to be made of a snapshot. Not when it is in doubt what that shows.
+    pub(super) fn create_clone(&mut self, clone: u32, blocks: u64, origin: (u32, Version)) -> bool {
+        let past = self.past(origin.0);
+        let stamps = (0..blocks).map(|address| past.certain(origin.1, address)).collect::<Option<Vec<u64>>>();
+        let Some(stamps) = stamps.filter(|_| past.exists(origin.1) && !past.is_changing()) else {
+            return false;
+        };
+        self.create(clone, blocks);
+        let Some(volume) = self.volumes.get_mut(&clone) else { return false };
+        volume.origin = Some(origin);
+        volume.blocks.iter_mut().zip(stamps).for_each(|(block, stamp)| block.origin = stamp);
+        true
+    }
+
+    /// What a block was when the volume was made.
+    pub(super) fn origin(&self, volume: u32, address: u64) -> u64 {
+        self.volumes[&volume].blocks[address as usize].origin
+    }
+
+    /// The states of the clones that were made of a snapshot, or of a later one, and that are not gone.
+    pub(super) fn clones_from(&self, volume: u32, snapshot: Version) -> Vec<(Version, VolumeState)> {
+        let clone = |clone: &Volume| {
+            let (of, at) = clone.origin?;
+            (of == volume && at >= snapshot && clone.state != VolumeState::Dropped)
+                .then_some((at, clone.state))
+        };
+        self.volumes.values().filter_map(clone).collect()
     }
 
     pub(super) fn set_state(&mut self, volume: u32, state: VolumeState) {
@@ -126,7 +159,11 @@ impl Oracle {
         let Some(volume) = self.volumes.get_mut(&volume) else { return version };
         let shown = |block: &Block| {
             let (sequence, is_hole) = block.candidates.last_key_value().map_or((0, true), |(s, h)| (*s, *h));
-            let stamp = if is_hole { 0 } else { sequence };
+            let stamp = match (is_hole, sequence) {
+                (true, 0) => block.origin,
+                (true, _) => 0,
+                (false, _) => sequence,
+            };
             Shown { version: sequence, stamp, is_doubtful: block.is_doubtful, ..Shown::default() }
         };
         volume.past.take(version, volume.blocks.iter().map(shown).collect());
@@ -144,12 +181,15 @@ impl Oracle {
 
     /// Whether a block certainly holds data that is newer than a snapshot, and nothing else is being put into its
     /// past.
-    pub(super) fn may_write_late(&self, volume: u32, address: u64, snapshot: Version) -> bool {
-        let volume = &self.volumes[&volume];
+    pub(super) fn may_write_late(&self, number: u32, address: u64, snapshot: Version) -> bool {
+        let volume = &self.volumes[&number];
         let block = &volume.blocks[address as usize];
         let holds_data = block.candidates.get(&block.floor) == Some(&false);
         let is_newer = block.floor > snapshot.sequence;
-        holds_data && is_newer && !block.is_doubtful && volume.past.may_write_late(snapshot, address)
+        let may_be = holds_data && is_newer && !block.is_doubtful;
+        // A clone shows what its snapshot shows.
+        let is_cloned = !self.clones_from(number, snapshot).is_empty();
+        may_be && !is_cloned && volume.past.may_write_late(snapshot, address)
     }
 
     /// A write was acknowledged.
@@ -192,6 +232,18 @@ impl Oracle {
         self.volumes[&volume].blocks[address as usize].floor
     }
 
+    /// The number that is stamped on a block of a volume, or of the one that it was made of; 0 for zeros.
+    pub(super) fn seen(&self, volume: u32, address: u64, data: &[u8]) -> Result<u64, String> {
+        let known = &self.volumes[&volume];
+        let origin =
+            known.origin.map(|(origin, _)| origin).filter(|_| known.blocks[address as usize].origin != 0);
+        let of_origin = origin.and_then(|origin| Self::stamp_of(data, origin, address).ok());
+        match of_origin.filter(|stamp| *stamp != 0) {
+            Some(stamp) => Ok(stamp),
+            None => Self::stamp_of(data, volume, address),
+        }
+    }
+
     /// The number that is stamped on a block; 0 for zeros.
     pub(super) fn stamp_of(data: &[u8], volume: u32, address: u64) -> Result<u64, String> {
         if data.iter().all(|byte| *byte == 0) {
@@ -214,11 +266,18 @@ impl Oracle {
 
     /// Checks what a read that began at `floor` has seen.
     pub(super) fn check(&mut self, volume: u32, address: u64, floor: u64, data: &[u8]) -> Result<(), String> {
+        let seen = self.seen(volume, address, data)?;
         let block = &mut self.blocks(Extent { volume, address, count: 1 })[0];
         let at = format!("block {volume}/{address}");
-        let seen = Self::stamp_of(data, volume, address)?;
-        let sequence = if seen == 0 {
-            // Any hole that may be the newest: the oldest of them promises least.
+        let sequence = if seen == block.origin && seen != 0 {
+            if floor > 0 {
+                return Err(format!("{at} is what its origin was, but {floor} was settled"));
+            }
+            0
+        } else if seen == 0 {
+            // Any hole that may be the newest: the oldest of them promises least. Before the first write a block
+            // is zeros only where the origin was.
+            let floor = floor.max(u64::from(block.origin != 0));
             let past = block.past_holes.range(floor..).next();
             let hole = block.candidates.range(floor..).find(|(_, is_hole)| **is_hole).map(|(hole, _)| hole);
             *past.or(hole).ok_or(format!("{at} is zeros, but {floor} was settled"))?
@@ -243,7 +302,9 @@ impl Oracle {
         block.past_holes.clear();
         block.is_doubtful = false;
         let settled_hole = block.candidates.get(&block.floor).copied().unwrap_or(true);
-        if settled_hole {
+        if settled_hole && block.floor == 0 && block.origin != 0 {
+            block.candidates.retain(|sequence, _| *sequence == 0);
+        } else if settled_hole {
             // Which of the holes it is cannot be seen; a data write behind a hole is gone for good.
             block.candidates.retain(|_, is_hole| *is_hole);
         } else {

@@ -103,6 +103,11 @@ impl Past {
             && !self.snapshots.range(snapshot.sequence..).any(is_newer_hole)
     }
 
+    /// Whether something is being put into the past of any block.
+    pub(super) fn is_changing(&self) -> bool {
+        self.snapshots.values().any(|known| known.view.iter().any(|shown| shown.late.is_some()))
+    }
+
     /// A block is being put into the view of `snapshot`, and so of those behind it that show nothing newer.
     pub(super) fn begin_late(&mut self, snapshot: Version, block: u64, stamp: u64) {
         for (_, later) in self.snapshots.range_mut(snapshot.sequence..) {
@@ -186,10 +191,11 @@ impl Past {
         (shown.late.is_none() && !shown.is_doubtful).then_some(shown.stamp)
     }
 
-    /// How many versions of a block hold data that only snapshots show, where `newest` is the present one.
+    /// How many versions of a block hold data that only snapshots show, where `newest` is the present one; what
+    /// a clone has from its origin is not among them.
     pub(super) fn held(&self, block: u64, newest: u64) -> u64 {
         let shown = self.snapshots.values().map(|snapshot| &snapshot.view[block as usize]);
-        let held = shown.filter(|shown| shown.stamp != 0 && shown.version != newest);
+        let held = shown.filter(|shown| shown.stamp != 0 && ![0, newest].contains(&shown.version));
         held.map(|shown| shown.version).collect::<BTreeSet<_>>().len() as u64
     }
 }

@@ -98,7 +98,12 @@ impl PoolUnderTest {
             let run = changed.iter().find(|run| run.address <= block && block < run.end());
             let certain = |view| self.site.oracle.borrow().past(volume).certain(view, address);
             let Some(now) = certain(at) else { continue };
-            let before = if since == Version::default() { Some(0) } else { certain(since) };
+            let is_first = since == Version::default();
+            let before = if is_first {
+                Some(self.site.oracle.borrow().origin(volume, address))
+            } else {
+                certain(since)
+            };
             let is_right = match run {
                 Some(run) => {
                     run.is_mapped == (now != 0) && run.version <= at && !run.version.is_covered_by(since)

@@ -1,8 +1,9 @@
 //! The map in memory: 24 bytes a block and its page, about 70 an older version that a snapshot shows; saved
 //! whole by each checkpoint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, ready};
+use std::ops::Range;
 
 use crate::array::{Geometry, Place, SegmentIndex};
 use crate::base::checksum::Crc32;
@@ -12,7 +13,7 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 
 use super::older::{OlderEntries, is_kept};
 use super::record::{self, PAGE_BLOCKS};
-use super::{Map, MapEntry, MapValue, References, SavePosition};
+use super::{Covered, Lineage, Map, MapEntry, MapValue, References, SavePosition, View};
 use crate::store::interface::{Changes, StoreError};
 
 /// The map of all volumes, in memory.
@@ -78,6 +79,40 @@ impl MemoryMap {
     fn get_at(&self, volume: VolumeId, at: Version, address: BlockAddress) -> Option<MapEntry> {
         let newest = self.get(volume, address)?;
         if newest.version <= at { Some(newest) } else { self.older.shown_at(volume, address, at) }
+    }
+
+    /// What the first of these views that knows a block shows, and which volume's it is.
+    fn shown(
+        &self,
+        mut views: impl Iterator<Item = View>,
+        address: BlockAddress,
+    ) -> Option<(VolumeId, MapEntry)> {
+        views.find_map(|view| Some((view.volume, self.get_at(view.volume, view.at, address)?)))
+    }
+
+    /// Records a hole for each block of which the volume has no entry and an ancestor shows data, up to `end` or
+    /// for a bounded time. Returns up to where.
+    fn shadow(&mut self, volume: VolumeId, blocks: Range<u64>, hole: MapEntry, ancestors: &[View]) -> u64 {
+        let pages = |volume| {
+            let (first, last) = (blocks.start / PAGE_BLOCKS as u64, (blocks.end - 1) / PAGE_BLOCKS as u64);
+            let pages = self.pages.range((volume, first)..=(volume, last)).map(|((_, number), _)| *number);
+            pages.take(PAGES_A_TURN + 1)
+        };
+        let behind = ancestors.iter().flat_map(|view| pages(view.volume));
+        let all: BTreeSet<u64> = pages(volume).chain(behind).collect();
+        let stop = all.iter().nth(PAGES_A_TURN).map_or(blocks.end, |page| page * PAGE_BLOCKS as u64);
+        for page in all.into_iter().take(PAGES_A_TURN) {
+            let base = page * PAGE_BLOCKS as u64;
+            for address in base.max(blocks.start)..(base + PAGE_BLOCKS as u64).min(blocks.end) {
+                let block = BlockAddress(address);
+                let shown = self.shown(ancestors.iter().copied(), block);
+                let is_mapped = shown.is_some_and(|(_, entry)| entry.value.is_mapped());
+                if is_mapped && self.get(volume, block).is_none() {
+                    self.apply(volume, block, hole, &[], &mut Uncounted);
+                }
+            }
+        }
+        stop
     }
 
     fn page_from(&self, key: PageKey) -> Option<(PageKey, &Page)> {
@@ -159,17 +194,16 @@ impl MemoryMap {
 }
 
 impl Map for MemoryMap {
-    fn look_up<F: FnMut(BlockAddress, Option<MapEntry>)>(
+    fn look_up<F: FnMut(BlockAddress, Option<(VolumeId, MapEntry)>)>(
         &self,
-        volume: VolumeId,
-        at: Version,
+        lineage: &Lineage,
         address: BlockAddress,
         count: u64,
         mut found: F,
     ) -> impl Future<Output = Result<(), StoreError>> + use<F> {
         for offset in 0..count {
             let block = address.offset(offset);
-            found(block, self.get_at(volume, at, block));
+            found(block, self.shown(lineage.views(), block));
         }
         ready(Ok(()))
     }
@@ -186,17 +220,24 @@ impl Map for MemoryMap {
 
     fn run_from(
         &self,
-        volume: VolumeId,
-        at: Version,
+        lineage: &Lineage,
         address: BlockAddress,
     ) -> impl Future<Output = Result<(u64, bool), StoreError>> + use<> {
-        let (key, _) = locate(volume, address);
-        ready(Ok(match self.page_from(key) {
-            Some((found, _)) if found == key => {
-                (1, self.get_at(volume, at, address).is_some_and(|entry| entry.value.is_mapped()))
+        // How far there is no page.
+        let blank = lineage.views().map(|view| {
+            let (key, _) = locate(view.volume, address);
+            match self.page_from(key) {
+                Some((found, _)) if found == key => 0,
+                Some((found, _)) if found.0 == view.volume => found.1 * PAGE_BLOCKS as u64 - address.0,
+                _ => u64::MAX,
             }
-            Some((found, _)) if found.0 == volume => (found.1 * PAGE_BLOCKS as u64 - address.0, false),
-            _ => (u64::MAX, false),
+        });
+        ready(Ok(match blank.min().unwrap_or(u64::MAX) {
+            0 => {
+                let shown = self.shown(lineage.views(), address);
+                (1, shown.is_some_and(|(_, entry)| entry.value.is_mapped()))
+            }
+            blank => (blank, false),
         }))
     }
 
@@ -256,21 +297,26 @@ impl Map for MemoryMap {
         address: BlockAddress,
         count: u64,
         version: Version,
-        snapshots: &[Version],
+        covered: Covered<'_>,
         references: &mut impl References,
     ) -> Option<(BlockAddress, u64)> {
         if count == 0 {
             return None;
         }
-        let end = address.0 + count;
+        let (snapshots, all) = (covered.snapshots, address.0 + count);
         let hole = MapEntry { version, value: MapValue::Hole };
+        let end = match covered.ancestors {
+            [] => all,
+            _ if mutant::is(Mutant::CloneHoleNotRecorded) => all,
+            ancestors => self.shadow(volume, address.0..all, hole, ancestors),
+        };
         let first_page = (volume, address.0 / PAGE_BLOCKS as u64);
         let last_page = (volume, (end - 1) / PAGE_BLOCKS as u64);
         let (mut unmapped, mut rest) = (0, None);
         for (turn, (key, page)) in self.pages.range_mut(first_page..=last_page).enumerate() {
             let base = key.1 * PAGE_BLOCKS as u64;
             if turn == PAGES_A_TURN {
-                rest = Some((BlockAddress(base), end - base));
+                rest = Some((BlockAddress(base), all - base));
                 break;
             }
             for (index, slot) in page.iter_mut().enumerate() {
@@ -294,7 +340,7 @@ impl Map for MemoryMap {
             *mapped -= unmapped;
             self.total_mapped_blocks -= unmapped;
         }
-        rest
+        rest.or((end < all).then(|| (BlockAddress(end), all - end)))
     }
 
     /// Looks at [`OLDER_A_TURN`] entries.
@@ -459,6 +505,7 @@ mod tests {
     use crate::array::Slot as DiskSlot;
 
     const VOLUME: VolumeId = VolumeId(3);
+    const NOTHING: Covered<'_> = Covered { snapshots: &[], ancestors: &[] };
 
     /// What the map said of places.
     #[derive(Default)]
@@ -500,7 +547,8 @@ mod tests {
 
     fn hole(map: &mut MemoryMap, address: u64, count: u64, sequence: u64) -> Told {
         let mut told = Told::default();
-        let rest = map.apply_hole(VOLUME, BlockAddress(address), count, version(sequence), &[], &mut told);
+        let rest =
+            map.apply_hole(VOLUME, BlockAddress(address), count, version(sequence), NOTHING, &mut told);
         assert_eq!(rest, None);
         told
     }
@@ -553,7 +601,7 @@ mod tests {
         let (mut map, mut told, mut turns) = (filled(1000, 64), Told::default(), 1);
         let mut rest = Some((BlockAddress(5), 64_000));
         while let Some((address, count)) = rest {
-            rest = map.apply_hole(VOLUME, address, count, version(1000), &[], &mut told);
+            rest = map.apply_hole(VOLUME, address, count, version(1000), NOTHING, &mut told);
             assert!(told.lost.len() <= turns * PAGES_A_TURN);
             turns += 1;
         }
@@ -588,6 +636,28 @@ mod tests {
             assert_eq!((map.held_blocks(VOLUME), told.lost.len() as u64), (kept, BLOCKS - kept));
         }
         assert_eq!((turns, map.older.len(), map.mapped_blocks(VOLUME)), (4, 0, BLOCKS));
+    }
+
+    #[test]
+    fn a_hole_of_a_clone_shadows_what_is_behind_it_in_turns() {
+        let (mut map, clone) = (filled(1000, 64), VolumeId(9));
+        let behind = [View { volume: VOLUME, at: version(600) }];
+        let covered = Covered { snapshots: &[], ancestors: &behind };
+        let (mut rest, mut turns) = (Some((BlockAddress(64), 64_000)), 0);
+        while let Some((address, count)) = rest {
+            rest = map.apply_hole(clone, address, count, version(9), covered, &mut Uncounted);
+            turns += 1;
+        }
+        let view = View { volume: clone, at: Version::GREATEST };
+        let lineage = Lineage::new(view, behind.to_vec());
+        let owner =
+            |map: &MemoryMap, block| map.shown(lineage.views(), BlockAddress(block)).map(|(owner, _)| owner);
+        assert_eq!(
+            (owner(&map, 0), owner(&map, 64), owner(&map, 600 * 64)),
+            (Some(VOLUME), Some(clone), Some(clone))
+        );
+        assert_eq!((owner(&map, 601 * 64), owner(&map, 65)), (None, None));
+        assert_eq!((turns, map.entry_count, map.mapped_blocks(clone)), (4, 1600, 0));
     }
 
     #[test]

@@ -82,6 +82,50 @@ pub trait References {
     fn lost(&mut self, place: Place);
 }
 
+/// A volume at one version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    /// The volume.
+    pub volume: VolumeId,
+    /// What is newer is not shown.
+    pub at: Version,
+}
+
+/// A view, and those behind it: a block of which one has no entry is shown by the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lineage {
+    view: View,
+    ancestors: Vec<View>,
+}
+
+impl Lineage {
+    /// A volume as it is, with nothing behind it.
+    #[must_use]
+    pub fn newest(volume: VolumeId) -> Self {
+        Self::new(View { volume, at: Version::GREATEST }, Vec::new())
+    }
+
+    /// A view with its ancestors, the nearest first.
+    #[must_use]
+    pub fn new(view: View, ancestors: Vec<View>) -> Self {
+        Self { view, ancestors }
+    }
+
+    /// The views, the nearest first.
+    pub fn views(&self) -> impl Iterator<Item = View> {
+        std::iter::once(self.view).chain(self.ancestors.iter().copied())
+    }
+}
+
+/// What a hole comes over.
+#[derive(Clone, Copy, Debug)]
+pub struct Covered<'a> {
+    /// The snapshots of the volume, ascending.
+    pub snapshots: &'a [Version],
+    /// The views behind the volume, the nearest first.
+    pub ancestors: &'a [View],
+}
+
 /// Where saving the map goes on, after pieces that were saved before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavePosition(VolumeId, u64);
@@ -93,13 +137,13 @@ impl SavePosition {
 
 /// What the store needs of its map.
 pub trait Map: Default {
-    /// Calls `found` for each of `count` blocks, in order, with what the view at `at` shows: the newest settled
-    /// version that is not newer; none where nothing was written before. For views other than those of snapshots
-    /// and of the present ([`Version::GREATEST`]), versions may be missing.
-    fn look_up<F: FnMut(BlockAddress, Option<MapEntry>)>(
+    /// Calls `found` for each of `count` blocks, in order, with what the lineage shows, and the volume whose entry
+    /// it is: the newest settled version that is not newer than the view; none where nothing was written before.
+    /// For views other than those of snapshots and of the present ([`Version::GREATEST`]), versions may be
+    /// missing.
+    fn look_up<F: FnMut(BlockAddress, Option<(VolumeId, MapEntry)>)>(
         &self,
-        volume: VolumeId,
-        at: Version,
+        lineage: &Lineage,
         address: BlockAddress,
         count: u64,
         found: F,
@@ -113,12 +157,11 @@ pub trait Map: Default {
         version: Version,
     ) -> impl Future<Output = Result<Option<MapEntry>, StoreError>> + use<Self>;
 
-    /// Whether a block is allocated in the view at `at`, and how many blocks from it on, at least one, are alike; it need not
+    /// Whether a block is allocated in what the lineage shows, and how many blocks from it on, at least one, are alike; it need not
     /// look further than it likes.
     fn run_from(
         &self,
-        volume: VolumeId,
-        at: Version,
+        lineage: &Lineage,
         address: BlockAddress,
     ) -> impl Future<Output = Result<(u64, bool), StoreError>> + use<Self>;
 
@@ -147,7 +190,7 @@ pub trait Map: Default {
         references: &mut impl References,
     );
 
-    /// Turns `count` blocks into holes of `version`, where another version exists. Works for a bounded
+    /// Turns `count` blocks into holes of `version`, where another version exists or an ancestor shows data. Works for a bounded
     /// time and returns what is left to be done: first block and count.
     fn apply_hole(
         &mut self,
@@ -155,7 +198,7 @@ pub trait Map: Default {
         address: BlockAddress,
         count: u64,
         version: Version,
-        snapshots: &[Version],
+        covered: Covered<'_>,
         references: &mut impl References,
     ) -> Option<(BlockAddress, u64)>;
 

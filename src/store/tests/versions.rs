@@ -16,7 +16,7 @@ use crate::sim::random::Random;
 use crate::store::batch::{Content, Entry, SegmentUse};
 use crate::store::checkpoint_codec::{Decoder, encode_end, encode_table, encode_volumes};
 use crate::store::interface::is_shown;
-use crate::store::map::{Map, MapEntry, MapValue, SavePosition};
+use crate::store::map::{Lineage, Map, MapEntry, MapValue, SavePosition, View};
 use crate::store::segments::{SegmentState, SegmentTable};
 use crate::store::shared::Contents;
 
@@ -325,9 +325,10 @@ fn in_use(mut contents: Contents) -> Contents {
 
 fn look_up(contents: &Contents, view: Version, address: u64) -> Option<MapEntry> {
     let mut shown = None;
-    let lookup = contents.map.look_up(VOLUME, view, BlockAddress(address), 1, |_, entry| shown = entry);
+    let lineage = Lineage::new(View { volume: VOLUME, at: view }, Vec::new());
+    let lookup = contents.map.look_up(&lineage, BlockAddress(address), 1, |_, entry| shown = entry);
     lookup.now_or_never().unwrap().unwrap();
-    shown
+    shown.map(|(_, entry)| entry)
 }
 
 fn data_of(entry: MapEntry) -> Option<(Version, Place)> {
