@@ -33,8 +33,12 @@ struct Site {
 
 impl Site {
     fn start() -> Self {
+        Self::of_size("64M")
+    }
+
+    fn of_size(size: &str) -> Self {
         let cluster = Cluster::start(ClusterSettings { disks: DISKS, ..ClusterSettings::default() });
-        let target = cluster.create_volume(VOLUME, "64M", &["--primary", "a"]);
+        let target = cluster.create_volume(VOLUME, size, &["--primary", "a"]);
         cluster.wait_in_sync("a", VOLUME);
         Self { cluster, target }
     }
@@ -113,6 +117,101 @@ fn scenario_19_a_disk_is_dead_and_power_is_lost_in_mid_batch() {
     NODES.iter().for_each(|node| site.cluster.spawn(node));
     load.settle();
     site.check_on_both(&mut load.finish());
+}
+
+impl Site {
+    /// Takes a disk of a node out, and flips bits in all blocks of the others that are named.
+    fn lose_disk_and_rot(&self, node: &str, lost: &[usize], rotten: &[usize]) -> usize {
+        for disk in lost {
+            let path = self.cluster.disk_path(node, *disk).display().to_string();
+            self.cluster.administer(node, &["disk", "fail", &path, "--node", node]);
+        }
+        rotten.iter().map(|disk| self.rot(node, *disk)).sum()
+    }
+
+    /// Scrubs a node, to the end; what it found.
+    fn scrub(&self, node: &str) -> serde_json::Value {
+        let ask =
+            |action: &str| self.cluster.try_ask(node, &["pool", "scrub", action, "--node", node]).unwrap();
+        ask("start");
+        self.cluster.wait_until("the scrub has ended", || ask("status")["running"] == false);
+        ask("status")
+    }
+
+    /// Scrubs a node until it finds nothing any more that parity can't give back: the peer has given it.
+    fn scrub_until_whole(&self, node: &str) -> serde_json::Value {
+        let first = self.scrub(node);
+        let mut last = first.clone();
+        for _ in 0..12 {
+            if last["unrecoverable"] == 0 {
+                return first;
+            }
+            std::thread::sleep(Duration::from_secs(1));
+            last = self.scrub(node);
+        }
+        panic!("{node} still lacks blocks: {last}");
+    }
+
+    fn has_event(&self, node: &str, kind: &str) -> bool {
+        let output = self.cluster.gemel(node, &["event", "list"]);
+        String::from_utf8_lossy(&output.stdout).contains(kind)
+    }
+}
+
+#[test]
+fn scenario_20_what_two_disks_of_a_node_have_lost_comes_from_the_other_one() {
+    let site = Site::start();
+    let mut filled = site.host(2, 4096);
+    filled.fill();
+    let load = site.load(0..2);
+    // The one that serves: its host reads on without an error.
+    let flipped = site.lose_disk_and_rot("a", &[1], &[2]);
+    println!("scenario 20: {flipped} blocks rot beside a dead disk of a");
+    filled.check_all();
+    load.wait_for_more();
+    assert_eq!(site.cluster.volume("a", VOLUME, "primary"), "a", "nobody had to take over");
+    site.cluster.wait_until("the event is there", || site.has_event("a", "block-from-peer"));
+    // And the other one, which finds out by its scrub.
+    site.lose_disk_and_rot("b", &[0], &[3]);
+    site.scrub_until_whole("b");
+    site.cluster.wait_until("the event is there", || site.has_event("a", "block-to-peer"));
+    // New disks, and everything is as it was.
+    for (node, disk) in [("a", "1"), ("b", "0")] {
+        site.scrub_until_whole(node);
+        let path = site.cluster.disk_path(node, disk.parse().unwrap()).display().to_string();
+        site.cluster.administer(node, &["disk", "replace", disk, &path, "--node", node]);
+        site.cluster.wait_until("it is rebuilt", || {
+            site.cluster.try_ask(node, &["pool", "show"]).is_some_and(|pool| pool["state"] == "ok")
+        });
+    }
+    let mut hosts = load.finish();
+    hosts.push(filled);
+    site.check_on_both(&mut hosts);
+    site.kill_both();
+    NODES.iter().for_each(|node| site.cluster.spawn(node));
+    site.check_on_both(&mut hosts);
+}
+
+/// Ten thousand blocks rot on two disks of one node, under load: parity gives none of them back.
+#[test]
+fn ten_thousand_rotten_blocks_on_two_disks_of_a_node_come_from_the_other_one() {
+    let site = Site::of_size("128M");
+    let mut filled = site.host(2, 20_000);
+    filled.fill();
+    let load = site.load(0..2);
+    let flipped = site.lose_disk_and_rot("b", &[], &[0, 3]);
+    let found = site.scrub_until_whole("b");
+    println!("drill: {flipped} blocks flipped on two disks of b; scrub: {found}");
+    assert!(flipped >= 10_000, "the disks hold next to nothing: {flipped}");
+    assert!(found["unrecoverable"].as_u64().unwrap() > 5000, "{found}");
+    load.wait_for_more();
+    let mut hosts = load.finish();
+    hosts.push(filled);
+    // The node whose disks had rotted serves all of it, also after a restart.
+    site.check_on_both(&mut hosts);
+    site.kill_both();
+    NODES.iter().for_each(|node| site.cluster.spawn(node));
+    site.check_on_both(&mut hosts);
 }
 
 #[test]
