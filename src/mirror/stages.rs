@@ -4,8 +4,9 @@
 //! Each such view is a *stage*, in ascending order. A block is copied in a stage when what the view shows of it is news,
 //! not shown by the view before; or when the replica shows there what the source does not: void entries, or what an
 //! earlier resync left. History goes in under the version of the snapshot. What is newer than the beginning of the
-//! stream goes over it as a write; but for a hole over a block that had nothing on the replica, of which its store
-//! keeps no trace, and below which history was put since: that hole is stated again.
+//! stream goes over it as a write. But holes that shadow nothing leave no trace in the replica's store, or are
+//! forgotten there at any time, and come short once history is put below them: of a block of which history was
+//! sent, every later hole is stated again, wherever the replica seems to have it.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -112,16 +113,19 @@ impl Stage {
         let mut wanted: Vec<Range<u64>> = Vec::new();
         for block in chunk.clone() {
             let (source, target) = (here.at(block), self.report.at(block));
-            let differs = match (source, target) {
-                (None, None) => false,
-                (None, Some(_)) => true,
-                (Some(source), target) if source.version > mirrored_after => {
-                    let shows_other = target.is_some_and(|target| target.version != source.version);
-                    !source.is_mapped
-                        && (shows_other || restated.has(block))
-                        && !mutant::is(Mutant::HoleNotRestated)
+            let shows_other =
+                |source: &ChangedRun| target.is_none_or(|target| target.version != source.version);
+            let differs = match source {
+                None => target.is_some(),
+                // Its store may have kept no trace of it, or have forgotten it since it said what it has.
+                Some(source) if !source.is_mapped && restated.has(block) => {
+                    !mutant::is(Mutant::HoleNotRestated)
+                        || (source.version <= mirrored_after && shows_other(source))
                 }
-                (Some(source), target) => target.is_none_or(|target| target.version != source.version),
+                Some(source) if source.version > mirrored_after => {
+                    !source.is_mapped && target.is_some() && shows_other(source)
+                }
+                Some(source) => shows_other(source),
             };
             match wanted.last_mut() {
                 _ if !differs => {}
@@ -196,6 +200,18 @@ mod tests {
         restated.add(std::slice::from_ref(&(5..6)));
         // 0 is news, 1 void, 2 the same, 3 another version, 4 to 6 came as writes, 5 may have left no trace.
         assert_eq!(stage.wanted(&(0..8), &here, version(2, 16), &restated), [0..2, 3..4, 5..6]);
+    }
+
+    #[test]
+    fn a_hole_above_history_is_stated_again_whatever_was_said() {
+        let mut stage = stages(&[version(2, 20)], version(1, 8), 0).remove(0);
+        let hole = run(1, version(2, 12), false);
+        stage.take_report(vec![hole], 10);
+        let here = Report { runs: vec![hole], until: 10 };
+        let mut restated = Restated::default();
+        assert!(stage.wanted(&(0..4), &here, version(2, 16), &restated).is_empty());
+        restated.add(std::slice::from_ref(&(0..4)));
+        assert_eq!(stage.wanted(&(0..4), &here, version(2, 16), &restated).first(), Some(&(1..2)));
     }
 
     #[test]

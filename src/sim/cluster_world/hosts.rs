@@ -87,6 +87,11 @@ impl Hosts {
         Self { is_ending, working }
     }
 
+    /// Starts something else that ends with the hosts.
+    pub(super) fn beside(&self, start: impl FnOnce(&Rc<Cell<bool>>, &Rc<Cell<usize>>)) {
+        start(&self.is_ending, &self.working);
+    }
+
     /// Lets them end what they do. Whether all have ended.
     pub(super) fn stop(&self) -> bool {
         self.is_ending.set(true);

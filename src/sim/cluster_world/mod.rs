@@ -9,7 +9,7 @@
 //! [`unit`] (logical units that get and lose their device).
 //!
 //! Oracles: [`oracle`] (each sector's history is linearizable, and no write takes effect after it was over; who
-//! serves), [`reservations`] (those of hosts), and in the end everything heals by itself, is served, and both
+//! serves), [`reservations`] (those of hosts), [`snapshots`] (one cut, which stays), and in the end everything heals by itself, is served, and both
 //! replicas are equal.
 
 mod command;
@@ -24,6 +24,7 @@ mod reservations;
 mod room;
 mod runs;
 mod scenarios;
+mod snapshots;
 
 mod unit;
 
@@ -36,6 +37,7 @@ use self::network::Network;
 use self::oracle::Oracle;
 use self::reservations::Reservations;
 use self::room::{Life, Room};
+use self::snapshots::Snapshots;
 use crate::base::runtime::Runtime;
 use crate::base::units::VolumeId;
 use crate::cluster::name::NodeName;
@@ -84,6 +86,7 @@ struct Cluster {
     network: Network,
     oracle: Oracle,
     reservations: Reservations,
+    snapshots: Snapshots,
     setting: Setting,
     /// How long what this node proposes next lies in its own queue.
     hold_next_proposal: [Cell<Option<Duration>>; 2],
@@ -117,6 +120,7 @@ impl Cluster {
             network: Network::default(),
             oracle: Oracle::default(),
             reservations: Reservations::default(),
+            snapshots: Snapshots::default(),
             setting,
             random,
             hold_next_proposal: Default::default(),

@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::snapshots::Snapshots;
 use super::{Cluster, NAMES, VOLUMES, micros};
 use crate::base::runtime::Runtime;
 use crate::base::units::VolumeId;
@@ -59,8 +60,8 @@ pub(super) struct Operation {
     pub outcome: RefCell<Outcome>,
 }
 
-/// What happened to a sector, and of which commands that is.
-type History<'a> = (Vec<Event>, Vec<&'a Operation>);
+/// What happened to a sector, and of which commands that is: of none, what snapshots have shown.
+type History<'a> = (Vec<Event>, Vec<Option<&'a Operation>>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -172,7 +173,7 @@ impl Oracle {
     }
 
     /// Looks at the histories of all sectors.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self, snapshots: &Snapshots) -> Result<(), String> {
         let operations = self.operations.borrow();
         let mut sectors: BTreeMap<(VolumeId, u64), History<'_>> = BTreeMap::new();
         for operation in operations.iter() {
@@ -180,9 +181,14 @@ impl Oracle {
                 if let Some(event) = self.event(operation, index as usize) {
                     let sector = sectors.entry((operation.volume, operation.first + index)).or_default();
                     sector.0.push(event);
-                    sector.1.push(operation);
+                    sector.1.push(Some(operation));
                 }
             }
+        }
+        for (volume, sector, event) in snapshots.events(|volume, turn| self.end_of_turn(volume, turn)) {
+            let sector = sectors.entry((volume, sector)).or_default();
+            sector.0.push(event);
+            sector.1.push(None);
         }
         for ((volume, sector), (events, of)) in &sectors {
             if let Some(index) = first_contradiction(0, events) {

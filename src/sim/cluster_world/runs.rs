@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::future::{Either, select};
 
 use super::hosts::{HOSTS, Host, Hosts, USED};
-use super::{Cluster, NAMES, VOLUMES, WITNESS, micros, name, network};
+use super::{Cluster, NAMES, VOLUMES, WITNESS, micros, name, network, snapshots};
 use crate::base::runtime::{Instant, Runtime};
 use crate::base::units::{BlockAddress, VolumeId};
 use crate::disk::{DiskErrorKind, Operation};
@@ -67,6 +67,7 @@ pub(super) fn message(panic: &(dyn Any + Send)) -> String {
 async fn live(cluster: Rc<Cluster>) -> Result<(), String> {
     cluster.found().await?;
     let hosts = Hosts::start(&cluster);
+    hosts.beside(|is_ending, working| snapshots::keep(&cluster, is_ending, working));
     let random = &cluster.random;
     // One disk of one node at most, in a third of the runs; all disks of one node in some others.
     let failing = (random.below(3) == 0).then(|| random.index(2));
@@ -86,10 +87,11 @@ async fn live(cluster: Rc<Cluster>) -> Result<(), String> {
         }
     }
     for volume in VOLUMES {
+        cluster.look_into_all(volume).await?;
         until_level(&cluster, volume).await?;
         compare(&cluster, volume).await?;
     }
-    cluster.oracle.check()?;
+    cluster.oracle.check(&cluster.snapshots)?;
     cluster.check_reservations()
 }
 
@@ -345,7 +347,7 @@ pub(super) async fn compare(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(
             return Err(format!("the replicas of volume {} differ behind block {first} (I24)", volume.0));
         }
     }
-    Ok(())
+    cluster.compare_snapshots(volume).await
 }
 
 pub(super) fn number(name: &str) -> Option<u64> {
@@ -353,7 +355,12 @@ pub(super) fn number(name: &str) -> Option<u64> {
 }
 
 /// What a full run has to meet.
-const SOMETIMES: [&str; 32] = [
+const SOMETIMES: [&str; 37] = [
+    "snapshots taken",
+    "snapshots dropped",
+    "snapshots read",
+    "snapshots in doubt that are there",
+    "snapshots in doubt that are not there",
     "writes",
     "reads",
     "unmaps",

@@ -248,6 +248,14 @@ pub(super) struct Device {
 }
 
 impl Device {
+    pub(super) fn volume(&self) -> &Volume<ServedStore<Store>> {
+        &self.volume
+    }
+
+    pub(super) fn turn(&self) -> u64 {
+        self.turn
+    }
+
     /// The command that is being executed begins to use the device.
     fn begin(&self) -> Use {
         let operation = self.cluster.oracle.executing();
