@@ -224,7 +224,7 @@ fn console_and_metrics_are_served() {
     for file in ["/style.css", "/refresh.js"] {
         assert!(service.page(file).0.contains("200"), "{file}");
     }
-    service.gemel(&["disk", "fail", &service.json(&["disk", "list"])[0]["id"].as_str().unwrap().to_owned()]);
+    service.gemel(&["disk", "fail", service.json(&["disk", "list"])[0]["id"].as_str().unwrap()]);
     let (_, body) = service.page("/");
     assert!(body.contains("Yes, but a pool has lost a disk.") && body.contains("Yes: see below."), "{body}");
     assert!(service.page("/nothing").0.contains("404"));
