@@ -125,6 +125,11 @@ async fn scrub_by_map(
     info: &Segment,
     report: &mut ScrubReport,
 ) -> Result<(), StoreError> {
+    // The image may lack what came into the segment since it was read, or was on its way then.
+    let is_being_filled = || {
+        let last_batch = shared.contents.borrow().segments.get(index).last_batch;
+        last_batch != info.last_batch || shared.log.borrow().durable < last_batch
+    };
     let inside = shared.contents.borrow().map.entries_in(index);
     for (volume, address, live) in inside.await? {
         let MapValue::Data { place, checksum } = live.value else { continue };
@@ -137,7 +142,7 @@ async fn scrub_by_map(
         }
         match image.verified(info.members, slot, row, plain) {
             Some(block) => repair(shared, report, place, block).await,
-            None if shared.log.borrow().durable < info.last_batch => {}
+            None if is_being_filled() => {}
             None if !report.unrecoverable.contains(&(volume, address)) => {
                 report.found += 1;
                 report.unrecoverable.push((volume, address));
