@@ -22,6 +22,7 @@ use super::image::SegmentImage;
 use super::interface::StoreError;
 use super::map::{Map, MapValue};
 use super::pool::Store;
+use super::read::read_verified;
 use super::rebuild::{is_live, note_damaged};
 use super::segments::{Segment, SegmentState};
 use super::shared::{Shared, add};
@@ -143,11 +144,13 @@ async fn scrub_by_map(
         match image.verified(info.members, slot, row, plain) {
             Some(block) => repair(shared, report, place, block).await,
             None if is_being_filled() => {}
-            None if !report.unrecoverable.contains(&(volume, address)) => {
+            // It may have been written, or repaired, since the segment was read.
+            None if read_verified(&shared.array, info.members, place, plain).await.is_some() => {}
+            None if report.unrecoverable.contains(&(volume, address)) => {}
+            None => {
                 report.found += 1;
                 report.unrecoverable.push((volume, address));
             }
-            None => {}
         }
     }
     Ok(())

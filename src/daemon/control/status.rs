@@ -251,9 +251,18 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
     let mut items = Vec::new();
     if pool.offline {
         let message = format!("the pool of node {node} is offline: it serves no volume");
-        let action = "find out why its disks are gone (`gemel disk list`, `gemel event list`), bring them back, \
-                      then restart gemeld";
-        items.push(item(Kind::PoolOffline, Severity::Error, "", message, action));
+        let has_peer = state.nodes().count() > 1;
+        let lost = if has_peer {
+            "; if they are lost for good, put new ones in their places, stop gemeld there, gemeld format --force, start \
+             it: it is filled from the other node"
+        } else {
+            ""
+        };
+        let action = format!(
+            "find out why its disks are gone (`gemel disk list`, `gemel event list`), bring them back, then restart \
+             gemeld{lost}"
+        );
+        items.push(item(Kind::PoolOffline, Severity::Error, "", message, &action));
     }
     items.extend(pool.disks.iter().filter_map(|disk| {
         let (severity, message, action) = attention_to_disk(node, disk, pool)?;

@@ -82,7 +82,7 @@ impl DiskPool {
         let sink = sink(events.clone());
         let (array, found) = Array::open(disks, runtime.clone(), buffers, sink.clone())
             .await
-            .map_err(|error| with_hint(&error))?;
+            .map_err(|error| with_hint(&error, has_peer))?;
         for (path, reason) in found.unused {
             events.warning("disk-unused", format!("disk {path} is not used: {reason}"), &[]);
         }
@@ -152,8 +152,13 @@ fn is_absent(reason: &OpenRefusal) -> bool {
     matches!(reason, OpenRefusal::NotFound | OpenRefusal::System { .. })
 }
 
-fn with_hint(error: &crate::array::OpenError) -> String {
+fn with_hint(error: &crate::array::OpenError, has_peer: bool) -> String {
     match error {
+        crate::array::OpenError::TooFew { .. } if has_peer => format!(
+            "{error}. The other node serves meanwhile. If they are lost for good, put new ones in their places, make a new \
+             pool with gemeld format --config PATH --force, which destroys what is left on the disks of this node, and \
+             start it: it is filled from the other node"
+        ),
         crate::array::OpenError::NoPool(_) => {
             format!("{error}, with: gemeld format --config PATH")
         }
