@@ -50,8 +50,6 @@ seeded_bugs! {
         HoleNotRestated,
         /// The last consistent state of a replica is dropped before it has another one.
         KeptStateDroppedEarly,
-        /// A snapshot may be taken between the choice of what is copied and its sending.
-        SnapshotPassesCopy,
         /// A block that came from the replica is written though an append has changed it meanwhile.
         HealStale,
     }

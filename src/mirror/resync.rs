@@ -342,10 +342,7 @@ impl<S: SnapshotStore + ChangeLog + 'static, V: SnapshotStore + 'static> Run<'_,
         let mut restated = Restated::default();
         for stage in plan.stages.iter().filter(|stage| !stage.is_clear(&chunk)) {
             self.joiner.room().await?;
-            let snapshots = match mutant::is(Mutant::SnapshotPassesCopy) {
-                true => None,
-                false => Some(resync.volume.hold_snapshots().await.ok_or(ResyncError::Closed)?),
-            };
+            let snapshots = resync.volume.hold_snapshots().await.ok_or(ResyncError::Closed)?;
             if resync.snapshots()? != plan.snapshots {
                 return Ok(false);
             }

@@ -97,9 +97,6 @@ fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
         Mutant::SnapshotNotReconciled | Mutant::HistoryStageSkipped | Mutant::VoidLeftInHistory => {
             Some(snapshots::a_replica_that_was_away_gets_the_history as fn())
         }
-        Mutant::SnapshotPassesCopy => {
-            Some(snapshots::snapshots_and_writes_during_a_resync_are_the_same_on_both as fn())
-        }
         Mutant::HoleNotRestated => {
             Some(snapshots::a_hole_over_nothing_hides_history_that_is_put_below_it as fn())
         }

@@ -202,7 +202,7 @@ pub(super) fn a_replica_that_was_away_gets_the_history() {
 }
 
 #[test]
-pub(super) fn snapshots_and_writes_during_a_resync_are_the_same_on_both() {
+fn snapshots_and_writes_during_a_resync_are_the_same_on_both() {
     for seed in 0..40 {
         let pair = Pair::new(seed, Requirement::Local);
         pair.append_on_both(5, &(0..BLOCKS).map(|at| block(at, 1)).collect::<Vec<_>>());
