@@ -254,6 +254,32 @@ fn a_node_whose_disks_are_all_new_is_filled_from_its_peer() {
     site.check_on_both(&mut hosts);
 }
 
+/// What the status says is what has to be typed.
+#[test]
+fn a_node_that_loses_two_disks_hands_over_and_is_filled_again() {
+    let site = Site::start();
+    let mut filled = site.host(2, 2048);
+    filled.fill();
+    let load = site.load(0..2);
+    let disk = |number: usize| site.cluster.disk_path("a", number).display().to_string();
+    site.cluster.administer("a", &["disk", "fail", &disk(0), "--node", "a"]);
+    let refused = site.cluster.gemel("a", &["disk", "fail", &disk(1), "--node", "a"]);
+    assert!(!refused.status.success(), "the pool can do without one disk only");
+    site.cluster.administer("a", &["disk", "fail", &disk(1), "--node", "a", "--confirm", &disk(1)]);
+    load.settle();
+    site.cluster.wait_until("b serves", || site.cluster.volume("b", VOLUME, "primary") == "b");
+    let status = site.cluster.gemel("b", &["status"]);
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert!(said.contains("gemeld format --force"), "{said}");
+    site.cluster.kill("a");
+    site.cluster.replace_all_disks("a");
+    site.cluster.spawn("a");
+    site.wait_in_sync("b");
+    let mut hosts = load.finish();
+    hosts.push(filled);
+    site.check_on_both(&mut hosts);
+}
+
 /// Whoever lost his disks was in sync, by the record, with an epoch that has never changed.
 #[test]
 fn a_node_with_new_disks_never_serves_what_only_its_peer_has() {
