@@ -15,7 +15,7 @@ const ENUM_FIELDS: [(&str, &str); 10] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 19] = [
+const PRINTED: [&str; 21] = [
     "Cluster",
     "Member",
     "Status",
@@ -35,6 +35,8 @@ const PRINTED: [&str; 19] = [
     "MailAlert",
     "WebhookAlert",
     "AlertTest",
+    "ShutdownClusterResponse",
+    "AloneVolume",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -325,3 +325,129 @@ fn a_machine_that_is_lost_is_replaced_by_a_new_one() {
         succeed(site.gemel("b", &["volume", "show", "data", "--json"])).contains("in-sync")
     });
 }
+
+/// Puts another machine in the place of one: what it has on its disks, too.
+fn swap(site: &Site, machine: &str, put_aside: &str, take: Option<&str>) {
+    let place =
+        |name: &str| (site.folder.path().join(name), site.folder.path().join(format!("disks-{name}")));
+    let moves = |from: &str, to: &str| {
+        let ((from, from_disks), (to, to_disks)) = (place(from), place(to));
+        std::fs::rename(from, to).unwrap();
+        if from_disks.exists() {
+            std::fs::rename(from_disks, to_disks).unwrap();
+        }
+    };
+    moves(machine, put_aside);
+    if let Some(take) = take {
+        moves(take, machine);
+    }
+}
+
+fn members(site: &Site, asked: &str) -> Vec<Value> {
+    let text = succeed(site.gemel(asked, &["cluster", "show", "--json"]));
+    let shown: Value = serde_json::from_str(&text).unwrap();
+    shown["members"].as_array().unwrap().clone()
+}
+
+/// Why `asked` has no link to `member`; empty when it has one.
+fn trouble(site: &Site, asked: &str, member: &str) -> String {
+    let members = members(site, asked);
+    let shown = members.iter().find(|shown| shown["name"] == member).unwrap();
+    let is_reachable = shown["reachable"] == true;
+    if is_reachable { String::new() } else { shown["reason"].as_str().unwrap().to_owned() }
+}
+
+/// The leader puts one member's key on record each second.
+fn until_keys_are_known() {
+    std::thread::sleep(Duration::from_secs(5));
+}
+
+fn token_for(site: &Site, asked: &str, member: &str) -> String {
+    let text = succeed(site.gemel(asked, &["cluster", "token", member, "--json"]));
+    let token: Value = serde_json::from_str(&text).unwrap();
+    token["token"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_machine_that_was_replaced_is_refused_by_everybody() {
+    const VOID: &str = "its certificate is void";
+    let mut site = Site::whole();
+    let uuid = uuid_of(&site);
+    until_keys_are_known();
+    site.kill("b");
+    swap(&site, "b", "old", None);
+    let token = token_for(&site, "a", "b");
+    succeed(site.join("b", &token, false));
+    site.format("b");
+    site.start("b");
+    wait_until("it is replaced", || site.gemel("a", &["node", "replace", "b"]).status.success());
+    site.wait_until_all_vote();
+
+    // The old one comes back where it was, with keys that were good.
+    site.kill("b");
+    swap(&site, "b", "new", Some("old"));
+    site.start("b");
+    site.wait_for("b");
+    wait_until("both others refuse it", || {
+        ["a", "w"].iter().all(|member| trouble(&site, "b", member).contains(VOID))
+    });
+    wait_until("and do not talk to it", || trouble(&site, "a", "b").contains(VOID));
+    assert!(site.log("w").contains(VOID), "{}", site.log("w"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let asked = runtime.block_on(async {
+        let tls = Keys::load(&site.file("b", "tls"), uuid).unwrap().client(&"a".parse().unwrap());
+        let channel = connect(&site.address("a"), Some(tls)).await.unwrap();
+        ManagementClient::new(channel).get_status(GetStatusRequest {}).await
+    });
+    let refused = asked.unwrap_err();
+    assert!(refused.code() == tonic::Code::Unauthenticated && refused.message().contains(VOID), "{refused}");
+
+    site.kill("b");
+    swap(&site, "b", "old", Some("new"));
+    site.start("b");
+    site.wait_until_all_vote();
+}
+
+fn uuid_of(site: &Site) -> gemel::cluster::state::ClusterUuid {
+    let text = succeed(site.gemel("a", &["cluster", "show", "--json"]));
+    let shown: Value = serde_json::from_str(&text).unwrap();
+    shown["uuid"].as_str().unwrap().to_owned().try_into().unwrap()
+}
+
+#[test]
+fn who_is_gone_for_good_is_removed_and_another_machine_takes_the_seat() {
+    let mut site = Site::whole();
+    succeed(site.administer("a", &["volume", "create", "data", "--size", "16M", "--primary", "b"]));
+    let remove = |site: &Site, name: &str| site.gemel("a", &["cluster", "remove", name]);
+    refused(&remove(&site, "b"), 65, "b is there");
+    refused(&remove(&site, "a"), 65, "a is the node that is asked");
+    refused(&remove(&site, "x"), 65, "no other member x");
+    for (member, kind) in [("w", true), ("b", false)] {
+        until_keys_are_known();
+        site.kill(member);
+        let mut last = String::new();
+        wait_until("it can be removed", || {
+            let output = remove(&site, member);
+            last = errors(&output);
+            output.status.success()
+        });
+        assert_eq!(members(&site, "a").iter().filter(|shown| shown["votes"] == true).count(), 2, "{last}");
+        let text = succeed(site.gemel("a", &["event", "list", "--json"]));
+        assert!(text.contains(&format!("{member} was removed")), "{text}");
+        // As it was it does not come back.
+        site.start(member);
+        wait_until("it is refused", || trouble(&site, "a", member).contains("void"));
+        site.kill(member);
+        swap(&site, member, &format!("old-{member}"), None);
+        let token = token_for(&site, "a", member);
+        succeed(site.join(member, &token, kind));
+        if !kind {
+            site.format(member);
+        }
+        site.start(member);
+        site.wait_until_all_vote();
+    }
+    wait_until("it has everything", || {
+        succeed(site.gemel("a", &["volume", "show", "data", "--json"])).contains("in-sync")
+    });
+}

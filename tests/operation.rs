@@ -124,3 +124,42 @@ fn a_volume_whose_only_whole_replica_is_gone_is_had_back_or_forced() {
     assert!(refusal.contains("has everything that was acknowledged"), "{refusal}");
     pair.demo.interrupt();
 }
+
+#[test]
+fn the_cluster_is_switched_off_and_either_room_switched_on_again() {
+    let pair = Pair::start();
+    wait_until("the volume is in sync", || is_in_sync(&pair, "a") && is_served_by(&pair, "a", "a"));
+    let refusal = {
+        // Without b it is refused, and nothing has changed by that.
+        let stopped = pair.pid("b");
+        succeed(&pair, "b", &["node", "shutdown"]);
+        wait_until("b has stopped", || !pair::is_running(stopped));
+        wait_until("a goes on alone", || demo_volume(&pair, "a")["state"] == "solo");
+        refused(&pair, "a", &["cluster", "shutdown"])
+    };
+    assert!(refusal.contains("node b cannot be reached: bring it back first"), "{refusal}");
+    assert!(is_served_by(&pair, "a", "a"));
+    pair.restart("b");
+    wait_until("both are in sync again", || is_in_sync(&pair, "a"));
+
+    let nodes = [pair.pid("a"), pair.pid("b")];
+    let stopped = pair.ask("b", &["cluster", "shutdown"]);
+    assert_eq!(stopped["on_both"][0], "demo", "{stopped}");
+    assert_eq!((stopped["nodes"].as_array().unwrap().len(), &stopped["alone"][0]), (2, &Value::Null));
+    wait_until("both have stopped", || nodes.iter().all(|pid| !pair::is_running(*pid)));
+
+    // Either room can start it, also the one that did not serve; the other one then needs what it missed.
+    pair.restart("b");
+    wait_until("b serves", || is_served_by(&pair, "b", "b"));
+    wait_until("b is alone", || demo_volume(&pair, "b")["state"] == "solo");
+    let (text, _) = attention(&pair, "b");
+    assert!(text.contains("volume demo: started by node b after a stop on purpose"), "{text}");
+    let told = events(&pair, "b");
+    assert!(
+        told.contains("node b started it again: node b is there again after a stop on purpose"),
+        "{told}"
+    );
+    pair.restart("a");
+    wait_until("both are in sync again", || is_in_sync(&pair, "b"));
+    pair.demo.interrupt();
+}

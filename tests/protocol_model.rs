@@ -21,7 +21,7 @@ mod state;
 use std::time::Instant;
 
 use explorer::{Report, explore};
-use mutants::{Mutant, SMALL};
+use mutants::{LOSING, Mutant, SMALL};
 use rules::{Action, Protocol, Scope};
 
 #[test]
@@ -47,6 +47,14 @@ fn the_rules_hold_with_clocks_that_drift() {
 fn the_rules_hold_when_both_rooms_die() {
     let scope = Scope { crashes: 2, epochs: 4, writes: 1, ..SMALL };
     holds("two crashes", scope, &["both rooms down", "settled after a restart"]);
+}
+
+#[test]
+fn the_rules_hold_when_disks_lose_what_they_confirmed() {
+    let met = ["a loss was found out", "yielded", "brought up to date after a loss"];
+    holds("losses", Scope { epochs: 4, writes: 1, ..LOSING }, &met);
+    holds("losses, two crashes", Scope { crashes: 2, writes: 1, ..LOSING }, &met[..2]);
+    holds("losses, two blocks", Scope { blocks: 2, writes: 1, ..LOSING }, &met[..2]);
 }
 
 #[test]

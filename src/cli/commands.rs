@@ -19,9 +19,10 @@ use crate::rpc::management::{
     ControlScrubRequest, CreateJoinTokenRequest, CreateVolumeRequest, DeleteVolumeRequest, DenyAccessRequest,
     FailDiskRequest, ForcePrimaryRequest, GetBackupRequest, GetClusterRequest, GetPoolRequest,
     GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListAlertsRequest, ListDisksRequest,
-    ListVolumesRequest, MoveVolumeRequest, RemoveAlertRequest, ReplaceDiskRequest, ReplaceMemberRequest,
-    ResizeVolumeRequest, SetAlertRequest, SetChapRequest, SetMaintenanceRequest, SetRebuildPriorityRequest,
-    SetVolumeHomeRequest, ShutdownNodeRequest, StreamEventsRequest, TestAlertsRequest,
+    ListVolumesRequest, MoveVolumeRequest, RemoveAlertRequest, RemoveMemberRequest, ReplaceDiskRequest,
+    ReplaceMemberRequest, ResizeVolumeRequest, SetAlertRequest, SetChapRequest, SetMaintenanceRequest,
+    SetRebuildPriorityRequest, SetVolumeHomeRequest, ShutdownClusterRequest, ShutdownNodeRequest,
+    StreamEventsRequest, TestAlertsRequest,
 };
 
 /// A connected command.
@@ -53,6 +54,15 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Noun::Cluster(ClusterVerb::Show) => {
             let cluster = session.client.get_cluster(GetClusterRequest {}).await?.into_inner();
             output.one(&cluster, show::cluster)?;
+        }
+        Noun::Cluster(ClusterVerb::Remove { name }) => {
+            let request = RemoveMemberRequest { name };
+            let cluster = session.client.remove_member(request).await?.into_inner();
+            output.one(&cluster, show::cluster)?;
+        }
+        Noun::Cluster(ClusterVerb::Shutdown { force }) => {
+            let stopped = session.client.shutdown_cluster(ShutdownClusterRequest { force }).await?;
+            output.one(&stopped.into_inner(), show::cluster_shutdown)?;
         }
         Noun::Cluster(ClusterVerb::Set { resync_limit, space_warning }) => {
             let request = ChangeSettingsRequest {
@@ -88,7 +98,8 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             output.one(&node, |node| show::nodes(std::slice::from_ref(node)))?;
         }
         Noun::Node(NodeVerb::Shutdown { node, force }) => {
-            let request = ShutdownNodeRequest { node: node.clone().unwrap_or_default(), force };
+            let request =
+                ShutdownNodeRequest { node: node.clone().unwrap_or_default(), force, cluster: false };
             session.client.shutdown_node(request).await?;
             output.done("stops", node.as_deref().unwrap_or("the node"))?;
         }

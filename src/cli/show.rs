@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use crate::rpc::json::name;
 use crate::rpc::management::{
-    AccessEntry, Cluster, Disk, DiskState, Event, Health, JoinToken, Node, NodeState, Pool, PoolState,
-    Rebuild, Scrub, Severity, Status, Volume, VolumeState, WitnessState,
+    AccessEntry, AloneVolume, Cluster, Disk, DiskState, Event, Health, JoinToken, Node, NodeState, Pool,
+    PoolState, Rebuild, Scrub, Severity, ShutdownClusterResponse, Status, Volume, VolumeState, WitnessState,
 };
 use crate::rpc::size::show as size;
 use crate::rpc::time::show_duration;
@@ -63,6 +63,22 @@ pub fn join_token(token: &JoinToken) -> String {
         humantime::format_duration(std::time::Duration::from_secs(token.valid_seconds)),
         token.token
     )
+}
+
+/// What becomes of a cluster that is switched off.
+pub fn cluster_shutdown(stopped: &ShutdownClusterResponse) -> String {
+    let mut text = format!("Stopped: {}\n", stopped.nodes.join(", "));
+    if !stopped.on_both.is_empty() {
+        let volumes = stopped.on_both.join(", ");
+        let _ = writeln!(text, "The same on both nodes, so that either can start them: {volumes}");
+    }
+    for AloneVolume { volume, node } in &stopped.alone {
+        let _ = writeln!(text, "Only node {node} has all data of {volume}: start it first");
+    }
+    if !stopped.witness_reachable {
+        text.push_str("The witness cannot be reached: without it both nodes have to be started\n");
+    }
+    text
 }
 
 /// A cluster and its members.

@@ -38,5 +38,7 @@ seeded_bugs! {
         GrantFromAnyIndex,
         /// A deposition is proposed without asking who is bound.
         DeposeAtOnce,
+        /// A certificate that both replicas are equal counts again when it has been used.
+        CertificateKept,
     }
 }

@@ -99,6 +99,9 @@ pub enum Request {
     DropSnapshot(VolumeId, Version, u64, Reply<()>),
     /// The snapshots of a volume that this node serves, oldest first.
     ListSnapshots(VolumeId, Reply<Vec<VolumeSnapshot>>),
+    /// Stop the mirrored volumes that this node serves on purpose, and begin none for so long; the control state shows how
+    /// far that is. Zero ends it.
+    StopVolumes(Duration, Reply<()>),
     /// Say how things are.
     Report(Reply<Box<EngineReport>>),
     /// Stop: log initiators out, drain, leave the pool cleanly closed.

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::alerts::Alerts;
+use super::cluster_stop;
 use super::control::{Control, Refusal};
 use super::event_log::EventLog;
 use super::others::{Others, is_passed_on, passed_on};
@@ -166,6 +167,13 @@ impl Management for ManagementService {
         answer(self.control.replace_member(&request.into_inner().name).await)
     }
 
+    async fn remove_member(
+        &self,
+        request: Request<messages::RemoveMemberRequest>,
+    ) -> Answer<messages::Cluster> {
+        answer(self.control.remove_member(&request.into_inner().name).await)
+    }
+
     async fn create_volume(
         &self,
         request: Request<messages::CreateVolumeRequest>,
@@ -201,6 +209,22 @@ impl Management for ManagementService {
             self.control.shutdown(&message).map(|()| messages::ShutdownNodeResponse {})
         };
         where_it_belongs!(self, request, shutdown_node, |message| message.node.parse().ok(), shutdown)
+    }
+
+    async fn shutdown_cluster(
+        &self,
+        request: Request<messages::ShutdownClusterRequest>,
+    ) -> Answer<messages::ShutdownClusterResponse> {
+        let force = request.into_inner().force;
+        cluster_stop::run(&self.control, self.others.as_ref(), force).await.map(Response::new)
+    }
+
+    async fn stop_volumes(
+        &self,
+        request: Request<messages::StopVolumesRequest>,
+    ) -> Answer<messages::StopVolumesResponse> {
+        let how_long = Duration::from_millis(request.into_inner().milliseconds);
+        answer(self.control.stop_volumes(how_long).await.map(|()| messages::StopVolumesResponse {}))
     }
 
     async fn set_volume_home(
@@ -539,7 +563,8 @@ fn answer<T>(result: Result<T, Refusal>) -> Answer<T> {
     result.map(Response::new).map_err(status)
 }
 
-fn status(refusal: Refusal) -> Status {
+/// A refusal as it is answered.
+pub(super) fn status(refusal: Refusal) -> Status {
     match refusal {
         Refusal::Invalid(message) => Status::invalid_argument(message),
         Refusal::NotFound(message) => Status::not_found(message),

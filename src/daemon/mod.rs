@@ -5,6 +5,7 @@
 //! management, console and metrics; the two speak through [`engine`] and [`control_requests`] only.
 
 pub mod alerts;
+pub mod cluster_stop;
 pub mod config;
 pub mod console;
 pub mod control;

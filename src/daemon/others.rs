@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::cluster::name::NodeName;
-use crate::peer::link::{HANDSHAKE_TIMEOUT, root_cause};
+use crate::cluster::quorum::SeatKind;
+use crate::peer::dial::dial;
 use crate::peer::settings::{PEER_PORT, PeerAddress, PeerSettings, with_port};
-use crate::peer::tls::{Keys, KeysError};
+use crate::peer::tls::Keys;
 use crate::rpc::management::management_client::ManagementClient;
 
 /// How to call the other nodes.
@@ -19,9 +20,10 @@ pub struct Others {
 
 impl Others {
     /// Those of the configuration.
-    pub fn new(settings: &PeerSettings) -> Result<Self, KeysError> {
+    #[must_use]
+    pub fn new(settings: &PeerSettings, keys: Keys) -> Self {
         let nodes = settings.peers.iter().filter(|peer| !peer.witness).cloned().collect();
-        Ok(Self { keys: Keys::load(&settings.tls_dir, settings.cluster_uuid)?, nodes })
+        Self { keys, nodes }
     }
 
     /// Their names.
@@ -48,12 +50,7 @@ impl Others {
     }
 
     async fn connect(&self, name: &NodeName, address: &str) -> Result<Channel, String> {
-        let endpoint = Endpoint::from_shared(format!("https://{address}"))
-            .and_then(|endpoint| endpoint.tls_config(self.keys.client(name)))
-            .map_err(|error| root_cause(&error))?;
-        let endpoint = endpoint.connect_timeout(HANDSHAKE_TIMEOUT).timeout(LONGEST_CALL).tcp_nodelay(true);
-        let connected = tokio::time::timeout(HANDSHAKE_TIMEOUT, endpoint.connect()).await;
-        connected.map_err(|_| "no answer".to_owned())?.map_err(|error| root_cause(&error))
+        dial(&self.keys, (name, SeatKind::Node), address, |endpoint| endpoint.timeout(LONGEST_CALL)).await
     }
 }
 

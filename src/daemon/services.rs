@@ -23,7 +23,7 @@ use super::history::History;
 use super::listen::{LocalSocket, listen, listen_locally};
 use super::management::ManagementService;
 use super::others::Others;
-use crate::peer::joining::desk::{Desk, DeskEvent, DeskSetup, JoiningService};
+use crate::peer::joining::desk::{Desk, DeskEvent, DeskSetup, JoiningService, RecordKey};
 use crate::peer::messages::joining_server::JoiningServer;
 use crate::peer::tls::{Caller, Keys};
 use crate::rpc::management::management_server::ManagementServer;
@@ -57,8 +57,18 @@ impl Services {
         late: &Late,
     ) -> Result<Self, Failure> {
         let (stopping, stop) = watch::channel(false);
-        let (desk, others) = match &config.pair {
+        let keys = match &config.pair {
             Some(settings) => {
+                let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid)?;
+                Some(match control.quorum() {
+                    Some(quorum) => keys.knowing(quorum.watch()),
+                    None => keys,
+                })
+            }
+            None => None,
+        };
+        let (desk, others) = match config.pair.as_ref().zip(keys.clone()) {
+            Some((settings, keys)) => {
                 let desk = Desk::new(DeskSetup {
                     cluster: config.cluster.clone(),
                     own: config.node.clone(),
@@ -66,7 +76,7 @@ impl Services {
                     state_dir: config.state_dir.clone(),
                     report: report_to(events.clone()),
                 });
-                (Some(Arc::new(desk)), Some(Others::new(settings)?))
+                (Some(Arc::new(desk)), Some(Others::new(settings, keys)))
             }
             None => (None, None),
         };
@@ -77,11 +87,11 @@ impl Services {
         let history = Arc::new(History::default());
         let console = Console { control: control.clone(), service, history: history.clone() };
         let looking = tokio::task::spawn_local(history.run(control.clone()));
-        if let (Some(settings), Some(desk)) = (&config.pair, desk) {
-            let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid)?;
+        if let (Some(keys), Some(desk)) = (keys, desk) {
             let check = move |request| check_caller(&keys, request);
             let guarded = tonic::service::interceptor::InterceptedService::new(management.clone(), check);
-            let routes = Routes::new(guarded).add_service(JoiningServer::new(JoiningService(desk)));
+            let routes = Routes::new(guarded)
+                .add_service(JoiningServer::new(JoiningService { desk, record: record_in(control) }));
             // Set once: nobody else does.
             let _ = late.set(routes);
         }
@@ -133,6 +143,17 @@ fn check_caller(keys: &Keys, request: Request<()>) -> Result<Request<()>, Status
             "{error}: name an administrator's identity with --identity (admin.pem, from the first node)"
         ))),
     }
+}
+
+/// Has the cluster know a machine that joins by its key, so that the one whose place it takes is refused from then on.
+fn record_in(control: &Arc<Control>) -> RecordKey {
+    let control = control.clone();
+    Arc::new(move |name, kind, key| {
+        let control = control.clone();
+        Box::pin(
+            async move { control.record_key(name, kind, key).await.map_err(|refusal| refusal.to_string()) },
+        )
+    })
 }
 
 fn report_to(events: EventReporter) -> Box<dyn Fn(DeskEvent) + Send + Sync> {

@@ -12,6 +12,8 @@
 //! - a node that has less than was acknowledged, as its disks have lost what they had confirmed, serves nothing of it
 //!   and gives way to the other member, if there is one;
 //! - a volume leaves a node in maintenance, and returns to its home when it was on both for [`Patience::home`];
+//! - a node that is told to stop its volumes on purpose drains each and proposes the certificate that both replicas are
+//!   equal; after a start either node begins from it, the former primary at once, the other one when it misses that;
 //! - a restarted primary begins an epoch before anything else, and serves it when both replicas are level, or
 //!   alone;
 //! - a proposal whose outcome does not show is followed by a restart of the epoch, whose outcome settles it.

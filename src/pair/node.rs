@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use super::part::{ForceRefused, Part, PartReport};
 use super::{Hosts, Patience, Surroundings};
@@ -53,6 +54,8 @@ pub(super) struct Shared<S: BlockStore + 'static> {
     unlinked_since: Cell<Instant>,
     /// Whether this node, and the peer, are to be free of what they serve.
     pub(super) in_maintenance: Cell<(bool, bool)>,
+    /// Until when volumes are stopped on purpose, and none begins.
+    stopping_until: Cell<Instant>,
     /// Most that a resync copies a second.
     pub(super) resync_limit: Cell<Option<u64>>,
 }
@@ -79,6 +82,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Node<S> {
                 link: RefCell::default(),
                 unlinked_since,
                 in_maintenance: Cell::default(),
+                stopping_until: Cell::default(),
                 resync_limit: Cell::default(),
             }
         });
@@ -144,6 +148,16 @@ impl<S: SnapshotStore + ChangeLog + 'static> Node<S> {
     #[must_use]
     pub fn hand_over(&self, volume: VolumeId, reason: &str) -> bool {
         self.shared.parts.borrow().get(&volume).is_some_and(|part| part.hand_over(reason))
+    }
+
+    /// Stops the volumes that this node serves and that are on both nodes, each with the certificate that the replicas
+    /// are equal, and begins none for so long from now on. The control state shows how far that is. Asked again it counts
+    /// from then on; zero ends it, and what was stopped is started.
+    pub fn stop_on_purpose(&self, how_long: Duration) {
+        let nanos = u64::try_from(how_long.as_nanos()).unwrap_or(u64::MAX);
+        let now = self.shared.services.runtime.now();
+        self.shared.stopping_until.set(Instant(now.0.saturating_add(nanos)));
+        self.look_again();
     }
 
     /// Makes this node the primary of a volume of which it lacks what was acknowledged, as an operator wants. The
@@ -234,6 +248,11 @@ impl<S: BlockStore + 'static> Shared<S> {
             look.await;
         }
         None
+    }
+
+    /// Whether the volumes are being stopped on purpose.
+    pub(super) fn is_stopping(&self, now: Instant) -> bool {
+        now < self.stopping_until.get()
     }
 
     /// Since when there is no connection; none while there is one.

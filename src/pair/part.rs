@@ -328,8 +328,12 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
     /// What the store has, when nothing of this node's own is on its way to it.
     pub(super) fn held(&self) -> Held {
         let newest = self.node.upgrade().map(|node| (node.services.newest)(self.id));
+        // What both had when they were stopped on purpose is there as a whole, if nothing came after it.
+        let certified = self.record.borrow().certified_through();
+        let is_whole = certified.is_some_and(|through| self.recovered.sequence <= through);
         match newest.filter(|newest| *newest != self.recovered) {
             Some(newest) => Held::all_through(newest),
+            None if is_whole => Held::all_through(self.recovered),
             None => Held::recovered(self.recovered),
         }
     }
@@ -499,6 +503,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         let volume = match &*self.serving.borrow() {
             Some(serving)
                 if !serving.is_attached
+                    && !node.is_stopping(self.runtime.now())
                     && serving.permit.is_given()
                     && (!serving.is_unsettled
                         || serving.mirror.is_level()

@@ -1,5 +1,6 @@
 //! What a part proposes, and when: see the list in [`super`].
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use crate::cluster::lease::StoreHealth;
 use crate::cluster::role::Circumstances;
 use crate::cluster::state::Command;
 use crate::cluster::state::history::CommonPoint;
-use crate::cluster::state::volume::{Transition, VolumeRecord};
+use crate::cluster::state::volume::{Transition, VolumeRecord, Watermark};
 use crate::mirror::{Coverage, Requirement};
 use crate::store::interface::{ChangeLog, SnapshotStore};
 
@@ -42,6 +43,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         }
         let misses_peer = self.misses_peer(node, now);
         let transition = match record.primary == *own {
+            _ if record.is_certified() && node.is_stopping(now) => None,
             is_primary if record.is_certified() => (is_primary || misses_peer).then_some(Transition::Start),
             true => Some(Transition::Restart),
             false => misses_peer.then_some(Transition::TakeOver),
@@ -91,12 +93,15 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             self.hand_over_reason.take();
         }
         if is_on_both {
+            if node.is_stopping(now) {
+                return self.drain_and_leave(node, Transition::Stop, "the cluster is switched off").await;
+            }
             if let Some(reason) = self.better_elsewhere(node, record, now.since(on_both_since)) {
                 self.hand_over(&reason);
             }
             let reason = self.hand_over_reason.borrow_mut().take();
             if let Some(reason) = reason {
-                return self.drain_and_move(node, &reason).await;
+                return self.drain_and_leave(node, Transition::Move, &reason).await;
             }
         }
         let is_silent = matches!(replica, Replica::Silent(since) if since >= patience.replica);
@@ -197,6 +202,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             Transition::TakeOver => {
                 format!("node {} {}", node.services.peer, node.services.surroundings.peer_trouble())
             }
+            Transition::Start => format!("node {} is there again after a stop on purpose", node.services.own),
             _ => format!("node {} begins to serve it again", node.services.own),
         };
         let held = if mutant::is(Mutant::TakeOverWithoutPromise) && transition == Transition::TakeOver {
@@ -213,14 +219,18 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         }
         let circumstances = Circumstances::default();
         let Some(lost) = self.lost_tail(record, held) else {
-            return self.propose(node, transition, circumstances, held.whole_through.sequence + 1, &reason);
+            let behind = held.whole_through.sequence + 1;
+            // By the certificate both have everything before the epoch that it began.
+            let least = if transition == Transition::Start { record.latest_start() } else { 0 };
+            return self.propose(node, transition, circumstances, behind.max(least), &reason);
         };
         self.complain(node, record, &lost);
-        if transition == Transition::Restart && record.in_sync.len() == 2 {
+        let gives_way = matches!(transition, Transition::Restart | Transition::Start)
+            && record.primary == node.services.own;
+        if gives_way && record.in_sync.len() == 2 {
             // The other member may have it all, and is not asked to take it from here.
             let reason = format!("node {}: {lost}", node.services.own);
-            let first = record.epoch_starts.values().next_back().copied().unwrap_or(0);
-            let first = first.max(record.watermark.sequence + 1);
+            let first = record.latest_start().max(record.watermark.sequence + 1);
             self.propose(node, Transition::Yield, circumstances, first, &reason);
         } else {
             // It is looked at again when something has changed.
@@ -345,8 +355,8 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         self.try_again(node, now);
     }
 
-    /// Ends service with nothing in flight, and proposes the peer as primary.
-    async fn drain_and_move(&self, node: &Rc<Shared<S>>, reason: &str) {
+    /// Ends service with nothing in flight, and proposes the peer as primary, or the certificate that both are equal.
+    async fn drain_and_leave(&self, node: &Rc<Shared<S>>, transition: Transition, reason: &str) {
         let _turn = self.turn.lock().await;
         let drained = match &mut *self.serving.borrow_mut() {
             Some(serving) => {
@@ -368,7 +378,12 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         let is_drained = volume.in_flight_count() == 0 && mirror.is_level();
         if is_drained || mutant::is(Mutant::HandOverUndrained) {
             let circumstances = Circumstances { is_drained: true, ..Circumstances::default() };
-            self.propose_as_primary(node, Transition::Move, circumstances, reason);
+            if transition == Transition::Stop {
+                // So that disks which do not keep it are found out, whichever node starts.
+                let watermarks = BTreeMap::from([(self.id, Watermark::from(mirror.acknowledged()))]);
+                node.services.surroundings.propose(Command::RecordWatermarks { watermarks });
+            }
+            self.propose_as_primary(node, transition, circumstances, reason);
         } else {
             // The replica went away meanwhile: the volume is opened again in an epoch of its own.
             self.role.borrow_mut().stop();

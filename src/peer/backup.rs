@@ -9,7 +9,7 @@ use super::authority::{Authority, AuthorityError};
 use super::settings::PeerAddress;
 use crate::base::units::VolumeId;
 use crate::cluster::name::{ClusterName, NodeName, VolumeName};
-use crate::cluster::state::node::Description;
+use crate::cluster::state::node::{Description, KeyFingerprint};
 use crate::cluster::state::volume::Redundancy;
 use crate::cluster::state::{ClusterUuid, Command, ControlState, Rejection};
 
@@ -114,12 +114,15 @@ fn commands(state: &ControlState) -> Result<Vec<Command>, BackupError> {
     let mut commands = vec![Command::CreateCluster { name, uuid, created_unix_ms }];
     for (name, node) in state.nodes() {
         commands.push(Command::AddNode { name: name.clone() });
-        if node.description != Description::default() {
-            let (name, description) = (name.clone(), node.description.clone());
+        // Machines come with new keys.
+        let description = Description { key: KeyFingerprint::default(), ..node.description.clone() };
+        if description != Description::default() {
+            let name = name.clone();
             commands.push(Command::DescribeNode { name, description });
         }
     }
-    if let Some(description) = state.witness().cloned() {
+    if let Some(witness) = state.witness().cloned() {
+        let description = Description { key: KeyFingerprint::default(), ..witness };
         commands.push(Command::SetWitness { description });
     }
     let mut next_id = 1;

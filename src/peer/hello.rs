@@ -8,6 +8,7 @@ use crate::cluster::name::NodeName;
 use crate::cluster::quorum::{PeerInfo, SeatKind};
 use crate::cluster::raft::MemberId;
 use crate::cluster::state::ClusterUuid;
+use crate::cluster::state::node::KeyFingerprint;
 
 /// Versions of the protocols that this program speaks, one a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Greeted {
     pub info: PeerInfo,
     /// Version of its program.
     pub build: String,
+    /// The key of its certificate, where it has called.
+    pub key: Option<KeyFingerprint>,
 }
 
 impl Introduction {
@@ -99,7 +102,7 @@ impl Introduction {
         }
         let info = PeerInfo { member: MemberId(hello.member_id), kind };
         let build = hello.build.chars().filter(|character| !character.is_control()).take(64).collect();
-        Ok(Greeted { name: peer.name.clone(), info, build })
+        Ok(Greeted { name: peer.name.clone(), info, build, key: None })
     }
 }
 

@@ -17,9 +17,9 @@ use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::dial::dial;
 use super::hello::{CONTROL_PROTOCOL, Greeted, Introduction};
 use super::messages::control_frame::Content;
 use super::messages::peer_client::PeerClient;
@@ -151,13 +151,8 @@ impl Links {
 
     /// One call, to its end; an error when it came to no link.
     async fn call_at(&self, peer: &PeerAddress, address: &str) -> Result<(), String> {
-        let uri = format!("https://{}", with_port(address, PEER_PORT));
-        let endpoint = Endpoint::from_shared(uri).map_err(|error| root_cause(&error))?;
-        let endpoint =
-            endpoint.tls_config(self.keys.client(&peer.name)).map_err(|error| root_cause(&error))?;
-        let endpoint = endpoint.connect_timeout(HANDSHAKE_TIMEOUT).tcp_nodelay(true);
-        let connected = timeout(HANDSHAKE_TIMEOUT, endpoint.connect()).await;
-        let channel = connected.map_err(|_| "no answer".to_owned())?.map_err(|error| root_cause(&error))?;
+        let address = with_port(address, PEER_PORT);
+        let channel = dial(&self.keys, (&peer.name, peer.kind()), &address, |endpoint| endpoint).await?;
         let mut client = PeerClient::new(channel)
             .max_decoding_message_size(MOST_FRAME_BYTES)
             .max_encoding_message_size(MOST_FRAME_BYTES);
@@ -242,13 +237,14 @@ impl Peer for ControlService {
         links.keys.caller(certificates).map_err(|error| Status::unauthenticated(error.to_string()))?;
         let hello = next_hello(&mut incoming).await?;
         let greeted = links.introduction.check(&hello, CONTROL_PROTOCOL, &links.peers)?;
-        links
+        let key = links
             .keys
-            .check_caller(certificates, &greeted.name)
+            .check_caller(certificates, &greeted.name, greeted.info.kind)
             .map_err(|error| Status::permission_denied(format!("{error}: {}", greeted.name)))?;
         let (frames, outgoing) = mpsc::channel(QUEUE);
         let hello = frame(Content::Hello(links.introduction.hello(CONTROL_PROTOCOL)));
         frames.try_send(Ok(hello)).map_err(|_| Status::resource_exhausted("the queue is full"))?;
+        let greeted = Greeted { key: Some(key), ..greeted };
         tokio::spawn(async move { links.read(greeted, frames, incoming).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }

@@ -8,6 +8,7 @@
 
 pub mod authority;
 pub mod backup;
+pub(crate) mod dial;
 pub mod hello;
 pub mod incoming;
 pub mod joining;

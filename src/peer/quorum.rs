@@ -28,6 +28,7 @@ use crate::cluster::quorum::{Effect, ProposalError, Quorum, SeatKind, Setup, Vie
 use crate::cluster::raft::log::{Identity, LogError, Recovered, recover};
 use crate::cluster::raft::member::{Member, Timing};
 use crate::cluster::raft::{ConsensusError, MemberId};
+use crate::cluster::state::node::KeyFingerprint;
 use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome};
 
 /// Where a node keeps the log of consensus, within its state directory.
@@ -230,6 +231,11 @@ impl QuorumHandle {
         let _ = self.inputs.send(Input::Replace(seat)).await;
     }
 
+    /// Takes the vote of a member that is gone for good.
+    pub async fn remove_member(&self, seat: NodeName) {
+        let _ = self.inputs.send(Input::Remove(seat)).await;
+    }
+
     /// Ends the thread, the lease given back. Whoever used it must have stopped serving.
     pub async fn stop(&self) {
         let (reply, stopped) = oneshot::channel();
@@ -307,6 +313,7 @@ enum Input {
     GiveBack,
     Resume,
     Replace(NodeName),
+    Remove(NodeName),
     Stop(oneshot::Sender<()>),
 }
 
@@ -322,6 +329,9 @@ struct Worker {
     next_ping: u32,
     /// What the others have been told of the store.
     told_store: StoreHealth,
+    own_key: (NodeName, SeatKind, KeyFingerprint),
+    /// When a key was proposed for the control state.
+    key_proposed_at: Option<Instant>,
 }
 
 impl Worker {
@@ -335,7 +345,7 @@ impl Worker {
             kind,
             member: member.identity().member,
         };
-        let setup = Setup { name, kind, life: random()?, terms: LeaseTerms::LAN };
+        let setup = Setup { name: name.clone(), kind, life: random()?, terms: LeaseTerms::LAN };
         let quorum = Quorum::new(member, setup, clock_ms());
         let now_unix_ms = unix_ms();
         let peers = settings.peers.iter().map(|peer| {
@@ -362,10 +372,25 @@ impl Worker {
             status: watched_status,
             lease: lease.clone(),
         };
+        let own_key = (name, kind, keys.own_key().clone());
+        let keys = keys.knowing(handle.watch());
         begin_links(introduction, keys, settings.peers, (listeners, services), inputs)?;
         let (links, waiting) = (BTreeMap::new(), BTreeMap::new());
         let (next_ping, told_store) = (0, StoreHealth::Well);
-        Ok((Self { quorum, links, peers, waiting, state, status, lease, next_ping, told_store }, handle))
+        let worker = Self {
+            quorum,
+            links,
+            peers,
+            waiting,
+            state,
+            status,
+            lease,
+            next_ping,
+            told_store,
+            own_key,
+            key_proposed_at: None,
+        };
+        Ok((worker, handle))
     }
 
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
@@ -401,6 +426,30 @@ impl Worker {
         if self.next_ping == 0 || store != self.told_store {
             self.told_store = store;
             self.links.values().flatten().for_each(|(link, _)| link.ping(store));
+            self.record_a_key();
+        }
+    }
+
+    /// Has the cluster know each member by its key from the first time on that it is there.
+    fn record_a_key(&mut self) {
+        let was_just_tried = self.key_proposed_at.is_some_and(|at| at.elapsed() < KEY_PERIOD);
+        if was_just_tried || !self.quorum.view().leadership.may_decide {
+            return;
+        }
+        let state = self.quorum.state();
+        let others = self.links.values().flatten().filter_map(|(link, _)| {
+            let greeted = &link.greeted;
+            Some((&greeted.name, greeted.info.kind, greeted.key.as_ref()?))
+        });
+        let (name, kind, key) = &self.own_key;
+        let unknown = std::iter::once((name, *kind, key)).chain(others).find_map(|(name, kind, key)| {
+            let node = (kind == SeatKind::Node).then_some(name);
+            let is_unknown = state.key_of(node).is_some_and(|known| !known.is_known());
+            is_unknown.then(|| (node.cloned(), key.clone()))
+        });
+        if let Some((node, key)) = unknown {
+            self.key_proposed_at = Some(Instant::now());
+            self.quorum.propose(clock_ms(), &Command::SetKey { node, key, is_first: true });
         }
     }
 
@@ -414,6 +463,7 @@ impl Worker {
             Input::GiveBack => self.quorum.give_back(clock_ms()),
             Input::Resume => self.quorum.resume(),
             Input::Replace(seat) => self.quorum.replace_member(seat),
+            Input::Remove(seat) => self.quorum.remove_member(seat),
             Input::Stop(_) => {}
         }
     }
@@ -616,6 +666,8 @@ const ELECTION_TICKS: usize = 10;
 const STAGGER_TICKS: usize = 3;
 const HEARTBEAT_TICKS: usize = 2;
 const PING_TICKS: u32 = 3;
+/// Between two proposals of keys.
+const KEY_PERIOD: Duration = Duration::from_secs(1);
 const QUEUE: usize = 1024;
 /// Calls at a time on one connection.
 const MOST_STREAMS: u32 = 4;

@@ -5,14 +5,24 @@
 //! checked against the certificate by [`Keys::check_caller`] and [`Keys::caller`]. Where [guests](Keys::server_with_guests)
 //! are let in, each service has to do so for itself.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 use crate::cluster::name::NodeName;
-use crate::cluster::state::ClusterUuid;
+use crate::cluster::quorum::SeatKind;
+use crate::cluster::state::node::{KeyFingerprint, KeyRefused};
+use crate::cluster::state::{ClusterUuid, ControlState};
 
 /// File of the authority's certificate.
 pub const CA_NAME: &str = "ca.pem";
@@ -29,16 +39,32 @@ pub struct Keys {
     cluster: ClusterUuid,
     authority: Certificate,
     identity: Identity,
+    /// For calls.
+    calling: Arc<ClientConfig>,
+    own: KeyFingerprint,
+    /// Which machines the cluster knows; none for who does not follow it.
+    known: Option<watch::Receiver<Arc<ControlState>>>,
 }
 
 /// Why there are no keys.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}: {source}; tls_dir in the configuration names the directory")]
-pub struct KeysError {
-    /// The file.
-    pub path: PathBuf,
-    /// Cause.
-    pub source: std::io::Error,
+pub enum KeysError {
+    /// A file can't be read.
+    #[error("cannot read {path}: {source}; tls_dir in the configuration names the directory")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The files are there, and no keys.
+    #[error("{directory} holds no certificates and key that fit each other: {reason}")]
+    Other {
+        /// The directory.
+        directory: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// Why a caller is not believed.
@@ -50,6 +76,9 @@ pub enum CallerError {
     /// Its certificate is another one's.
     #[error("the caller's certificate is not that of the member whose name it gives")]
     OtherName,
+    /// The cluster does not take the machine for the member.
+    #[error(transparent)]
+    Refused(#[from] KeyRefused),
 }
 
 impl Keys {
@@ -60,11 +89,26 @@ impl Keys {
     pub fn load(directory: &Path, cluster: ClusterUuid) -> Result<Self, KeysError> {
         let read = |name: &str| {
             let path = directory.join(name);
-            std::fs::read_to_string(&path).map_err(|source| KeysError { path, source })
+            std::fs::read_to_string(&path).map_err(|source| KeysError::Read { path, source })
         };
-        let authority = Certificate::from_pem(read(CA_NAME)?);
-        let identity = Identity::from_pem(read(CERTIFICATE_NAME)?, read(KEY_NAME)?);
-        Ok(Self { cluster, authority, identity })
+        let (authority, certificate, key) = (read(CA_NAME)?, read(CERTIFICATE_NAME)?, read(KEY_NAME)?);
+        let other = |reason: String| KeysError::Other { directory: directory.to_owned(), reason };
+        let (calling, own) = calling(&authority, &certificate, &key).map_err(other)?;
+        let authority = Certificate::from_pem(authority);
+        let identity = Identity::from_pem(certificate, key);
+        Ok(Self { cluster, authority, identity, calling, own, known: None })
+    }
+
+    /// From now on only machines are taken for members that the cluster knows as these.
+    #[must_use]
+    pub fn knowing(self, state: watch::Receiver<Arc<ControlState>>) -> Self {
+        Self { known: Some(state), ..self }
+    }
+
+    /// The key of this machine.
+    #[must_use]
+    pub fn own_key(&self) -> &KeyFingerprint {
+        &self.own
     }
 
     /// For who listens: callers need a certificate.
@@ -83,7 +127,7 @@ impl Keys {
         self.server().client_auth_optional(true)
     }
 
-    /// For who calls `member`.
+    /// For who calls `member` and does not ask whether the cluster knows the machine.
     #[must_use]
     pub fn client(&self, member: &NodeName) -> ClientTlsConfig {
         ClientTlsConfig::new()
@@ -92,7 +136,30 @@ impl Keys {
             .domain_name(server_name(member, self.cluster))
     }
 
-    /// Whether the certificate with which someone has called is that of `member`.
+    /// Encrypts a connection to `member`, and verifies that it leads there.
+    ///
+    /// # Errors
+    /// Of the handshake; [`KeyRefused`] within, when another machine answers than the one that the cluster knows.
+    pub(super) async fn encrypt(
+        &self,
+        member: &NodeName,
+        kind: SeatKind,
+        stream: TcpStream,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(server_name(member, self.cluster)).map_err(io::Error::other)?;
+        let connected = TlsConnector::from(self.calling.clone()).connect(name, stream).await?;
+        let leaf = connected.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let key = leaf.and_then(fingerprint).ok_or_else(|| io::Error::other(CallerError::NoCertificate))?;
+        self.check_key(member, kind, &key).map_err(io::Error::other)?;
+        Ok(connected)
+    }
+
+    fn check_key(&self, member: &NodeName, kind: SeatKind, key: &KeyFingerprint) -> Result<(), KeyRefused> {
+        let node = (kind == SeatKind::Node).then_some(member);
+        self.known.as_ref().map_or(Ok(()), |known| known.borrow().check_key(node, key))
+    }
+
+    /// Whether the certificate with which someone has called is that of `member`; its key.
     ///
     /// # Errors
     /// [`CallerError`].
@@ -100,12 +167,16 @@ impl Keys {
         &self,
         certificates: Option<&[CertificateDer<'static>]>,
         member: &NodeName,
-    ) -> Result<(), CallerError> {
+        kind: SeatKind,
+    ) -> Result<KeyFingerprint, CallerError> {
         let leaf = certificates.and_then(<[_]>::first).ok_or(CallerError::NoCertificate)?;
         let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|_| CallerError::NoCertificate)?;
         let name = ServerName::try_from(server_name(member, self.cluster));
         let name = name.map_err(|_| CallerError::OtherName)?;
-        certificate.verify_is_valid_for_subject_name(&name).map_err(|_| CallerError::OtherName)
+        certificate.verify_is_valid_for_subject_name(&name).map_err(|_| CallerError::OtherName)?;
+        let key = fingerprint(leaf).ok_or(CallerError::NoCertificate)?;
+        self.check_key(member, kind, &key)?;
+        Ok(key)
     }
 }
 
@@ -128,8 +199,44 @@ impl Keys {
     pub fn caller(&self, certificates: Option<&[CertificateDer<'static>]>) -> Result<Caller, CallerError> {
         let leaf = certificates.and_then(<[_]>::first).ok_or(CallerError::NoCertificate)?;
         let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|_| CallerError::NoCertificate)?;
-        caller(&certificate, self.cluster).ok_or(CallerError::OtherName)
+        let caller = caller(&certificate, self.cluster).ok_or(CallerError::OtherName)?;
+        let (name, kind) = match &caller {
+            Caller::Administrator(_) => return Ok(caller),
+            Caller::Node(name) => (name, SeatKind::Node),
+            Caller::Witness(name) => (name, SeatKind::Witness),
+        };
+        let key = fingerprint(leaf).ok_or(CallerError::NoCertificate)?;
+        self.check_key(&name.parse().map_err(|_| CallerError::OtherName)?, kind, &key)?;
+        Ok(caller)
     }
+}
+
+/// What identifies the key of a certificate; none when it is no certificate.
+#[must_use]
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> Option<KeyFingerprint> {
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    Some(KeyFingerprint(Sha256::digest(certificate.subject_public_key_info().as_ref()).to_vec()))
+}
+
+/// What a member calls others with, and the fingerprint of its own key.
+fn calling(
+    authority: &str,
+    certificate: &str,
+    key: &str,
+) -> Result<(Arc<ClientConfig>, KeyFingerprint), String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let parse = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| text(&error));
+    let (authority, own) = (parse(authority)?, parse(certificate)?);
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| text(&error))?;
+    let fingerprint = fingerprint(&own).ok_or("the certificate cannot be read")?;
+    let mut roots = RootCertStore::empty();
+    roots.add(authority).map_err(|error| text(&error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let roots = versions.map_err(|error| text(&error))?.with_root_certificates(roots);
+    let mut calling = roots.with_client_auth_cert(vec![own], key).map_err(|error| text(&error))?;
+    calling.alpn_protocols = vec![b"h2".to_vec()];
+    Ok((Arc::new(calling), fingerprint))
 }
 
 fn caller(certificate: &webpki::EndEntityCert<'_>, cluster: ClusterUuid) -> Option<Caller> {

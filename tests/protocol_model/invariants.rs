@@ -98,7 +98,7 @@ fn own_older_writes_never_reach_the_disk(step: &Step<'_>) -> bool {
 fn a_restarted_primary_begins_an_epoch(step: &Step<'_>) -> bool {
     let Action::Learn(node) = step.action else { return true };
     let (before, after) = (&step.before.nodes[node], &step.after.nodes[node]);
-    let is_handed_over = after.view.is_settled && before.view.epoch != 0;
+    let is_handed_over = (after.view.is_settled || after.view.is_yielded) && before.view.epoch != 0;
     after.serving == before.serving
         || after.serving == 0
         || is_handed_over
@@ -193,6 +193,16 @@ pub const LANDMARKS: &[(&str, Landmark)] = &[
     ("stopped on purpose", |_, state| state.committed.is_stopped),
     ("started by the certificate", |_, state| state.committed.is_settled && state.committed.epoch >= 3),
     ("forced", |_, state| state.committed.is_forced && !state.loss_accepted),
+    ("a loss was found out", |_, state| {
+        state.lost.contains(&true) && state.nodes.iter().all(|node| node.is_up)
+    }),
+    ("yielded", |protocol, state| {
+        let primary = state.committed.primary as usize;
+        state.committed.is_yielded && protocol.may_serve(state, primary)
+    }),
+    ("brought up to date after a loss", |_, state| {
+        state.losses > 0 && state.committed.in_sync == BOTH && !state.lost.contains(&true)
+    }),
 ];
 
 pub fn landmarks(protocol: &Protocol, state: &State) -> u32 {

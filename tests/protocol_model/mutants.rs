@@ -65,6 +65,12 @@ pub enum Mutant {
     OldAckCounts,
     /// An operator's force without fencing the primary.
     ForceWithoutFence,
+    /// A member serves, or takes over, although it has less than the watermark says.
+    LostTailServed,
+    /// A replica that lacks what is not in flight any more is sent to while it is in the set.
+    BehindReplicaFed,
+    /// A node that did not live through it serves what was left to it.
+    YieldResumed,
 }
 
 use Mutant::*;
@@ -76,6 +82,7 @@ pub const SMALL: Scope = Scope {
     writes: 2,
     crashes: 1,
     forces: 0,
+    losses: 0,
     messages: 2,
     proposals: 1,
     is_clocked: false,
@@ -83,6 +90,9 @@ pub const SMALL: Scope = Scope {
 };
 const CLOCKED: Scope = Scope { is_clocked: true, ..SMALL };
 const PLANNED: Scope = Scope { has_plans: true, proposals: 2, writes: 1, ..SMALL };
+
+/// Disks that lie are found out.
+pub const LOSING: Scope = Scope { losses: 1, ..SMALL };
 
 /// Every mutant, the invariant that the shortest run breaks, and a scope in which it does.
 pub const ALL: &[(Mutant, &str, Scope)] = &[
@@ -116,4 +126,7 @@ pub const ALL: &[(Mutant, &str, Scope)] = &[
     (ResyncPassesWrite, "I12", Scope { crashes: 0, messages: 3, ..SMALL }),
     (OldAckCounts, "I2", Scope { crashes: 0, ..SMALL }),
     (ForceWithoutFence, "I5", Scope { crashes: 0, forces: 1, ..SMALL }),
+    (LostTailServed, "I14", LOSING),
+    (BehindReplicaFed, "I14", Scope { blocks: 2, ..LOSING }),
+    (YieldResumed, "I8", Scope { writes: 1, crashes: 2, ..LOSING }),
 ];

@@ -25,6 +25,8 @@ pub struct Scope {
     pub writes: u8,
     pub crashes: u8,
     pub forces: u8,
+    /// Disks that lose what they had confirmed, found out by the watermark.
+    pub losses: u8,
     /// Messages of a primary in each epoch.
     pub messages: u8,
     /// Proposals of a node whose outcome is unknown at one time, at most two.
@@ -46,24 +48,54 @@ pub struct Protocol {
 /// One step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
-    Write { node: usize, block: usize },
-    Store { node: usize, block: usize },
-    Send { node: usize, block: usize },
-    Copy { node: usize, block: usize },
-    Acknowledge { node: usize, block: usize },
-    Read { node: usize, block: usize },
+    Write {
+        node: usize,
+        block: usize,
+    },
+    Store {
+        node: usize,
+        block: usize,
+    },
+    Send {
+        node: usize,
+        block: usize,
+    },
+    Copy {
+        node: usize,
+        block: usize,
+    },
+    Acknowledge {
+        node: usize,
+        block: usize,
+    },
+    Read {
+        node: usize,
+        block: usize,
+    },
     Deliver(Message),
-    Propose { node: usize, config: Config },
+    Propose {
+        node: usize,
+        config: Config,
+    },
     Commit(Config),
     Learn(usize),
     Guess(usize),
     Ask(usize),
-    Confirm { node: usize, with: usize },
+    Confirm {
+        node: usize,
+        with: usize,
+    },
     Receive(usize),
-    Tick { slow: u8 },
+    Tick {
+        slow: u8,
+    },
     Crash(usize),
     Restart(usize),
     RestartWitness,
+    /// The primary puts on record what was acknowledged.
+    Record(usize),
+    /// The disks of a node that is down lose all writes, though they had confirmed them.
+    Lose(usize),
 }
 
 impl Model for Protocol {
@@ -86,8 +118,15 @@ impl Model for Protocol {
                 if state.crashes < self.scope.crashes {
                     actions.push(Action::Crash(node));
                 }
+                if self.may_record(state, node) {
+                    actions.push(Action::Record(node));
+                }
             } else {
                 actions.push(Action::Restart(node));
+                let has_writes = state.nodes[node].disk != [0; BLOCKS];
+                if state.is_marked && has_writes && state.losses < self.scope.losses {
+                    actions.push(Action::Lose(node));
+                }
             }
         }
         let restarted = self.restarted_voter();
@@ -123,6 +162,12 @@ impl Model for Protocol {
             Action::Commit(config) => {
                 state.committed = config;
                 state.loss_accepted |= config.is_forced;
+                if config.is_forced {
+                    // What is given up is not missed any more.
+                    let primary = config.primary as usize;
+                    state.is_marked &= state.nodes[primary].disk != [0; BLOCKS];
+                    state.lost[primary] = false;
+                }
             }
             Action::Learn(node) => self.learn(&mut state, node),
             Action::Guess(node) => state.nodes[node].proposed = Few::default(),
@@ -139,6 +184,8 @@ impl Model for Protocol {
                 state.crashes += 1;
                 state.voters[WITNESS] = self.restarted_voter();
             }
+            Action::Record(_) => state.is_marked = true,
+            Action::Lose(node) => lose(&mut state, node),
         }
         self.forget_what_cannot_matter(&mut state);
         state
@@ -182,10 +229,31 @@ impl Protocol {
         own.view.in_sync == only(node) || own.peer[block] == Copied::Yes
     }
 
+    /// A primary in service, for which everything is settled, has something acknowledged to put on record.
+    fn may_record(&self, state: &State, node: usize) -> bool {
+        let own = &state.nodes[node];
+        let is_settled = (0..self.scope.blocks).all(|block| self.is_settled(state, node, block));
+        let is_present = own.serving != 0 && own.serving == state.committed.epoch;
+        self.scope.losses > 0 && !state.is_marked && is_present && is_settled && own.shown != [0; BLOCKS]
+    }
+
+    /// Whether a node falls short of the watermark: it serves nothing, and takes nothing over.
+    fn has_lost(&self, state: &State, node: usize) -> bool {
+        state.lost[node] && !self.is(Mutant::LostTailServed)
+    }
+
+    /// Whether a primary may send to its replica: one that lacks what is not in flight any more is sent nothing before it
+    /// has left the in-sync set, as its newest version would pass the watermark by that.
+    fn may_feed(&self, state: &State, node: usize) -> bool {
+        let is_behind = state.lost[1 - node] && state.nodes[node].view.in_sync == BOTH;
+        !is_behind || self.is(Mutant::BehindReplicaFed)
+    }
+
     fn data_actions(&self, state: &State, node: usize, actions: &mut Vec<Action>) {
         let own = &state.nodes[node];
         let is_alone = own.view.in_sync == only(node);
-        let may_send = own.serving != 0 && own.sequence < self.scope.messages && !state.network.is_full();
+        let has_room = own.sequence < self.scope.messages && !state.network.is_full();
+        let may_send = own.serving != 0 && has_room && self.may_feed(state, node);
         for block in 0..self.scope.blocks {
             let pending = own.pending[block];
             if pending.value != 0 && !pending.is_local {
@@ -268,6 +336,11 @@ impl Protocol {
                 offer(peer, BOTH, settled);
                 offer(node, BOTH, Config { is_stopped: true, ..plain });
             }
+        } else if own.view.in_sync & only(node) != 0 && self.has_lost(state, node) {
+            // The other member may have it all, and is not asked to take it from here.
+            if is_primary && is_both {
+                offer(peer, only(peer), Config { is_yielded: true, ..plain });
+            }
         } else if own.view.in_sync & only(node) != 0 {
             if is_primary {
                 offer(node, own.view.in_sync, restarted);
@@ -290,7 +363,8 @@ impl Protocol {
 
     /// The entry is applied as a compare-and-swap, and not before the lease of a deposed primary is over.
     fn may_commit(&self, state: &State, config: &Config) -> bool {
-        let deposes = config.primary != state.committed.primary;
+        // Who yields does not serve, and can't.
+        let deposes = config.primary != state.committed.primary && !config.is_yielded;
         let is_free = |voter: &usize| {
             let is_up = *voter == WITNESS || state.nodes[*voter].is_up;
             is_up && state.voters[*voter].left == 0
@@ -453,6 +527,10 @@ impl Protocol {
         if own.serving != 0 {
             self.demote(own);
         }
+        if self.is(Mutant::BehindReplicaFed) {
+            state.lost[to] = false;
+        }
+        let own = &mut state.nodes[to];
         if !self.is(Mutant::NewestTagWins) || tag > own.tag[block] {
             own.disk[block] = value;
             own.tag[block] = tag;
@@ -492,6 +570,10 @@ impl Protocol {
 
     fn propose(&self, state: &mut State, node: usize, config: Config) {
         state.proposals.insert(config);
+        if config.in_sync == BOTH && state.nodes[node].view.in_sync == only(node) {
+            // The joiner has everything at this moment.
+            state.lost[1 - node] = false;
+        }
         state.forces += u8::from(config.is_forced);
         let own = &mut state.nodes[node];
         own.proposed.insert(config);
@@ -507,6 +589,7 @@ impl Protocol {
 
     fn learn(&self, state: &mut State, node: usize) {
         let config = state.committed;
+        let (has_lost, is_peer_lost) = (self.has_lost(state, node), state.lost[1 - node]);
         let own = &mut state.nodes[node];
         let (before, was_serving) = (own.view, own.serving);
         own.view = config;
@@ -518,20 +601,21 @@ impl Protocol {
         let is_own = own.proposed.contains(&config);
         own.proposed = Few::default();
         // I8: an epoch is served only by who proposed it since its last restart, or was handed it.
-        let is_handed_over = config.is_settled && before.epoch != 0;
+        let was_there = before.epoch != 0 || (config.is_yielded && self.is(Mutant::YieldResumed));
+        let is_handed_over = (config.is_settled || config.is_yielded) && was_there;
         let is_new = is_own || is_handed_over || self.is(Mutant::ResumeOldEpoch);
-        if config.primary as usize != node || config.is_stopped || !is_new {
+        if config.primary as usize != node || config.is_stopped || !is_new || has_lost {
             self.demote(own);
             return;
         }
         if was_serving != 0 && is_own {
-            self.continue_in(own, node, before.in_sync);
+            self.continue_in(own, node, before.in_sync, is_peer_lost);
         } else {
             let is_settled = config.is_settled || self.is(Mutant::RestartUnsettled);
             let lease = own.lease;
             own.stop_serving();
             own.shown = own.disk;
-            if config.in_sync == BOTH && is_settled {
+            if config.in_sync == BOTH && is_settled && !is_peer_lost {
                 own.peer = [Copied::Yes; BLOCKS];
             }
             own.lease = if was_serving != 0 { lease } else { Lease::default() };
@@ -546,9 +630,9 @@ impl Protocol {
     }
 
     /// The primary goes on in its next epoch: what is in flight stays so, and is sent again.
-    fn continue_in(&self, own: &mut Node, node: usize, in_sync_before: u8) {
+    fn continue_in(&self, own: &mut Node, node: usize, in_sync_before: u8, is_peer_lost: bool) {
         own.sequence = 0;
-        let expands = own.view.in_sync == BOTH && in_sync_before != BOTH;
+        let expands = own.view.in_sync == BOTH && in_sync_before != BOTH && !is_peer_lost;
         let is_alone = own.view.in_sync == only(node);
         for block in 0..BLOCKS {
             if is_alone && in_sync_before == BOTH && own.peer[block] != Copied::Yes {
@@ -659,6 +743,17 @@ impl Protocol {
             Message::GiveBack { epoch } => state_now.voters.iter().any(|voter| voter.epoch == epoch),
         });
     }
+}
+
+/// Nothing of the stream reaches it any more; the next one shows what it lacks.
+fn lose(state: &mut State, node: usize) {
+    state.losses += 1;
+    state.lost[node] = true;
+    state.nodes[node].disk = [0; BLOCKS];
+    state.nodes[node].tag = [0; BLOCKS];
+    state.nodes[1 - node].peer = [Copied::No; BLOCKS];
+    let peers = |message: &Message| !matches!(message, Message::Data { to, .. } if *to as usize == node);
+    state.network.retain(peers);
 }
 
 /// Sends a block to the peer and returns the sequence number.

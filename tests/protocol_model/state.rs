@@ -28,9 +28,14 @@ pub struct State {
     pub stored: [u8; MOST_WRITES as usize + 1],
     /// An operator forced a primary: what it holds is the truth from its first service on.
     pub loss_accepted: bool,
+    /// The watermark is on record: something was acknowledged, and a member that lost its writes falls short of it.
+    pub is_marked: bool,
+    /// Nodes whose disks have lost writes that they had confirmed, and that were not brought up to date since.
+    pub lost: [bool; NODES],
     /// How often each kind of fault has happened.
     pub crashes: u8,
     pub forces: u8,
+    pub losses: u8,
 }
 
 /// What Raft decides.
@@ -47,6 +52,8 @@ pub struct Config {
     pub is_stopped: bool,
     /// By an operator.
     pub is_forced: bool,
+    /// Left to the other member by a primary that has lost what was acknowledged.
+    pub is_yielded: bool,
 }
 
 /// A node that holds data.
@@ -210,8 +217,11 @@ impl State {
             oracles: [Oracle::new(); BLOCKS],
             stored: [BOTH, 0, 0, 0],
             loss_accepted: false,
+            is_marked: false,
+            lost: [false; NODES],
             crashes: 0,
             forces: 0,
+            losses: 0,
         }
     }
 }

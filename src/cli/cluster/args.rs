@@ -33,6 +33,19 @@ pub enum ClusterVerb {
     },
     /// Make the cluster of a backup anew, on a new machine, when both of its nodes are gone for good. Volumes begin empty.
     Restore(RestoreArguments),
+    /// Remove a node or witness that is gone for good: it has no vote any more, and its certificate is refused. Another
+    /// machine may take its place later, with a token.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Switch both nodes off, so that either of them can start everything again; the witness stays.
+    Shutdown {
+        /// Although a volume is not on both nodes, or one of them cannot be reached: then only the node that has all data
+        /// can start it.
+        #[arg(long)]
+        force: bool,
+    },
     /// Show who is in it, who leads, and who can be reached.
     Show,
     /// Change settings of the whole cluster; what is not given stays as it is.

@@ -57,6 +57,17 @@ impl<M: Medium> Quorum<M> {
         }
     }
 
+    /// Takes the vote of the member in `seat`, while nobody is there who has it.
+    pub(super) fn remove(&mut self, seat: &NodeName) {
+        let voters = self.member.voters();
+        let lost = voters.iter().find(|(_, name)| *name == seat.as_str()).map(|(id, _)| *id);
+        let is_there = self.peers.contains_key(seat) || *seat == self.setup.name;
+        if self.leading.is_some() && lost.is_some() && !is_there {
+            let changed = self.member.change_voters(None, lost).map(drop);
+            self.note(changed);
+        }
+    }
+
     /// Cuts a log that has become long, or that a newcomer needs a snapshot of.
     pub(super) fn compact(&mut self) {
         let is_long =

@@ -28,6 +28,11 @@ pub enum Message {
         /// Its seat.
         seat: NodeName,
     },
+    /// To the leader: take the vote of a member that is gone for good.
+    Remove {
+        /// Its seat.
+        seat: NodeName,
+    },
     /// To the leader: the sender asks for a lease.
     LeaseRequest(LeaseRequest),
     /// Of the leader, to a voter: confirm a lease.
@@ -159,6 +164,10 @@ impl Message {
                 put_name(&mut bytes, holder);
                 bytes.put_u64(*bound_ms);
             }
+            Self::Remove { seat } => {
+                bytes.put_u8(11);
+                put_name(&mut bytes, seat);
+            }
         }
         bytes
     }
@@ -194,6 +203,7 @@ impl Message {
                 let (term, holder) = (reader.u64()?, take_name(&mut reader)?);
                 Self::LeaseBound { term, holder, bound_ms: reader.u64()? }
             }
+            11 => Self::Remove { seat: take_name(&mut reader)? },
             kind => return Err(MessageError::Unknown(kind)),
         };
         if reader.remaining() > 0 {
@@ -281,6 +291,7 @@ mod tests {
             Message::Propose { entry: vec![4] },
             Message::NotProposed { proposal: ProposalId { life: 5, number: 6 } },
             Message::Replace { seat: holder.clone() },
+            Message::Remove { seat: holder.clone() },
             Message::LeaseRequest(request),
             Message::LeaseConfirm { term: 7, holder: holder.clone(), request },
             Message::LeaseConfirmed { term: 7, holder: holder.clone(), request },

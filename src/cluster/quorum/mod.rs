@@ -271,6 +271,14 @@ impl<M: Medium> Quorum<M> {
         self.settle();
     }
 
+    /// Takes the vote of a member that is gone for good.
+    pub fn remove_member(&mut self, seat: NodeName) {
+        if let Some(leader) = self.leadership.leader {
+            self.send(leader, Message::Remove { seat });
+        }
+        self.settle();
+    }
+
     /// The next thing to do; none until something happens.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
@@ -394,6 +402,7 @@ impl<M: Medium> Quorum<M> {
             Message::Propose { entry } => self.take_proposal(member, entry),
             Message::NotProposed { proposal } => self.proposals.handle_not_proposed(now_ms, proposal, member),
             Message::Replace { seat } => self.replace(&seat),
+            Message::Remove { seat } => self.remove(&seat),
             Message::LeaseRequest(request) => {
                 let asked = self
                     .leading

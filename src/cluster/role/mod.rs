@@ -98,7 +98,8 @@ impl Role {
         self.undecided.clear();
         self.view = Some(record.clone());
         let epoch = record.epoch;
-        let may_serve = record.primary == self.own && !record.is_certified() && (is_own || is_handed_over);
+        let is_stopped = record.began_by == Some(Transition::Stop);
+        let may_serve = record.primary == self.own && !is_stopped && (is_own || is_handed_over);
         self.serving = may_serve.then_some(epoch);
         match (may_serve, was_serving) {
             (true, true) => Turn::Continue { epoch },

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{AllowedInitiator, ChapCredentials};
 use super::alert::AlertTarget;
 use super::history::KeptThrough;
-use super::node::Description;
+use super::node::{Description, KeyFingerprint};
 use super::volume::{Redundancy, SectorSize, Transition, Watermark};
 use super::{ClusterUuid, Settings};
 use crate::base::units::VolumeId;
@@ -49,6 +49,17 @@ pub enum Command {
     RemoveNode {
         /// Its name.
         name: NodeName,
+    },
+    /// Removes the witness.
+    RemoveWitness {},
+    /// Says by which key a member is known: another one that it had is void from then on.
+    SetKey {
+        /// The node; none for the witness.
+        node: Option<NodeName>,
+        /// The key.
+        key: KeyFingerprint,
+        /// Only when none is known yet.
+        is_first: bool,
     },
     /// Creates an empty volume.
     CreateVolume {

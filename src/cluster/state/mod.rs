@@ -16,6 +16,7 @@ mod hexadecimal;
 pub mod history;
 pub mod node;
 mod rejection;
+mod sector;
 #[cfg(test)]
 mod tests;
 pub mod volume;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use self::access::InitiatorChap;
 use self::alert::AlertTarget;
-use self::node::{Description, Node};
+use self::node::{Description, KeyFingerprint, Node};
 use self::volume::{NewVolume, Proposal, Tombstone, VolumeRecord};
 use super::name::{AlertName, ClusterName, InitiatorName, NodeName, VolumeName, target_name};
 use crate::base::units::VolumeId;
@@ -52,6 +53,9 @@ pub struct ControlState {
     settings: Settings,
     #[serde(default)]
     alerts: BTreeMap<AlertName, AlertTarget>,
+    /// Keys of machines that were removed or replaced: their certificates are void.
+    #[serde(default)]
+    void_keys: BTreeSet<KeyFingerprint>,
 }
 
 impl ControlState {
@@ -70,6 +74,7 @@ impl ControlState {
             chap: BTreeMap::new(),
             settings: Settings::default(),
             alerts: BTreeMap::new(),
+            void_keys: BTreeSet::new(),
         }
     }
 
@@ -179,6 +184,8 @@ impl ControlState {
             Command::DescribeNode { name, description } => self.describe_node(name, description),
             Command::SetWitness { description } => self.set_witness(description),
             Command::RemoveNode { name } => self.remove_node(&name),
+            Command::RemoveWitness {} => Ok(self.remove_witness()),
+            Command::SetKey { node, key, is_first } => self.set_key(node, key, is_first),
             Command::CreateVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms } => self
                 .create_volume(NewVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms }),
             Command::ResizeVolume { name, size_bytes, may_shrink } => {
@@ -361,4 +368,4 @@ struct Header {
 }
 
 /// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;

@@ -29,19 +29,49 @@ pub struct Description {
     pub addresses: Vec<String>,
     /// The room, for messages to people.
     pub room: String,
-    /// SHA-256 of its certificate; nobody else is taken for it.
-    #[serde(with = "super::hexadecimal")]
-    pub certificate_sha256: Vec<u8>,
+    /// The key of its certificate; empty until it was seen. Nobody else is taken for it.
+    #[serde(alias = "certificate_sha256")]
+    pub key: KeyFingerprint,
+}
+
+/// SHA-256 of the public key in a member's certificate (its SubjectPublicKeyInfo, RFC 5280): it stays when a certificate is
+/// made once more for the same key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyFingerprint(#[serde(with = "super::hexadecimal")] pub Vec<u8>);
+
+impl KeyFingerprint {
+    /// Whether it is known.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    fn is_sound(&self) -> bool {
+        [0, 32].contains(&self.0.len())
+    }
+}
+
+/// Why a machine is not taken for a member, though its certificate says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyRefused {
+    /// Another machine has its place, or it was removed.
+    #[error(
+        "its certificate is void: it was removed from the cluster, or another machine has taken its place"
+    )]
+    Void,
+    /// The cluster knows another key of it.
+    #[error("its certificate is not that of the machine which the cluster knows by this name")]
+    Other,
 }
 
 impl Description {
     fn check(&self) -> Result<(), Rejection> {
         let fits = |text: &String| text.len() <= LONGEST_TEXT_BYTES && !text.chars().any(char::is_control);
-        let has_fingerprint = [0, 32].contains(&self.certificate_sha256.len());
         let is_sound = self.addresses.len() <= MOST_ADDRESSES
             && self.addresses.iter().all(|address| fits(address) && !address.is_empty())
             && fits(&self.room)
-            && has_fingerprint;
+            && self.key.is_sound();
         if is_sound { Ok(()) } else { Err(Rejection::BadDescription) }
     }
 
@@ -103,6 +133,72 @@ impl ControlState {
         Ok(if before == self.witness { Outcome::Unchanged } else { Outcome::Changed })
     }
 
+    /// Whether the machine with this key may act as this node, or as the witness.
+    ///
+    /// # Errors
+    /// [`KeyRefused`].
+    pub fn check_key(&self, node: Option<&NodeName>, key: &KeyFingerprint) -> Result<(), KeyRefused> {
+        if self.void_keys.contains(key) {
+            return Err(KeyRefused::Void);
+        }
+        match self.key_of(node) {
+            Some(known) if known.is_known() && known != key => Err(KeyRefused::Other),
+            _ => Ok(()),
+        }
+    }
+
+    /// The key of a node, or of the witness; empty while it is not known, none while there is no such member.
+    #[must_use]
+    pub fn key_of(&self, node: Option<&NodeName>) -> Option<&KeyFingerprint> {
+        let description = match node {
+            Some(name) => self.nodes.get(name).map(|node| &node.description),
+            None => self.witness.as_ref(),
+        };
+        description.map(|description| &description.key)
+    }
+
+    pub(super) fn set_key(
+        &mut self,
+        node: Option<NodeName>,
+        key: KeyFingerprint,
+        is_first: bool,
+    ) -> Result<Outcome, Rejection> {
+        if !key.is_known() || !key.is_sound() {
+            return Err(Rejection::BadDescription);
+        }
+        if self.void_keys.contains(&key) {
+            return Err(Rejection::VoidKey);
+        }
+        let description = match node {
+            Some(name) => match self.nodes.get_mut(&name) {
+                Some(node) => &mut node.description,
+                None => return Err(Rejection::NoSuchNode(name)),
+            },
+            None => match &mut self.witness {
+                Some(witness) => witness,
+                None => return Ok(Outcome::Unchanged),
+            },
+        };
+        if description.key == key || (is_first && description.key.is_known()) {
+            return Ok(Outcome::Unchanged);
+        }
+        let before = std::mem::replace(&mut description.key, key);
+        self.make_void(before);
+        Ok(Outcome::Changed)
+    }
+
+    pub(super) fn remove_witness(&mut self) -> Outcome {
+        let Some(witness) = self.witness.take() else { return Outcome::Unchanged };
+        self.make_void(witness.key);
+        Outcome::Changed
+    }
+
+    fn make_void(&mut self, key: KeyFingerprint) {
+        if key.is_known() {
+            self.void_keys.insert(key);
+        }
+    }
+
     pub(super) fn remove_node(&mut self, name: &NodeName) -> Result<Outcome, Rejection> {
         if !self.nodes.contains_key(name) {
             return Ok(Outcome::Unchanged);
@@ -112,7 +208,12 @@ impl ControlState {
         if let Some(record) = user {
             return Err(Rejection::NodeInUse { node: name.clone(), volume: record.name.clone() });
         }
-        self.nodes.remove(name);
+        if let Some(removed) = self.nodes.remove(name) {
+            self.make_void(removed.description.key);
+        }
+        for record in self.volumes.values_mut() {
+            record.home = record.home.take().filter(|home| home != name);
+        }
         // What it held is gone with it.
         let deleted: Vec<VolumeId> = self.tombstones.keys().copied().collect();
         for volume in deleted {

@@ -136,6 +136,12 @@ pub enum Rejection {
          certificate's SHA-256"
     )]
     BadDescription,
+    /// A key of a machine that was removed or replaced.
+    #[error(
+        "the key of that machine is void, as it was removed or replaced: delete its node.key, then join again with a new \
+         token"
+    )]
+    VoidKey,
     /// The reservations are larger than any real set of them.
     #[error("the reservations take {size_bytes} bytes, more than {limit_bytes}")]
     ReservationsTooLarge {

@@ -12,8 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::access::AllowedInitiator;
 use super::history::KeptThrough;
 use super::node::Node;
+pub use super::sector::{BadSectorSize, SectorSize};
 use super::{ControlState, Outcome, Rejection};
 use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
+use crate::cluster::mutant::{self, Mutant};
 use crate::cluster::name::{NodeName, VolumeName};
 
 /// Smallest volume: 1 MiB.
@@ -65,6 +67,9 @@ pub struct VolumeRecord {
     /// then.
     #[serde(default)]
     pub forks: BTreeMap<u32, KeptThrough>,
+    /// The epoch in which it was last started after a stop on purpose; zero when it never was.
+    #[serde(default)]
+    pub started_in: u32,
 }
 
 /// A version of which it is known that it, and all before it, was acknowledged.
@@ -87,94 +92,6 @@ impl From<Watermark> for Version {
     fn from(Watermark { epoch, sequence }: Watermark) -> Self {
         Self { epoch, sequence }
     }
-}
-
-/// Logical and physical block, as hosts are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "RecordedSector", into = "RecordedSector")]
-pub enum SectorSize {
-    /// 512 bytes, on physical blocks of 4096.
-    Emulated512,
-    /// 512 bytes, and physical blocks are said to be as small, for hosts that want no other.
-    Native512,
-    /// 4096 bytes.
-    Native4096,
-}
-
-impl SectorSize {
-    /// Bytes of a logical block.
-    #[must_use]
-    pub fn bytes(self) -> u32 {
-        match self {
-            Self::Emulated512 | Self::Native512 => 512,
-            Self::Native4096 => 4096,
-        }
-    }
-
-    /// Bytes of a physical block.
-    #[must_use]
-    pub fn physical_bytes(self) -> u32 {
-        match self {
-            Self::Native512 => 512,
-            Self::Emulated512 | Self::Native4096 => 4096,
-        }
-    }
-
-    /// The one with these sizes.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn new(bytes: u32, physical_bytes: u32) -> Result<Self, BadSectorSize> {
-        match (bytes, physical_bytes) {
-            (512, 4096) => Ok(Self::Emulated512),
-            (512, 512) => Ok(Self::Native512),
-            (4096, 4096) => Ok(Self::Native4096),
-            _ => Err(BadSectorSize { bytes, physical_bytes }),
-        }
-    }
-}
-
-/// How a sector size is written: its bytes, and a name where these do not say all.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-enum RecordedSector {
-    Bytes(u32),
-    Named(NamedSector),
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-enum NamedSector {
-    #[serde(rename = "512n")]
-    Native512,
-}
-
-impl TryFrom<RecordedSector> for SectorSize {
-    type Error = BadSectorSize;
-    fn try_from(recorded: RecordedSector) -> Result<Self, BadSectorSize> {
-        match recorded {
-            RecordedSector::Bytes(bytes) => Self::new(bytes, 4096),
-            RecordedSector::Named(NamedSector::Native512) => Ok(Self::Native512),
-        }
-    }
-}
-
-impl From<SectorSize> for RecordedSector {
-    fn from(sector: SectorSize) -> Self {
-        match sector {
-            SectorSize::Native512 => Self::Named(NamedSector::Native512),
-            SectorSize::Emulated512 | SectorSize::Native4096 => Self::Bytes(sector.bytes()),
-        }
-    }
-}
-
-/// A sector size that does not exist.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a sector has 512 or 4096 bytes, not {bytes} with {physical_bytes} physical")]
-pub struct BadSectorSize {
-    /// Bytes asked for.
-    pub bytes: u32,
-    /// Bytes of the physical block asked for.
-    pub physical_bytes: u32,
 }
 
 /// Where a volume lives.
@@ -318,6 +235,7 @@ impl ControlState {
             home: None,
             watermark: Watermark::default(),
             forks: BTreeMap::new(),
+            started_in: 0,
         };
         self.volumes.insert(id, record);
         Ok(Outcome::VolumeCreated { id })
@@ -427,8 +345,7 @@ impl ControlState {
         if is_member || record.redundancy == Redundancy::Local || kept_through.epoch > record.epoch {
             return Err(Rejection::BadTransition { volume });
         }
-        let previous = record.epoch_starts.values().next_back().copied().unwrap_or(0);
-        let first_sequence = previous.max(kept_through.sequence.saturating_add(1));
+        let first_sequence = record.latest_start().max(kept_through.sequence.saturating_add(1));
         let in_sync = BTreeSet::from([primary.clone()]);
         let epoch = record.begin(Transition::Force, primary, in_sync, first_sequence)?;
         record.fork(epoch, kept_through);
@@ -514,7 +431,26 @@ impl VolumeRecord {
     /// Whether the volume was stopped on purpose with both replicas equal, and not served since.
     #[must_use]
     pub fn is_certified(&self) -> bool {
-        self.began_by == Some(Transition::Stop)
+        let is_kept = || mutant::is(Mutant::CertificateKept) && self.began_by == Some(Transition::Start);
+        self.began_by == Some(Transition::Stop) || is_kept()
+    }
+
+    /// Through which sequence number both nodes have everything as a whole: by the certificate, in its own epoch and in
+    /// the one that begins from it.
+    #[must_use]
+    pub fn certified_through(&self) -> Option<u64> {
+        let epoch = match self.began_by? {
+            Transition::Stop => self.epoch,
+            Transition::Start => self.epoch.saturating_sub(1),
+            _ => return None,
+        };
+        self.epoch_starts.get(&epoch).map(|first| first.saturating_sub(1))
+    }
+
+    /// First sequence number of the present epoch; zero before the first one.
+    #[must_use]
+    pub fn latest_start(&self) -> u64 {
+        self.epoch_starts.values().next_back().copied().unwrap_or(0)
     }
 
     fn begin(
@@ -524,7 +460,7 @@ impl VolumeRecord {
         in_sync: BTreeSet<NodeName>,
         first_sequence: u64,
     ) -> Result<u32, Rejection> {
-        let previous = self.epoch_starts.values().next_back().copied().unwrap_or(0);
+        let previous = self.latest_start();
         let goes_back = first_sequence < previous;
         let may_go_back = match transition {
             Transition::TakeOver => true,
@@ -548,6 +484,9 @@ impl VolumeRecord {
         self.primary = primary;
         self.in_sync = in_sync;
         self.began_by = Some(transition);
+        if transition == Transition::Start {
+            self.started_in = epoch;
+        }
         self.epoch_starts.insert(epoch, first_sequence);
         if self.epoch_starts.len() > MOST_EPOCH_STARTS {
             self.epoch_starts.pop_first();

@@ -19,6 +19,8 @@ pub enum Kind {
     VoteLost,
     /// A node is in maintenance.
     Maintenance,
+    /// A volume was started after a stop on purpose.
+    StartedAfterStop,
     /// A disk is out of service.
     DiskOutOfService,
     /// A scrub found blocks that parity can't give back.
@@ -31,7 +33,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotServed,
         Self::NotRedundant,
         Self::MemberUnreachable,
@@ -39,6 +41,7 @@ impl Kind {
         Self::NoVote,
         Self::VoteLost,
         Self::Maintenance,
+        Self::StartedAfterStop,
         Self::DiskOutOfService,
         Self::DataUnrecoverable,
         Self::PoolOffline,
@@ -56,6 +59,7 @@ impl Kind {
             Self::NoVote => "no-vote",
             Self::VoteLost => "vote-lost",
             Self::Maintenance => "maintenance",
+            Self::StartedAfterStop => "started-after-stop",
             Self::DiskOutOfService => "disk-out-of-service",
             Self::DataUnrecoverable => "data-unrecoverable",
             Self::PoolOffline => "pool-offline",

@@ -6,7 +6,9 @@ use super::attention::Kind;
 use super::{Control, Refusal};
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
-use crate::cluster::state::ControlState;
+use crate::cluster::state::node::KeyFingerprint;
+use crate::cluster::state::volume::VolumeRecord;
+use crate::cluster::state::{Command, ControlState};
 use crate::peer::quorum::{PeerStatus, QuorumStatus};
 use crate::rpc::management as messages;
 use crate::rpc::management::{NodeState, Severity, WitnessState};
@@ -102,6 +104,89 @@ impl Control {
         let message = format!("{name} was accepted in the place of the one whose log is lost");
         self.events.warning("member-replaced", message, &[]);
         Ok(self.cluster())
+    }
+
+    /// Has the cluster know a member by this key: another machine that had its place is refused from then on. Who is not a
+    /// member yet becomes one when it is there for the first time.
+    pub async fn record_key(
+        &self,
+        name: NodeName,
+        kind: SeatKind,
+        key: KeyFingerprint,
+    ) -> Result<(), Refusal> {
+        let node = (kind == SeatKind::Node).then_some(name);
+        if self.machine.read(|state| state.key_of(node.as_ref()).is_none()) {
+            return Ok(());
+        }
+        self.machine.apply(vec![Command::SetKey { node, key, is_first: false }]).await.map(drop)
+    }
+
+    /// Removes a node or the witness that is gone for good: it has no vote any more, and its certificate is void.
+    pub async fn remove_member(&self, name: &str) -> Result<messages::Cluster, Refusal> {
+        let name: NodeName = name.parse()?;
+        let Some(quorum) = self.machine.quorum() else {
+            return Err(Refusal::Impossible("a single node has no other members".to_owned()));
+        };
+        if name == self.node {
+            return Err(Refusal::Impossible(format!(
+                "{name} is the node that is asked: ask the one that stays, with this one switched off"
+            )));
+        }
+        let status = quorum.status();
+        let peer = status.peers.iter().find(|peer| peer.name == name).ok_or_else(|| {
+            Refusal::NotFound(format!("there is no other member {name}: `gemel cluster show` names them"))
+        })?;
+        if peer.is_reachable {
+            return Err(Refusal::Impossible(format!(
+                "{name} is there: only who is gone for good is removed; switch it off first (`gemel node shutdown`)"
+            )));
+        }
+        let is_other_gone = status.peers.iter().any(|other| other.name != name && !other.is_reachable);
+        if is_other_gone || !status.view.has_majority() {
+            return Err(Refusal::Impossible(format!(
+                "removing {name} takes both other members, and one of them cannot be reached: bring that one back first"
+            )));
+        }
+        self.check_removable(&name, peer.kind)?;
+        let _turn = self.turn().await;
+        let command = match peer.kind {
+            SeatKind::Node => Command::RemoveNode { name: name.clone() },
+            SeatKind::Witness => Command::RemoveWitness {},
+        };
+        self.machine.apply(vec![command]).await?;
+        let mut statuses = quorum.watch_status();
+        let is_gone = |status: &QuorumStatus| {
+            status.view.voters.values().all(|seat| seat != name.as_str()) && !status.view.is_changing_voters
+        };
+        if !is_gone(&quorum.status()) {
+            quorum.remove_member(name.clone()).await;
+        }
+        let gone = tokio::time::timeout(PATIENCE, statuses.wait_for(|status| is_gone(status))).await;
+        if !matches!(gone, Ok(Ok(_))) {
+            return Err(Refusal::Impossible(format!(
+                "{name} is refused from now on, but still has its vote: repeat this (`gemel cluster show` tells how the \
+                 others are)"
+            )));
+        }
+        let message = format!("{name} was removed: its certificate is void, and it has no vote");
+        self.events.warning("member-removed", message, &[]);
+        Ok(self.cluster())
+    }
+
+    /// Refuses where data would be lost with a node.
+    fn check_removable(&self, name: &NodeName, kind: SeatKind) -> Result<(), Refusal> {
+        let held: Vec<String> = self.machine.read(|state| {
+            let is_held = |record: &&VolumeRecord| record.primary == *name || record.in_sync.contains(name);
+            state.volumes().filter(is_held).map(|record| record.name.to_string()).collect()
+        });
+        if kind == SeatKind::Witness || held.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::Impossible(format!(
+            "node {name} has, or may have, data of {} that no other one has: wait until the other node goes on alone \
+             (`gemel status`), or give it up (`gemel force primary`, `gemel volume delete`)",
+            super::redundancy::list(&held)
+        )))
     }
 
     /// Whether another machine may take the place of a member. Not while the member is well.

@@ -15,6 +15,7 @@ mod members;
 mod operation;
 mod redundancy;
 mod status;
+mod stopping;
 mod volumes;
 
 use std::collections::BTreeSet;
@@ -103,6 +104,11 @@ impl Control {
     /// The name of this node.
     pub fn node(&self) -> &NodeName {
         &self.node
+    }
+
+    /// The quorum of a pair.
+    pub fn quorum(&self) -> Option<&QuorumHandle> {
+        self.machine.quorum()
     }
 
     /// Looks at the control state, as it is known here.

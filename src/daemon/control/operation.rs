@@ -75,13 +75,14 @@ impl Control {
         if node != self.node {
             return Err(Refusal::Elsewhere(format!("only node {node} itself can end its process")));
         }
-        if !request.force {
+        if !request.force && !request.cluster {
             self.check_dispensable(
                 &node,
                 "they go out of service when it stops; --force stops it all the same",
             )?;
         }
-        let message = format!("node {node} stops, as an administrator asked for it");
+        let what = if request.cluster { "switched the cluster off" } else { "asked for it" };
+        let message = format!("node {node} stops, as an administrator {what}");
         self.events.info("node-shutdown", message, &[]);
         self.stop_wanted.notify_one();
         Ok(())
@@ -155,7 +156,8 @@ impl Control {
     }
 }
 
-fn mirrored(state: &ControlState) -> impl Iterator<Item = &VolumeRecord> {
+/// The mirrored volumes.
+pub(super) fn mirrored(state: &ControlState) -> impl Iterator<Item = &VolumeRecord> {
     state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored)
 }
 

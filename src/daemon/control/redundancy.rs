@@ -32,7 +32,8 @@ impl Control {
     pub(super) fn attention_to_volumes(&self, state: &ControlState, report: &EngineReport) -> Vec<Attention> {
         let mut conditions: BTreeMap<Condition, Vec<String>> = BTreeMap::new();
         for record in state.volumes() {
-            if let Some(condition) = self.condition(state, record, report) {
+            for condition in self.condition(state, record, report).into_iter().chain(self.was_stopped(record))
+            {
                 conditions.entry(condition).or_default().push(record.name.to_string());
             }
         }
@@ -44,6 +45,22 @@ impl Control {
             condition.kind.item(condition.severity, &condition.about, message, action)
         };
         conditions.into_iter().map(item).collect()
+    }
+
+    /// That a volume was started after a stop on purpose, for a while.
+    fn was_stopped(&self, record: &VolumeRecord) -> Option<Condition> {
+        // The epoch after it is that in which a node went on alone, or both are in sync again.
+        let is_recent = record.started_in > 0 && record.epoch <= record.started_in + 2;
+        (is_recent && self.started.elapsed() < STOP_IS_NEWS).then(|| Condition {
+            severity: Severity::Info,
+            kind: Kind::StartedAfterStop,
+            about: String::new(),
+            message: format!(
+                "{{}}: started by node {} after a stop on purpose, both replicas the same",
+                record.primary
+            ),
+            action: "nothing".to_owned(),
+        })
     }
 
     fn condition(
@@ -105,6 +122,12 @@ impl Control {
                  the writes that node {lacking} lacks"
             )
         };
+        if record.is_certified() {
+            return (
+                "it was stopped on purpose, the same on both nodes".to_owned(),
+                "start a node, or wait until the one that is there starts it".to_owned(),
+            );
+        }
         let has_majority = self.machine.quorum().is_none_or(|quorum| quorum.status().view.has_majority());
         if let Some(problem) = served.and_then(|served| served.part.as_ref()?.problem.clone()) {
             let action = format!("see `gemel event list`; {}", force(&self.node));
@@ -218,6 +241,9 @@ pub(super) fn list(names: &[String]) -> String {
         }
     }
 }
+
+/// How long after its start a node says that it followed a stop on purpose.
+const STOP_IS_NEWS: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// Volumes that a message names.
 const MOST_NAMED: usize = 5;

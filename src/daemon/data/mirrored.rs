@@ -167,6 +167,7 @@ impl<P: Pool> Mirrored<P> {
     /// Why that can't be; the text says what to do.
     pub fn connect(&self, settings: &PeerSettings) -> Result<MirrorConnections, String> {
         let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid).map_err(|error| error.to_string())?;
+        let keys = keys.knowing(self.quorum.watch());
         let peer = settings.peers.iter().find(|peer| !peer.witness);
         let listeners = settings.mirror_listen().into_iter().map(|address| {
             listen(address, "mirrors of the other node", "pair.mirror_listen")
@@ -374,8 +375,10 @@ impl<P: Pool> Mirrored<P> {
         self.until_none(&leaving, |record| record.primary == self.own).await;
         self.is_leaving.set(true);
         self.tell_health().await;
-        self.until_none(&volumes, |record| record.primary != self.own && record.in_sync.contains(&self.own))
-            .await;
+        let awaits_peer = |record: &VolumeRecord| {
+            !record.is_certified() && record.primary != self.own && record.in_sync.contains(&self.own)
+        };
+        self.until_none(&volumes, awaits_peer).await;
     }
 
     async fn until_none(&self, volumes: &[VolumeId], is_so: impl Fn(&VolumeRecord) -> bool) {

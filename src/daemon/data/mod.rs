@@ -340,6 +340,12 @@ impl<P: Pool> DataThread<P> {
                     };
                     answer(reply, forced.map_err(|error| EngineError::Failed(error.to_string())));
                 }
+                Request::StopVolumes(how_long, reply) => {
+                    if let Some(mirrored) = &self.mirrored {
+                        mirrored.node().stop_on_purpose(how_long);
+                    }
+                    answer(reply, Ok(()));
+                }
                 Request::ChangeDisks(change, reply) => {
                     answer(reply, self.pool.change_disks(change).await.map_err(EngineError::from));
                 }

@@ -2,9 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Request, Response, Status};
 
@@ -14,10 +17,12 @@ use super::guard::Guard;
 use super::token::{JoinToken, Secret};
 use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::SeatKind;
+use crate::cluster::state::node::KeyFingerprint;
 use crate::peer::authority::{Authority, AuthorityError, MemberKey, Subject};
 use crate::peer::messages::joining_server::Joining;
 use crate::peer::messages::{JoinRequest, JoinResponse, Seat as WireSeat, SeatKind as WireKind};
 use crate::peer::settings::{PEER_PORT, PeerAddress, PeerSettings, with_port};
+use crate::peer::tls::fingerprint;
 
 /// Makes tokens and takes them.
 pub struct Desk {
@@ -215,7 +220,18 @@ impl Desk {
 }
 
 /// The service for those who have no certificate yet.
-pub struct JoiningService(pub std::sync::Arc<Desk>);
+pub struct JoiningService {
+    /// Who decides.
+    pub desk: Arc<Desk>,
+    /// Has the cluster know the machine by its key, before it gets its certificate.
+    pub record: RecordKey,
+}
+
+/// Records the key of a member. An error is for people.
+pub type RecordKey = Arc<dyn Fn(NodeName, SeatKind, KeyFingerprint) -> Recorded + Send + Sync>;
+
+/// What comes of that.
+pub type Recorded = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
 #[tonic::async_trait]
 impl Joining for JoiningService {
@@ -225,7 +241,15 @@ impl Joining for JoiningService {
             .get::<TlsConnectInfo<TcpConnectInfo>>()
             .and_then(|info| info.get_ref().remote_addr())
             .ok_or_else(|| Status::internal("a connection without an address"))?;
-        self.0.join(request.get_ref(), from.ip().to_canonical()).map(Response::new)
+        let answer = self.desk.join(request.get_ref(), from.ip().to_canonical())?;
+        let request = request.get_ref();
+        let name: NodeName = request.name.parse().map_err(|error| invalid(&error))?;
+        let kind = if request.kind() == WireKind::Witness { SeatKind::Witness } else { SeatKind::Node };
+        let certificate = CertificateDer::from_pem_slice(answer.certificate.as_bytes()).ok();
+        let key = certificate.as_ref().and_then(fingerprint);
+        let key = key.ok_or_else(|| Status::internal("the new certificate cannot be read"))?;
+        (self.record)(name, kind, key).await.map_err(Status::unavailable)?;
+        Ok(Response::new(answer))
     }
 }
 

@@ -19,7 +19,8 @@ use super::{
     CONNECTION_WINDOW_BYTES, CarryHandler, Greeting, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MOST_FRAME_BYTES,
     MirrorStatus, STREAM_WINDOW_BYTES, Sender, Service, TRANSPORT_FRAME_BYTES,
 };
-use crate::peer::link::{HANDSHAKE_TIMEOUT, LONGEST_WAIT, SHORTEST_WAIT, refusal, root_cause};
+use crate::peer::dial::dial;
+use crate::peer::link::{HANDSHAKE_TIMEOUT, LONGEST_WAIT, SHORTEST_WAIT, refusal};
 use crate::peer::messages::MirrorFrame;
 use crate::peer::messages::mirror_client::MirrorClient;
 
@@ -95,20 +96,16 @@ impl Caller {
 
     async fn connect(&self, address: &str) -> Result<Channel, String> {
         let Greeting { keys, peer, .. } = &*self.greeting;
-        let endpoint =
-            Endpoint::from_shared(format!("https://{address}")).map_err(|error| root_cause(&error))?;
-        let endpoint = endpoint.tls_config(keys.client(&peer.name)).map_err(|error| root_cause(&error))?;
-        let endpoint = endpoint
-            .connect_timeout(HANDSHAKE_TIMEOUT)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(TRANSPORT_FRAME_BYTES)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
-        let connected = timeout(HANDSHAKE_TIMEOUT, endpoint.connect()).await;
-        connected.map_err(|_| "no answer".to_owned())?.map_err(|error| root_cause(&error))
+        let set = |endpoint: Endpoint| {
+            endpoint
+                .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .max_frame_size(TRANSPORT_FRAME_BYTES)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+                .keep_alive_while_idle(true)
+        };
+        dial(keys, (&peer.name, peer.kind()), address, set).await
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::runs::{number, run};
-use super::scenarios;
+use super::{planned, scenarios};
 use crate::cluster::mutant as cluster;
 use crate::mirror::mutant as mirror;
 use crate::pair::mutant as pair;
@@ -66,6 +66,9 @@ impl Mutant {
             Self::Pair(pair::Mutant::NoDrain) => {
                 Some(|| scenarios::try_scenario(1, scenarios::a_late_local_write))
             }
+            Self::Cluster(cluster::Mutant::CertificateKept) => {
+                Some(|| planned::try_all(planned::a_certificate_that_was_used))
+            }
             _ => None,
         };
         // What the scenario of a mistake shows is shown by the scenario, which is seed zero.
@@ -86,11 +89,12 @@ const MIRROR: [mirror::Mutant; 6] = [
     mirror::Mutant::JoinNotRecorded,
 ];
 
-const CLUSTER: [cluster::Mutant; 4] = [
+const CLUSTER: [cluster::Mutant; 5] = [
     cluster::Mutant::DeposeAtOnce,
     cluster::Mutant::VoteNotStored,
     cluster::Mutant::MessagesBeforeSync,
     cluster::Mutant::RestartedVoterDoesNotWait,
+    cluster::Mutant::CertificateKept,
 ];
 
 #[test]
@@ -130,7 +134,7 @@ fn every_mutant_is_found() {
 }
 
 /// Those that a few seeds find.
-const QUICK: [&str; 7] = [
+const QUICK: [&str; 8] = [
     "pair TakeOverWithoutPromise",
     "pair BeginAlone",
     "pair GoOnAlone",
@@ -138,6 +142,7 @@ const QUICK: [&str; 7] = [
     "scsi WithdrawnIsGood",
     "scsi UnmapLeavesLast",
     "mirror GapTaken",
+    "cluster CertificateKept",
 ];
 
 /// Most seeds for a mutant when time is short.

@@ -1,11 +1,16 @@
-//! What administrators ask for, at bad moments: moves.
+//! What administrators ask for, at bad moments: moves, and switching everything off.
 
+use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
+use super::hosts::Host;
+use super::runs::{compare, heal, look_at_all, until_level};
 use super::scenarios::try_scenario;
 use super::{Cluster, VOLUMES, micros, name};
 use crate::base::runtime::Runtime;
 use crate::base::units::VolumeId;
+use crate::cluster::state::volume::{Transition, VolumeRecord};
 
 const VOLUME: VolumeId = VOLUMES[0];
 /// The node that serves at first, and the other one.
@@ -44,4 +49,195 @@ fn a_move_is_not_forgotten_while_the_new_primarys_stream_begins() {
         assert_eq!(cluster.in_sync(VOLUME), 2);
     };
     try_scenario(1, run).unwrap_or_else(|problem| panic!("{problem}"));
+}
+
+/// An hour of the cluster: longer than any scenario.
+const FOR_GOOD: Duration = Duration::from_secs(36);
+const BOTH: [usize; 2] = [P, S];
+
+fn stop_on_purpose(cluster: &Cluster, nodes: &[usize], how_long: Duration) {
+    for data in nodes.iter().filter_map(|node| cluster.life(*node)?.data()) {
+        data.node.stop_on_purpose(how_long);
+    }
+}
+
+fn all(cluster: &Cluster, is_so: impl Fn(&VolumeRecord) -> bool) -> bool {
+    VOLUMES.iter().all(|volume| cluster.record(*volume).is_some_and(|record| is_so(&record)))
+}
+
+/// Both processes end, one after the other, when every volume is stopped.
+async fn switch_off(cluster: &Rc<Cluster>) {
+    stop_on_purpose(cluster, &BOTH, FOR_GOOD);
+    until(cluster, "all is stopped", || all(cluster, VolumeRecord::is_certified)).await;
+    for node in [S, P] {
+        let data = cluster.life(node).and_then(|life| life.data()).unwrap();
+        data.is_leaving.set(true);
+        data.tell_health();
+        cluster.clock.sleep(micros(2000)).await;
+        cluster.kill(node);
+    }
+    assert!(all(cluster, VolumeRecord::is_certified), "and nobody has begun anything since");
+}
+
+fn host(cluster: &Rc<Cluster>, index: usize) -> Rc<Host> {
+    let host = Host::new(cluster, index, VOLUME);
+    host.patience.set(Some(Duration::from_secs(2)));
+    host
+}
+
+async fn heals(cluster: &Rc<Cluster>) {
+    heal(cluster).await.unwrap();
+    look_at_all(cluster, &Host::new(cluster, 9, VOLUME)).await.unwrap();
+    until_level(cluster, VOLUME).await.unwrap();
+    compare(cluster, VOLUME).await.unwrap();
+}
+
+fn planned<F: Future<Output = ()>>(run: impl Fn(Rc<Cluster>) -> F) {
+    try_all(run).unwrap_or_else(|problem| panic!("{problem}"));
+}
+
+/// Runs it with a few seeds.
+pub(super) fn try_all<F: Future<Output = ()>>(run: impl Fn(Rc<Cluster>) -> F) -> Result<(), String> {
+    (1..4).try_for_each(|seed| try_scenario(seed, &run).map_err(|problem| format!("seed {seed}: {problem}")))
+}
+
+#[test]
+fn after_a_stop_on_purpose_either_room_starts_with_the_witness_alone() {
+    for first in BOTH {
+        planned(|cluster| async move {
+            let (one, other) = (host(&cluster, 0), host(&cluster, 1));
+            assert!(one.write(P, (0, 8)).await);
+            switch_off(&cluster).await;
+            cluster.start(first).unwrap();
+            until(&cluster, "it goes on alone", || {
+                cluster.serves(first, VOLUME) && cluster.in_sync(VOLUME) == 1
+            })
+            .await;
+            assert!(other.read(first, (0, 8)).await.is_some());
+            assert!(other.write(first, (8, 8)).await);
+            // The certificate is consumed: the other room alone does not serve what it has.
+            cluster.crash(first);
+            cluster.start(1 - first).unwrap();
+            cluster.clock.sleep(Duration::from_millis(100)).await;
+            assert!(!cluster.serves(1 - first, VOLUME), "it lacks a write");
+            cluster.start(first).unwrap();
+            until(&cluster, "both are in sync", || all(&cluster, |record| record.in_sync.len() == 2)).await;
+            heals(&cluster).await;
+        });
+    }
+}
+
+#[test]
+fn after_a_stop_on_purpose_both_go_on_together_without_a_resync() {
+    planned(|cluster| async move {
+        assert!(host(&cluster, 0).write(P, (0, 8)).await);
+        switch_off(&cluster).await;
+        cluster.start(S).unwrap();
+        cluster.start(P).unwrap();
+        let is_started = |record: &VolumeRecord| record.began_by == Some(Transition::Start);
+        let is_served = || VOLUMES.iter().all(|volume| cluster.server(*volume).is_some());
+        until(&cluster, "all is served", is_served).await;
+        until_level(&cluster, VOLUME).await.unwrap();
+        assert!(all(&cluster, |record| is_started(record) && record.in_sync.len() == 2));
+        heals(&cluster).await;
+    });
+}
+
+#[test]
+fn a_volume_with_one_whole_replica_is_started_by_its_node_only() {
+    planned(|cluster| async move {
+        let one = host(&cluster, 0);
+        cluster.crash(S);
+        until(&cluster, "the first one is alone", || cluster.in_sync(VOLUME) == 1).await;
+        assert!(one.write(P, (0, 8)).await);
+        stop_on_purpose(&cluster, &[P], FOR_GOOD);
+        cluster.clock.sleep(Duration::from_millis(20)).await;
+        assert_eq!(
+            cluster.record(VOLUME).unwrap().began_by,
+            Some(Transition::Shrink),
+            "no certificate for one"
+        );
+        cluster.kill(P);
+        cluster.start(S).unwrap();
+        cluster.clock.sleep(Duration::from_millis(100)).await;
+        assert!(!cluster.serves(S, VOLUME));
+        cluster.start(P).unwrap();
+        until(&cluster, "it serves", || cluster.serves(P, VOLUME)).await;
+        heals(&cluster).await;
+    });
+}
+
+#[test]
+fn a_stop_on_purpose_that_is_given_up_ends_by_itself() {
+    planned(|cluster| async move {
+        let one = host(&cluster, 0);
+        assert!(one.write(P, (0, 8)).await);
+        // Whoever asked for it goes away: nobody repeats it.
+        stop_on_purpose(&cluster, &BOTH, Duration::from_millis(50));
+        until(&cluster, "all is stopped", || all(&cluster, VolumeRecord::is_certified)).await;
+        assert!(cluster.server(VOLUME).is_none());
+        until(&cluster, "it is served again", || cluster.serves(P, VOLUME)).await;
+        assert!(one.write(P, (8, 8)).await);
+        assert_eq!(cluster.in_sync(VOLUME), 2);
+        heals(&cluster).await;
+    });
+}
+
+#[test]
+fn a_node_that_dies_in_the_middle_of_a_stop_costs_nothing() {
+    for dies in BOTH {
+        for after in [0, 300, 1500] {
+            planned(|cluster| async move {
+                let one = host(&cluster, 0);
+                assert!(one.write(P, (0, 8)).await);
+                let writing = one.clone();
+                cluster.clock.spawn(Box::pin(async move {
+                    let _ = writing.write(P, (8, 8)).await;
+                }));
+                stop_on_purpose(&cluster, &BOTH, Duration::from_millis(50));
+                cluster.clock.sleep(micros(after)).await;
+                cluster.crash(dies);
+                let other = 1 - dies;
+                until(&cluster, "the other one serves", || cluster.serves(other, VOLUME)).await;
+                assert!(host(&cluster, 1).read(other, (0, 8)).await.is_some());
+                heals(&cluster).await;
+            });
+        }
+    }
+}
+
+/// The epoch that begins from a certificate consumes it: what its primary alone had when it fell over is in doubt, and is
+/// not read before it is settled.
+pub(super) async fn a_certificate_that_was_used(cluster: Rc<Cluster>) {
+    let (one, other) = (host(&cluster, 0), host(&cluster, 1));
+    assert!(one.write(P, (0, 8)).await);
+    switch_off(&cluster).await;
+    cluster.start(P).unwrap();
+    cluster.start(S).unwrap();
+    until(&cluster, "the first one serves", || cluster.serves(P, VOLUME) && cluster.in_sync(VOLUME) == 2)
+        .await;
+    until_level(&cluster, VOLUME).await.unwrap();
+    cluster.set_link(P, S, false);
+    let (in_doubt, writing) = (Rc::new(Cell::new(None)), one.clone());
+    let told = in_doubt.clone();
+    cluster.clock.spawn(Box::pin(async move { told.set(Some(writing.write(P, (0, 8)).await)) }));
+    cluster.clock.sleep(micros(1000)).await;
+    cluster.kill(P);
+    cluster.start(P).unwrap();
+    until(&cluster, "the first one serves again", || cluster.serves(P, VOLUME)).await;
+    let is_both = cluster.in_sync(VOLUME) == 2;
+    assert!(other.read(P, (0, 8)).await.is_some());
+    cluster.crash(P);
+    assert_ne!(in_doubt.get(), Some(true));
+    cluster.mend_network();
+    if is_both {
+        until(&cluster, "the other one serves", || cluster.serves(S, VOLUME)).await;
+        assert!(other.read(S, (0, 8)).await.is_some());
+    }
+    heals(&cluster).await;
+}
+
+#[test]
+fn a_certificate_counts_once() {
+    planned(a_certificate_that_was_used);
 }

@@ -72,8 +72,11 @@ fn a_certificate_starts_either_node_once() {
     assert!(machine.record("x").is_certified());
     machine.must(epoch(1, 2, Start, "b", &["a", "b"]));
     assert!(machine.record("x").is_settled() && !machine.record("x").is_certified());
+    assert_eq!((machine.record("x").started_in, machine.record("x").certified_through()), (3, Some(10)));
     assert_eq!(machine.apply(epoch(1, 3, Start, "a", &["a", "b"])), bad, "consumed");
     machine.must(epoch(1, 3, Transition::Shrink, "b", &["b"]));
+    assert_eq!((machine.record("x").started_in, machine.record("x").certified_through()), (3, None));
+    assert_eq!(machine.apply(epoch(1, 4, Start, "b", &["b"])), bad);
     assert_eq!(machine.apply(epoch(1, 4, Stop, "b", &["b"])), bad, "one replica is no certificate for two");
 }
 

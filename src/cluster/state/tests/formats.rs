@@ -9,8 +9,8 @@ fn damaged_and_newer_states_are_refused() {
     let text = String::from_utf8(machine.state.encode()).unwrap();
     let decode = |text: &str| ControlState::decode(text.as_bytes());
     assert_eq!(decode(&text).unwrap(), machine.state);
-    let newer = text.replace("\"format\":4", "\"format\":5");
-    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 5 })));
+    let newer = text.replace("\"format\":5", "\"format\":6");
+    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 6 })));
     assert!(matches!(decode(&text[..text.len() - 1]), Err(DecodeError::Malformed { .. })));
     for (good, bad) in
         [("\"name\":\"x\"", "\"name\":\"X\""), ("\"sector\":512", "\"sector\":520"), ("07070707", "0707070")]
@@ -42,7 +42,7 @@ fn made_by(log: &str) -> ControlState {
 fn format_1_is_still_read() {
     let mut state = made_by(include_str!("../fixtures/commands-1.json"));
     // Format 1 did not say why an epoch began.
-    state.volumes.values_mut().for_each(|record| record.began_by = None);
+    state.volumes.values_mut().for_each(|record| (record.began_by, record.started_in) = (None, 0));
     let fixture = include_bytes!("../fixtures/state-1.json");
     assert_eq!(ControlState::decode(fixture).unwrap(), state);
 }
@@ -53,6 +53,7 @@ fn format_2_is_still_read() {
     // Format 2 kept no reasons, and missed what a force had given up.
     state.volumes.values_mut().for_each(|record| {
         record.reason.clear();
+        record.started_in = 0;
         record.watermark = Watermark { epoch: 4, sequence: 33 };
     });
     let fixture = include_bytes!("../fixtures/state-2.json");
@@ -61,14 +62,25 @@ fn format_2_is_still_read() {
 
 #[test]
 fn format_3_is_still_read() {
-    let state = made_by(include_str!("../fixtures/commands-3.json"));
+    let mut state = made_by(include_str!("../fixtures/commands-3.json"));
+    // Format 3 did not remember starts.
+    state.volumes.values_mut().for_each(|record| record.started_in = 0);
     let fixture = include_bytes!("../fixtures/state-3.json");
-    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+    assert_eq!(ControlState::decode(fixture).unwrap(), state);
 }
 
 #[test]
 fn format_4_is_still_read() {
-    let state = made_by(include_str!("../fixtures/commands-4.json"));
+    let mut state = made_by(include_str!("../fixtures/commands-4.json"));
+    // Format 4 did not remember starts.
+    state.volumes.values_mut().for_each(|record| record.started_in = 0);
     let fixture = include_bytes!("../fixtures/state-4.json");
+    assert_eq!(ControlState::decode(fixture).unwrap(), state);
+}
+
+#[test]
+fn format_5_is_still_read() {
+    let state = made_by(include_str!("../fixtures/commands-5.json"));
+    let fixture = include_bytes!("../fixtures/state-5.json");
     assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
 }

@@ -9,6 +9,7 @@ mod volumes;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::access::{AllowedInitiator, ChapCredentials, ChapSecret};
+use super::node::KeyRefused;
 use super::volume::{
     LARGEST_VOLUME_BYTES, Redundancy, SMALLEST_VOLUME_BYTES, SectorSize, Transition, Watermark,
 };
@@ -177,7 +178,7 @@ fn nodes_and_the_witness_are_described() {
     let description = |address: &str, bytes: usize| Description {
         addresses: vec![address.to_owned()],
         room: "basement".to_owned(),
-        certificate_sha256: vec![3; bytes],
+        key: KeyFingerprint(vec![3; bytes]),
     };
     let describe =
         |name: &str, description| Command::DescribeNode { name: name.parse().unwrap(), description };
@@ -193,4 +194,36 @@ fn nodes_and_the_witness_are_described() {
     assert!(matches!(unknown, Err(Rejection::NoSuchNode(_))));
     machine.must(Command::SetWitness { description: description("w:3261", 32) });
     assert_eq!(machine.state.witness().unwrap().room, "basement");
+}
+
+#[test]
+fn a_machine_that_was_removed_or_replaced_is_refused() {
+    let mut machine = Machine::with_nodes(&["a", "b"]);
+    let key = |byte| KeyFingerprint(vec![byte; 32]);
+    let b: NodeName = "b".parse().unwrap();
+    let set = |node: Option<&NodeName>, byte, is_first| Command::SetKey {
+        node: node.cloned(),
+        key: key(byte),
+        is_first,
+    };
+    assert_eq!(machine.state.check_key(Some(&b), &key(1)), Ok(()), "whoever comes first");
+    machine.must(set(Some(&b), 1, true));
+    assert_eq!(machine.apply(set(Some(&b), 2, true)), Ok(Outcome::Unchanged));
+    assert_eq!(machine.state.check_key(Some(&b), &key(2)), Err(KeyRefused::Other));
+    // Another machine has joined in its place, and asks again.
+    machine.must(set(Some(&b), 2, false));
+    assert_eq!(machine.apply(set(Some(&b), 2, false)), Ok(Outcome::Unchanged));
+    assert_eq!(machine.state.check_key(Some(&b), &key(2)), Ok(()));
+    assert_eq!(machine.state.check_key(Some(&b), &key(1)), Err(KeyRefused::Void));
+    assert_eq!(machine.apply(set(Some(&b), 1, false)), Err(Rejection::VoidKey));
+    machine.must(Command::RemoveNode { name: b.clone() });
+    assert_eq!(machine.state.check_key(Some(&b), &key(2)), Err(KeyRefused::Void));
+    assert_eq!(machine.apply(set(None, 3, true)), Ok(Outcome::Unchanged));
+    machine.must(Command::SetWitness { description: Description::default() });
+    machine.must(set(None, 3, true));
+    assert_eq!(machine.state.check_key(None, &key(4)), Err(KeyRefused::Other));
+    machine.must(Command::RemoveWitness {});
+    assert_eq!(machine.state.check_key(None, &key(3)), Err(KeyRefused::Void));
+    assert_eq!(machine.apply(Command::RemoveWitness {}), Ok(Outcome::Unchanged));
+    assert_eq!(machine.apply(set(Some(&b), 5, true)), Err(Rejection::NoSuchNode(b)));
 }
