@@ -15,7 +15,7 @@ const ENUM_FIELDS: [(&str, &str); 10] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 21] = [
+const PRINTED: [&str; 23] = [
     "Cluster",
     "Member",
     "Status",
@@ -37,6 +37,8 @@ const PRINTED: [&str; 21] = [
     "AlertTest",
     "ShutdownClusterResponse",
     "AloneVolume",
+    "Snapshot",
+    "SnapshotSchedule",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -59,7 +59,7 @@ fn when_told(when: AlertTimes, usual_name: &str) -> Alert {
     }
 }
 
-/// HOST, HOST:PORT or [IPv6]:PORT.
+/// HOST, HOST:PORT, or an IPv6 address in brackets with a port.
 fn split(server: &str, usual_port: u32) -> Result<(String, u32), CliError> {
     let (host, port) = match server.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((host, port)) => (host, port.strip_prefix(':')),

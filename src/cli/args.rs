@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::cluster::args::ClusterVerb;
+use super::snapshot::SnapshotVerb;
 
 /// Administers a gemel storage array.
 #[derive(Debug, Parser)]
@@ -52,6 +53,9 @@ pub enum Noun {
     /// Volumes.
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Snapshots of volumes.
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
     /// Disks of the pool.
     #[command(subcommand)]
     Disk(DiskVerb),
@@ -564,7 +568,7 @@ mod tests {
     #[test]
     fn what_is_not_there_yet_is_not_understood() {
         for words in [
-            ["gemel", "snapshot", "list"],
+            ["gemel", "clone", "create"],
             ["gemel", "cluster", "frobnicate"],
             ["gemel", "force", "primary"],
             ["gemel", "volume", "move"],

@@ -12,7 +12,7 @@ use super::args::{
 };
 use super::cluster::args::ClusterVerb;
 use super::error::{CliError, REFUSED};
-use super::{alert, client, cluster, demo, show};
+use super::{alert, client, cluster, demo, show, snapshot};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
     AllowAccessRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential, ClearChapRequest,
@@ -110,6 +110,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             output.one(&volume, show::volume)?;
         }
         Noun::Volume(verb) => session.volume(verb).await?,
+        Noun::Snapshot(verb) => snapshot::run(&mut session.client, output, verb).await?,
         Noun::Disk(verb) => session.disk(verb).await?,
         Noun::Pool(verb) => session.pool(verb).await?,
         Noun::Access(verb) => session.access(verb).await?,
@@ -376,16 +377,20 @@ pub(super) fn read_secret(file: Option<&Path>) -> Result<String, CliError> {
 
 /// Prints results as tables or as JSON, from the same messages.
 #[derive(Clone, Copy)]
-struct Output {
+pub(super) struct Output {
     json: bool,
 }
 
 impl Output {
-    fn one<T: Serialize>(self, item: &T, table: impl Fn(&T) -> String) -> Result<(), CliError> {
+    pub(super) fn one<T: Serialize>(self, item: &T, table: impl Fn(&T) -> String) -> Result<(), CliError> {
         if self.json { print(&format!("{}\n", to_json(item)?)) } else { print(&table(item)) }
     }
 
-    fn list<T: Serialize>(self, items: &[T], table: impl Fn(&[T]) -> String) -> Result<(), CliError> {
+    pub(super) fn list<T: Serialize>(
+        self,
+        items: &[T],
+        table: impl Fn(&[T]) -> String,
+    ) -> Result<(), CliError> {
         if !self.json {
             return print(&table(items));
         }
@@ -393,7 +398,7 @@ impl Output {
     }
 
     /// Says that a command without a result has worked.
-    fn done(self, what: &str, whom: &str) -> Result<(), CliError> {
+    pub(super) fn done(self, what: &str, whom: &str) -> Result<(), CliError> {
         if self.json {
             print(&format!("{}\n", to_json(&serde_json::json!({ "result": what, "name": whom }))?))
         } else {

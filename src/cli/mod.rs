@@ -13,6 +13,7 @@ mod demo;
 mod error;
 mod local_socket;
 mod show;
+mod snapshot;
 
 use std::process::ExitCode;
 

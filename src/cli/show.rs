@@ -5,7 +5,8 @@ use std::fmt::Write;
 use crate::rpc::json::name;
 use crate::rpc::management::{
     AccessEntry, AloneVolume, Cluster, Disk, DiskState, Event, Health, JoinToken, Node, NodeState, Pool,
-    PoolState, Rebuild, Scrub, Severity, ShutdownClusterResponse, Status, Volume, VolumeState, WitnessState,
+    PoolState, Rebuild, Scrub, Severity, ShutdownClusterResponse, Snapshot, Status, Volume, VolumeState,
+    WitnessState,
 };
 use crate::rpc::size::show as size;
 use crate::rpc::time::show_duration;
@@ -63,6 +64,36 @@ pub fn join_token(token: &JoinToken) -> String {
         humantime::format_duration(std::time::Duration::from_secs(token.valid_seconds)),
         token.token
     )
+}
+
+/// A table of snapshots.
+pub fn snapshots(snapshots: &[Snapshot]) -> String {
+    let rows = snapshots.iter().map(|snapshot| {
+        vec![
+            format!("{}@{}", snapshot.volume, snapshot.name),
+            crate::rpc::time::show_seconds(snapshot.taken_ms),
+            snapshot.kind.clone(),
+            snapshot.protected_until_ms.map_or_else(String::new, crate::rpc::time::show_seconds),
+        ]
+    });
+    table(&["SNAPSHOT", "TAKEN", "BY", "PROTECTED UNTIL"], rows)
+}
+
+/// What a volume's snapshots take, and when they are taken by themselves.
+fn snapshots_of(volume: &Volume) -> String {
+    let count = match volume.snapshots {
+        0 => String::new(),
+        count => format!("{count}, which keep {}", size(volume.snapshot_bytes)),
+    };
+    let schedule = volume.snapshot_schedule.as_ref().map(|schedule| {
+        let every = humantime::format_duration(std::time::Duration::from_secs(schedule.every_seconds));
+        format!("one every {every}, {} kept", schedule.keep)
+    });
+    [count, schedule.unwrap_or_default()]
+        .into_iter()
+        .filter(|text| !text.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 /// What becomes of a cluster that is switched off.
@@ -202,6 +233,7 @@ pub fn volume(volume: &Volume) -> String {
         ("state", name::<VolumeState>(volume.state)),
         ("size", format!("{} ({} bytes)", size(volume.size_bytes), volume.size_bytes)),
         ("used", format!("{} ({} bytes)", size(volume.used_bytes), volume.used_bytes)),
+        ("snapshots", snapshots_of(volume)),
         ("sector", sector(volume)),
         ("target", format!("{} LUN 0", volume.target)),
         ("primary", volume.primary.clone()),

@@ -226,6 +226,10 @@ pub struct VolumeReport {
     pub commands: u64,
     /// Bytes of mapped blocks, before parity.
     pub used_bytes: u64,
+    /// How many snapshots it has here.
+    pub snapshots: u64,
+    /// Bytes that are kept for these alone, before parity.
+    pub snapshot_bytes: u64,
     /// What this node does with it, if it is mirrored.
     pub part: Option<PartReport>,
     /// What it has done since the start.

@@ -176,6 +176,8 @@ mod tests {
             sessions: 0,
             commands: 0,
             used_bytes: 0,
+            snapshots: 0,
+            snapshot_bytes: 0,
             part: None,
             statistics,
         };

@@ -266,6 +266,72 @@ impl Management for ManagementService {
         }
     }
 
+    async fn create_snapshot(
+        &self,
+        request: Request<messages::CreateSnapshotRequest>,
+    ) -> Answer<messages::Snapshot> {
+        where_it_belongs!(
+            self,
+            request,
+            create_snapshot,
+            |message| self.control.primary_of(&message.volume),
+            |message| self.control.create_snapshot(message)
+        )
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<messages::ListSnapshotsRequest>,
+    ) -> Answer<messages::ListSnapshotsResponse> {
+        if request.get_ref().volume.is_empty() {
+            let mut snapshots = self.control.snapshots("").await.map_err(status)?;
+            for node in self.other_nodes(&request) {
+                // Of volumes whose node is gone nothing is known; `status` says that it is.
+                if let Ok(Some(mut other)) = self.elsewhere(Some(node), false).await {
+                    let message = messages::ListSnapshotsRequest::default();
+                    snapshots.extend(other.list_snapshots(passed_on(message)).await?.into_inner().snapshots);
+                }
+            }
+            snapshots.sort_by(|one, other| (&one.volume, one.taken_ms).cmp(&(&other.volume, other.taken_ms)));
+            return Ok(Response::new(messages::ListSnapshotsResponse { snapshots }));
+        }
+        let list = async |message: messages::ListSnapshotsRequest| {
+            let snapshots = self.control.snapshots(&message.volume).await;
+            snapshots.map(|snapshots| messages::ListSnapshotsResponse { snapshots })
+        };
+        where_it_belongs!(
+            self,
+            request,
+            list_snapshots,
+            |message| self.control.primary_of(&message.volume),
+            list
+        )
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<messages::DeleteSnapshotRequest>,
+    ) -> Answer<messages::DeleteSnapshotResponse> {
+        let delete = async |message| {
+            let deleted = self.control.delete_snapshot(message).await;
+            deleted.map(|()| messages::DeleteSnapshotResponse {})
+        };
+        where_it_belongs!(
+            self,
+            request,
+            delete_snapshot,
+            |message| self.control.primary_of(&message.volume),
+            delete
+        )
+    }
+
+    async fn set_snapshot_schedule(
+        &self,
+        request: Request<messages::SetSnapshotScheduleRequest>,
+    ) -> Answer<messages::Volume> {
+        answer(self.control.set_snapshot_schedule(request.into_inner()).await)
+    }
+
     async fn resize_volume(
         &self,
         request: Request<messages::ResizeVolumeRequest>,

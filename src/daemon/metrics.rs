@@ -213,6 +213,8 @@ mod tests {
             name: "data".to_owned(),
             sessions: 2,
             commands: 0,
+            snapshots: 0,
+            snapshot_bytes: 0,
             part: None,
             used_bytes: 4096,
             statistics: Default::default(),

@@ -189,6 +189,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     starting.await.map_err(|_| "the data thread ended while it started")??;
 
     let following = tokio::task::spawn_local(control.clone().follow());
+    let scheduling = tokio::task::spawn_local(control.clone().keep_schedules());
     let services = Services::start(&config, &control, log, &events, &late)?;
     announce(&config, &events);
     notify::notify(notify::READY);
@@ -202,6 +203,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     }
     notify::notify(notify::STOPPING);
     following.abort();
+    scheduling.abort();
     let stopped = engine.ask(super::engine::Request::Stop).await;
     events.info("node-stopped", format!("node {} stops", config.node.as_str()), &[]);
     drop((events, control));

@@ -12,6 +12,13 @@ pub fn show(unix_ms: u64) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
+/// Milliseconds since the Unix epoch in RFC 3339, UTC, to the second.
+#[must_use]
+pub fn show_seconds(unix_ms: u64) -> String {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_millis(unix_ms.min(LAST_MS));
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
 /// A length of time for people, in its two largest units.
 #[must_use]
 pub fn show_duration(seconds: u64) -> String {
@@ -29,6 +36,7 @@ mod tests {
     #[test]
     fn every_number_can_be_shown() {
         assert_eq!(super::show(1_500), "1970-01-01T00:00:01.500Z");
+        assert_eq!(super::show_seconds(1_500), "1970-01-01T00:00:01Z");
         assert_eq!(super::show(u64::MAX), "9999-12-31T23:59:59.999Z");
     }
 

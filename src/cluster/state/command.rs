@@ -10,6 +10,7 @@ use super::access::{AllowedInitiator, ChapCredentials};
 use super::alert::AlertTarget;
 use super::history::KeptThrough;
 use super::node::{Description, KeyFingerprint};
+use super::schedule::SnapshotSchedule;
 use super::volume::{Redundancy, SectorSize, Transition, Watermark};
 use super::{ClusterUuid, Settings};
 use crate::base::units::VolumeId;
@@ -126,6 +127,13 @@ pub enum Command {
         volume: VolumeName,
         /// The node, if there is to be one.
         home: Option<NodeName>,
+    },
+    /// Sets when snapshots of a volume are taken by themselves, or that none are.
+    SetSnapshotSchedule {
+        /// Which volume.
+        volume: VolumeName,
+        /// When, and how many are kept.
+        schedule: Option<SnapshotSchedule>,
     },
     /// A node is, or is no more, to be free of what it serves. Idempotent.
     SetMaintenance {

@@ -16,6 +16,7 @@ mod hexadecimal;
 pub mod history;
 pub mod node;
 mod rejection;
+pub mod schedule;
 mod sector;
 #[cfg(test)]
 mod tests;
@@ -213,6 +214,9 @@ impl ControlState {
                 reason,
             }),
             Command::SetHome { volume, home } => self.set_home(&volume, home),
+            Command::SetSnapshotSchedule { volume, schedule } => {
+                self.set_snapshot_schedule(&volume, schedule)
+            }
             Command::SetMaintenance { node, is_on } => self.set_maintenance(node, is_on),
             Command::ForcePrimary { volume, expected_epoch, primary, kept_through, forced_unix_ms: _ } => {
                 self.force_primary(volume, expected_epoch, primary, kept_through)

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::access::AllowedInitiator;
 use super::history::KeptThrough;
 use super::node::Node;
+use super::schedule::SnapshotSchedule;
 pub use super::sector::{BadSectorSize, SectorSize};
 use super::{ControlState, Outcome, Rejection};
 use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
@@ -70,6 +71,9 @@ pub struct VolumeRecord {
     /// The epoch in which it was last started after a stop on purpose; zero when it never was.
     #[serde(default)]
     pub started_in: u32,
+    /// When snapshots of it are taken by themselves.
+    #[serde(default)]
+    pub snapshot_schedule: Option<SnapshotSchedule>,
 }
 
 /// A version of which it is known that it, and all before it, was acknowledged.
@@ -236,6 +240,7 @@ impl ControlState {
             watermark: Watermark::default(),
             forks: BTreeMap::new(),
             started_in: 0,
+            snapshot_schedule: None,
         };
         self.volumes.insert(id, record);
         Ok(Outcome::VolumeCreated { id })

@@ -14,6 +14,7 @@ mod machine;
 mod members;
 mod operation;
 mod redundancy;
+mod snapshots;
 mod status;
 mod stopping;
 mod volumes;

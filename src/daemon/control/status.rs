@@ -72,6 +72,12 @@ impl Control {
             reason: record.reason.clone(),
             resync: part.and_then(|part| part.resync.as_ref()).map(resync),
             home: record.home.as_ref().map_or_else(String::new, ToString::to_string),
+            snapshots: clamp(served.map_or(0, |served| served.snapshots)),
+            snapshot_bytes: served.map_or(0, |served| served.snapshot_bytes),
+            snapshot_schedule: record.snapshot_schedule.map(|schedule| messages::SnapshotSchedule {
+                every_seconds: schedule.every_seconds,
+                keep: schedule.keep,
+            }),
             trouble: part.and_then(|part| part.problem.clone()).unwrap_or_default(),
         }
     }

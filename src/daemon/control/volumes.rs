@@ -178,6 +178,7 @@ impl Control {
                 "volume {name} is in use by {sessions} sessions: log the initiators out, or delete it with --force"
             )));
         }
+        self.check_unprotected(id, &name).await?;
         let delete =
             Command::DeleteVolume { name: name.clone(), force: request.force, deleted_unix_ms: now_ms() };
         self.machine.apply(vec![delete]).await?;
@@ -218,7 +219,8 @@ impl Control {
         }))
     }
 
-    fn find(&self, name: &VolumeName) -> Result<(VolumeId, u64), Refusal> {
+    /// Number and size of a volume that this node serves.
+    pub(super) fn find(&self, name: &VolumeName) -> Result<(VolumeId, u64), Refusal> {
         self.machine.read(|state| {
             let record = state.volume(name).ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?;
             if record.primary != self.node {

@@ -302,6 +302,10 @@ impl Pool for DiskPool {
         self.store.volume_used_bytes(volume)
     }
 
+    fn snapshot_bytes(&self, volume: VolumeId) -> u64 {
+        self.store.volume_snapshot_bytes(volume)
+    }
+
     async fn open_volume(&self, volume: VolumeId, is_new: bool) -> Result<u64, PoolError> {
         let known = self.store.volumes().into_iter().find(|(id, _, _)| *id == volume);
         match known {

@@ -16,6 +16,8 @@ pub trait Pool: SnapshotStore + ChangeLog + 'static {
     fn health(&self) -> StoreHealth;
     /// Bytes of a volume's mapped blocks, before parity.
     fn used_bytes(&self, volume: VolumeId) -> u64;
+    /// Bytes that are kept for a volume's snapshots alone, before parity.
+    fn snapshot_bytes(&self, volume: VolumeId) -> u64;
     /// Gives the first sequence number for a volume's writes. A new volume is made known; one that is
     /// not new and not known has lost its data, which is an error.
     async fn open_volume(&self, volume: VolumeId, is_new: bool) -> Result<u64, PoolError>;

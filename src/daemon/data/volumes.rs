@@ -21,6 +21,7 @@ use crate::scsi::logical_unit::{LogicalUnit, Services};
 use crate::scsi::reservation::{PersistedReservations, ReservationStore, SaveFailed};
 use crate::scsi::space::{PoolSpace, Space};
 use crate::volume::device::DeviceGeometry;
+use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::{Shrinking, Volume, VolumeParameters, VolumeServices};
 
 /// A logical unit as the daemon serves it.
@@ -241,11 +242,19 @@ impl<P: Pool> Volumes<P> {
                 sessions: 0,
                 commands: device.as_ref().map_or(0, |device| device.in_flight_count() as u64),
                 used_bytes: self.pool.used_bytes(served.id),
+                snapshots: self.snapshot_count(served.id),
+                snapshot_bytes: self.pool.snapshot_bytes(served.id),
                 part: None,
                 statistics: device.map(|device| device.statistics()).unwrap_or_default(),
             }
         };
         self.served.borrow().values().map(report).collect()
+    }
+
+    /// Those that people see: what a replica keeps for itself is none of them.
+    fn snapshot_count(&self, volume: VolumeId) -> u64 {
+        let listed = self.pool.snapshots(volume).unwrap_or_default();
+        listed.iter().filter(|entry| !SnapshotRecord::is_before_resync(&entry.record)).count() as u64
     }
 }
 
