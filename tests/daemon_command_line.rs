@@ -86,7 +86,8 @@ fn bad_input_is_refused_with_what_to_do_and_changes_nothing() {
         (&["access", "allow", "none", "*"], 65, "no volume none"),
         (&["access", "deny", "data", "iqn.2026-11.example:x"], 65, "gemel access list data"),
         (&["access", "chap", "clear", "iqn.2026-11.example:x"], 65, "no CHAP"),
-        (&["snapshot", "list"], 64, "snapshot"),
+        (&["clone", "list"], 64, "clone"),
+        (&["snapshot", "create", "none"], 65, "no volume none"),
         (&["volume", "frobnicate"], 64, "frobnicate"),
     ];
     for (arguments, code, what) in cases {

@@ -9,7 +9,7 @@ use crate::base::units::VolumeId;
 use crate::cluster::name::VolumeName;
 use crate::cluster::state::Command;
 use crate::cluster::state::schedule::SnapshotSchedule;
-use crate::cluster::state::volume::VolumeRecord;
+use crate::cluster::state::volume::{Redundancy, VolumeRecord};
 use crate::daemon::engine::{EngineError, Request, VolumeSnapshot};
 use crate::rpc::management as messages;
 use crate::rpc::time::{show as show_time, show_seconds};
@@ -79,9 +79,17 @@ impl Control {
         Ok(())
     }
 
-    /// Refuses while a volume has a snapshot that nobody may delete yet.
+    /// Refuses while a volume has a snapshot that nobody may delete yet, also where that cannot be told. A volume of
+    /// this node alone that the pool does not have, though it is in order, has none.
     pub(super) async fn check_unprotected(&self, id: VolumeId, volume: &VolumeName) -> Result<(), Refusal> {
         let now_ms = now_ms();
+        let report = self.report().await?;
+        let is_local = self.machine.read(|state| {
+            state.volume_by_id(id).is_some_and(|record| record.redundancy == Redundancy::Local)
+        });
+        if is_local && !report.pool.offline && report.volume(id).is_none() {
+            return Ok(());
+        }
         let listed = self.list(id, volume).await?;
         match listed.iter().find(|snapshot| snapshot.record.is_protected(now_ms)) {
             Some(snapshot) => Err(protected(volume, snapshot)),
