@@ -272,7 +272,9 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         Ok(())
     }
 
-    /// Proposes what this node goes on from as primary.
+    /// Proposes what this node goes on from as primary. The new epoch begins behind what is durable here, not behind what
+    /// is on its way: a primary that crashes next has lost that, while a replica may have it, and the history of epochs
+    /// must not call it common.
     fn propose_as_primary(
         &self,
         node: &Rc<Shared<S>>,
@@ -280,10 +282,12 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         circumstances: Circumstances,
         reason: &str,
     ) {
-        let latest = self.serving.borrow().as_ref().map(|serving| serving.volume.latest_version());
-        if let Some(latest) = latest {
-            self.propose(node, transition, circumstances, latest.sequence + 1, reason);
+        if self.serving.borrow().is_none() {
+            return;
         }
+        let durable = (node.services.newest)(self.id);
+        let first = self.record.borrow().latest_start().max(durable.sequence + 1);
+        self.propose(node, transition, circumstances, first, reason);
     }
 
     fn propose(
