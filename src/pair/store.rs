@@ -59,6 +59,13 @@ impl Permit {
         self.look_again();
     }
 
+    /// What was read, once this node may serve: else it does not count (I5, I9).
+    async fn counted<T>(&self, read: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let found = read.await?;
+        self.until_given().await?;
+        Ok(found)
+    }
+
     /// Waits until it is given; fails when it never will be.
     async fn until_given(&self) -> Result<(), StoreError> {
         if mutant::is(Mutant::ReadWithoutPermit) {
@@ -90,11 +97,7 @@ impl<S: BlockStore + 'static> BlockStore for ServedStore<S> {
     ) -> Result<Vec<Bytes>, StoreError> {
         match self {
             Self::Local(store) => store.read(volume, address, count).await,
-            Self::Mirrored(mirror, permit) => {
-                let data = mirror.read(volume, address, count).await?;
-                permit.until_given().await?;
-                Ok(data)
-            }
+            Self::Mirrored(mirror, permit) => permit.counted(mirror.read(volume, address, count)).await,
         }
     }
 
@@ -108,9 +111,7 @@ impl<S: BlockStore + 'static> BlockStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.allocation(volume, address, count, limit).await,
             Self::Mirrored(mirror, permit) => {
-                let runs = mirror.allocation(volume, address, count, limit).await?;
-                permit.until_given().await?;
-                Ok(runs)
+                permit.counted(mirror.allocation(volume, address, count, limit)).await
             }
         }
     }
@@ -143,9 +144,7 @@ impl<S: SnapshotStore + 'static> SnapshotStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.read_at(volume, at, address, count).await,
             Self::Mirrored(mirror, permit) => {
-                let data = mirror.read_at(volume, at, address, count).await?;
-                permit.until_given().await?;
-                Ok(data)
+                permit.counted(mirror.read_at(volume, at, address, count)).await
             }
         }
     }
@@ -161,9 +160,7 @@ impl<S: SnapshotStore + 'static> SnapshotStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.allocation_at(volume, at, address, count, limit).await,
             Self::Mirrored(mirror, permit) => {
-                let runs = mirror.allocation_at(volume, at, address, count, limit).await?;
-                permit.until_given().await?;
-                Ok(runs)
+                permit.counted(mirror.allocation_at(volume, at, address, count, limit)).await
             }
         }
     }
@@ -179,9 +176,7 @@ impl<S: SnapshotStore + 'static> SnapshotStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.changed_between(volume, since, at, from, limit).await,
             Self::Mirrored(mirror, permit) => {
-                let changes = mirror.changed_between(volume, since, at, from, limit).await?;
-                permit.until_given().await?;
-                Ok(changes)
+                permit.counted(mirror.changed_between(volume, since, at, from, limit)).await
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use super::{Quorum, SeatKind};
 use crate::cluster::name::NodeName;
-use crate::cluster::raft::Consensus;
 use crate::cluster::raft::log::Medium;
+use crate::cluster::raft::{Consensus, MemberId};
 use crate::cluster::state::Command;
 use crate::cluster::state::node::Description;
 
@@ -46,11 +46,15 @@ impl<M: Medium> Quorum<M> {
         }
     }
 
+    /// The identity that has the vote of a seat.
+    fn voter_of(&self, seat: &NodeName) -> Option<MemberId> {
+        self.member.voters().iter().find(|(_, name)| *name == seat.as_str()).map(|(id, _)| *id)
+    }
+
     /// Puts the present identity of the member in `seat` in the place of the one that is lost.
     pub(super) fn replace(&mut self, seat: &NodeName) {
         let Some(present) = self.peers.get(seat).map(|peer| peer.member) else { return };
-        let voters = self.member.voters();
-        let lost = voters.iter().find(|(_, name)| *name == seat.as_str()).map(|(id, _)| *id);
+        let lost = self.voter_of(seat);
         if self.leading.is_some() && lost.is_some_and(|lost| lost != present) {
             let changed = self.member.change_voters(Some((present, seat.to_string())), lost).map(drop);
             self.note(changed);
@@ -59,8 +63,7 @@ impl<M: Medium> Quorum<M> {
 
     /// Takes the vote of the member in `seat`, while nobody is there who has it.
     pub(super) fn remove(&mut self, seat: &NodeName) {
-        let voters = self.member.voters();
-        let lost = voters.iter().find(|(_, name)| *name == seat.as_str()).map(|(id, _)| *id);
+        let lost = self.voter_of(seat);
         let is_there = self.peers.contains_key(seat) || *seat == self.setup.name;
         if self.leading.is_some() && lost.is_some() && !is_there {
             let changed = self.member.change_voters(None, lost).map(drop);

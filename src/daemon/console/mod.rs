@@ -60,9 +60,10 @@ pub fn router(console: Console) -> Router {
 }
 
 async fn metrics_page(State(console): State<Console>) -> Response {
-    match futures::try_join!(console.control.report(), console.control.status()) {
-        Ok((report, status)) => {
+    match console.control.report().await {
+        Ok(report) => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
+            let status = console.control.status_by(&report);
             ([(header::CONTENT_TYPE, kind)], metrics::page(&report, &status)).into_response()
         }
         Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()).into_response(),

@@ -10,7 +10,7 @@ use crate::cluster::name::VolumeName;
 use crate::cluster::state::Command;
 use crate::cluster::state::schedule::SnapshotSchedule;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord};
-use crate::daemon::engine::{EngineError, Request, VolumeSnapshot};
+use crate::daemon::engine::{EngineError, EngineReport, Request, VolumeSnapshot};
 use crate::rpc::management as messages;
 use crate::rpc::time::{show as show_time, show_seconds};
 use crate::volume::SnapshotError;
@@ -81,9 +81,13 @@ impl Control {
 
     /// Refuses while a volume has a snapshot that nobody may delete yet, also where that cannot be told. A volume of
     /// this node alone that the pool does not have, though it is in order, has none.
-    pub(super) async fn check_unprotected(&self, id: VolumeId, volume: &VolumeName) -> Result<(), Refusal> {
+    pub(super) async fn check_unprotected(
+        &self,
+        id: VolumeId,
+        volume: &VolumeName,
+        report: &EngineReport,
+    ) -> Result<(), Refusal> {
         let now_ms = now_ms();
-        let report = self.report().await?;
         let is_local = self.machine.read(|state| {
             state.volume_by_id(id).is_some_and(|record| record.redundancy == Redundancy::Local)
         });

@@ -16,29 +16,33 @@ use crate::rpc::time::show_duration;
 impl Control {
     /// One page: is it healthy, what must be done, what is there.
     pub async fn status(&self) -> Result<messages::Status, Refusal> {
-        let report = self.report().await?;
+        Ok(self.status_by(&*self.report().await?))
+    }
+
+    /// [`Self::status`], where the data thread has said already how things are there.
+    pub fn status_by(&self, report: &EngineReport) -> messages::Status {
         let mut items = self.attention_to_members();
-        Ok(self.machine.read(|state| messages::Status {
+        self.machine.read(|state| messages::Status {
             health: {
-                items.extend(self.attention_to_volumes(state, &report));
+                items.extend(self.attention_to_volumes(state, report));
                 items.extend(self.attention_to_maintenance(state));
                 items.extend(attention(state, &self.node, &report.pool));
                 items.sort_by_key(|item| std::cmp::Reverse(item.severity));
-                self.health(state, &report, &items).into()
+                self.health(state, report, &items).into()
             },
             cluster: state.cluster().map_or_else(String::new, |cluster| cluster.name.to_string()),
             attention: items,
-            summary: self.next_loss(state, &report),
+            summary: self.next_loss(state, report),
             nodes: {
                 let mut nodes = self.other_nodes(state);
-                nodes.push(self.node_message(state, &report));
+                nodes.push(self.node_message(state, report));
                 nodes.sort_by(|one, other| one.name.cmp(&other.name));
                 nodes
             },
-            volumes: state.volumes().map(|record| self.volume_message(state, record, &report)).collect(),
+            volumes: state.volumes().map(|record| self.volume_message(state, record, report)).collect(),
             pools: vec![self.pool_message(state, &report.pool)],
             witness: self.witness(),
-        }))
+        })
     }
 
     /// The node's pool.

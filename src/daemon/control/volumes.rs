@@ -178,7 +178,7 @@ impl Control {
                 "volume {name} is in use by {sessions} sessions: log the initiators out, or delete it with --force"
             )));
         }
-        self.check_unprotected(id, &name).await?;
+        self.check_unprotected(id, &name, &report).await?;
         let delete =
             Command::DeleteVolume { name: name.clone(), force: request.force, deleted_unix_ms: now_ms() };
         self.machine.apply(vec![delete]).await?;

@@ -16,6 +16,7 @@ mod mutants;
 mod oracle;
 mod past;
 mod plan;
+mod report;
 mod scrub;
 mod snapshot_check;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 use futures::future::{Either, FutureExt, LocalBoxFuture, join_all, select};
 
 pub use self::plan::Theme;
+pub use self::report::Report;
 
 use self::client::{Client, Site};
 use self::healing::Workshop;
@@ -45,108 +47,6 @@ use crate::disk::Disk;
 use crate::store::interface::{BlockStore, StoreError};
 use crate::store::segments::SegmentState;
 use crate::store::{PoolError, RecoveryError, Store, StoreOptions};
-
-/// What a run did, for totals and for proof that rare paths were met.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)] // the names say it
-pub struct Report {
-    pub writes: u64,
-    pub reads: u64,
-    pub crashes: u64,
-    pub clean_stops: u64,
-    pub kills: u64,
-    pub lone_losses: u64,
-    pub aimed_cuts: u64,
-    pub discards: u64,
-    pub interrupted_formats: u64,
-    pub interrupted_openings: u64,
-    pub disks_lost: u64,
-    pub disks_withheld: u64,
-    pub stale_disks_refused: u64,
-    pub all_disks_gone: u64,
-    pub rebuilt_blocks: u64,
-    pub moved_blocks: u64,
-    pub checkpoints: u64,
-    pub kept_unproven: u64,
-    pub discarded_batches: u64,
-    pub degraded_wide_segments: u64,
-    pub refused_for_space: u64,
-    pub dropped_volumes: u64,
-    pub snapshots: u64,
-    pub snapshots_dropped: u64,
-    pub snapshots_survived: u64,
-    pub snapshot_takes_lost: u64,
-    pub snapshot_drops_undone: u64,
-    pub snapshot_reads: u64,
-    pub late_writes: u64,
-    pub clones: u64,
-    pub drops_refused: u64,
-    pub held_blocks: u64,
-    pub moved_older_blocks: u64,
-    pub scrubbed_rows: u64,
-    pub lives_without_reads: u64,
-    pub lost_batches_refused: u64,
-    pub medium_errors: u64,
-    pub refused_openings: u64,
-    pub replacements: u64,
-    pub rebuilt_segments: u64,
-    pub new_disks_lost: u64,
-    pub losses_while_rebuilding: u64,
-    pub scrub_repairs: u64,
-    pub trace_hash: u64,
-}
-
-impl Report {
-    /// Every count with its name, the trace's hash apart.
-    #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 43] {
-        [
-            ("writes", self.writes),
-            ("reads", self.reads),
-            ("crashes", self.crashes),
-            ("clean stops", self.clean_stops),
-            ("kills with the power on", self.kills),
-            ("crashes that cost one disk its cache", self.lone_losses),
-            ("crashes aimed at a commit", self.aimed_cuts),
-            ("discards", self.discards),
-            ("interrupted formats", self.interrupted_formats),
-            ("interrupted openings", self.interrupted_openings),
-            ("disks lost", self.disks_lost),
-            ("disks withheld", self.disks_withheld),
-            ("stale disks refused", self.stale_disks_refused),
-            ("times all disks were gone", self.all_disks_gone),
-            ("rebuilt blocks", self.rebuilt_blocks),
-            ("moved blocks", self.moved_blocks),
-            ("checkpoints", self.checkpoints),
-            ("unproven batches kept", self.kept_unproven),
-            ("batches discarded", self.discarded_batches),
-            ("segments wide for want of space", self.degraded_wide_segments),
-            ("writes refused for want of space", self.refused_for_space),
-            ("volumes dropped", self.dropped_volumes),
-            ("snapshots", self.snapshots),
-            ("snapshots dropped", self.snapshots_dropped),
-            ("snapshots checked after a restart", self.snapshots_survived),
-            ("snapshots lost on their way", self.snapshot_takes_lost),
-            ("drops of snapshots cut short", self.snapshot_drops_undone),
-            ("reads of snapshots", self.snapshot_reads),
-            ("writes into the past", self.late_writes),
-            ("clones", self.clones),
-            ("drops refused for clones", self.drops_refused),
-            ("blocks held for snapshots at restarts", self.held_blocks),
-            ("older blocks moved", self.moved_older_blocks),
-            ("rows scrubbed", self.scrubbed_rows),
-            ("lives without a read", self.lives_without_reads),
-            ("lost batches refused", self.lost_batches_refused),
-            ("medium errors beyond the promise", self.medium_errors),
-            ("openings refused beyond the promise", self.refused_openings),
-            ("replaced disks", self.replacements),
-            ("segments rebuilt onto new disks", self.rebuilt_segments),
-            ("new disks that died too", self.new_disks_lost),
-            ("disks that vanished while another was rebuilt", self.losses_while_rebuilding),
-            ("blocks that scrubbing repaired", self.scrub_repairs),
-        ]
-    }
-}
 
 /// Runs one seed under the theme that it draws.
 ///
