@@ -48,10 +48,6 @@ fn run_all(seeds: std::ops::Range<u64>) -> (Vec<(&'static str, u64)>, Vec<u64>) 
             if seed >= seeds.end {
                 return;
             }
-            if let Some((_, why)) = OPEN.iter().find(|(open, _)| *open == seed) {
-                println!("seed {seed}: skipped, it fails and is not mended yet: {why}");
-                continue;
-            }
             let outcome = catch_unwind(|| run(seed));
             match outcome.unwrap_or_else(|_| Err(format!("seed {seed} ({:?}): panicked", Theme::of(seed)))) {
                 Ok(report) => {
@@ -87,12 +83,6 @@ fn summarize(seeds: u64, failed: usize) {
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
-
-/// Seeds that show a fault which is not mended yet: run alone (`SEED=n`) they fail. None may stay here for long.
-const OPEN: [(u64, &str); 2] = [
-    (671, "after disks were replaced, a block that was acknowledged is unrecoverable"),
-    (1938, "after disks were replaced, a block that was acknowledged is unrecoverable"),
-];
 
 /// Seeds of a run without `SEEDS`: what continuous integration has time for.
 const CI_SEEDS: u64 = 2000;

@@ -117,6 +117,7 @@ seeded_bugs! {
         RebuildForgetsGeneration,
         RebuildingCountsAsWhole,
         ScrubRepairsFromGarbage,
+        ScrubNotFlushed,
         SpareTwice,
     }
 }

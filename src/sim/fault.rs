@@ -105,6 +105,10 @@ impl FaultList {
         self.faults.clear();
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.faults.is_empty()
+    }
+
     /// What happens to an operation, all faults taken together: the delays add up, and the first
     /// other effect decides.
     pub(super) fn strike(&mut self, operation: Operation, range: &Range<u64>, random: &Random) -> Strike {

@@ -80,6 +80,12 @@ impl SimulatedMedium {
         self.state.borrow_mut().faults.clear();
     }
 
+    /// Whether an injected fault may still strike.
+    #[must_use]
+    pub fn has_faults(&self) -> bool {
+        !self.state.borrow().faults.is_empty()
+    }
+
     /// Latent sector errors: the pages that `range` touches can't be read until they are rewritten.
     pub fn make_unreadable(&self, range: Range<u64>) {
         self.damage(range, |page| page.condition = Condition::Unreadable);

@@ -2,7 +2,7 @@
 //! disks, whether anybody reads them or not.
 //!
 //! Guarantees: only bytes that have passed a checksum are written, and parity of such bytes; nothing is written where
-//! more is wrong than parity covers. What was never written (a phantom write) or lies where something else should
+//! more is wrong than parity covers; what is reported as repaired is on stable media. What was never written (a phantom write) or lies where something else should
 //! (a misdirected one) fails the checksum that is bound to its identity, or parity.
 //!
 //! Left to others: which segment is scrubbed when, and what becomes of blocks that parity can't give back.
@@ -34,7 +34,7 @@ pub struct ScrubReport {
     pub checked_blocks: u64,
     /// Blocks that were wrong or unreadable, parity included.
     pub found: u64,
-    /// Of them, those that were written again as they should be.
+    /// Of them, those that were written again as they should be, on stable media.
     pub repaired: u64,
     /// Live blocks that parity can't give back.
     pub unrecoverable: Vec<(VolumeId, BlockAddress)>,
@@ -109,6 +109,10 @@ async fn scrub_segment(shared: &Rc<Shared>, index: SegmentIndex) -> Result<Scrub
     report.needs_checkpoint = is_cut_short || report.found - report.repaired > before;
     if !is_checkpoint && live_blocks < info.live_blocks {
         scrub_by_map(shared, &image, index, &info, &mut report).await?;
+    }
+    // A repair that is only in a disk's cache is lost with the power, and what was wrong comes back.
+    if report.repaired > 0 && !mutant::is(Mutant::ScrubNotFlushed) {
+        shared.array.flush().await.map_err(|_| StoreError::Offline)?;
     }
     if shared.array.is_offline() {
         return Err(StoreError::Offline);

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::plan::slot;
-use super::{PoolUnderTest, Theme, executor_sleep};
+use super::{PoolUnderTest, Theme, executor_sleep, tell};
 use crate::array::superblock::Uuid;
 use crate::array::{DiskState, Geometry, SegmentIndex, Slot};
 use crate::disk::{Disk, DiskErrorKind, Operation};
@@ -33,6 +33,15 @@ pub(super) struct Workshop {
     /// One disk has rotten blocks that no scrub has come by yet: none may be taken out.
     is_rotten: Cell<bool>,
     made: Cell<u64>,
+    identities: Cell<u128>,
+}
+
+impl Workshop {
+    /// One that no disk has had.
+    fn identity(&self) -> Uuid {
+        self.identities.set(self.identities.get() + 1);
+        Uuid((self.identities.get() | 1 << 127).to_be_bytes())
+    }
 }
 
 impl PoolUnderTest {
@@ -88,7 +97,7 @@ impl PoolUnderTest {
         if random.below(4) == 0 {
             let spare = self.open_on(&self.new_medium(random), world);
             // It may have been a member by name, or the pool stops meanwhile.
-            let _ = store.array().add_spare(spare, Uuid([self.workshop.made.get() as u8; 16])).await;
+            let _ = store.array().add_spare(spare, self.workshop.identity()).await;
         }
         for _ in 0..random.below(5) {
             let moment = Duration::from_micros(random.below(lifetime.as_micros() as u64 / 3 + 1));
@@ -113,8 +122,13 @@ impl PoolUnderTest {
         }
         let victim = slot(random.index(self.plan.disks));
         let medium = self.media()[victim.index()].clone();
+        // One that is broken, though nobody has written to it since, is the one fault that there may be.
+        let is_broken = self.media().iter().any(|medium| medium.has_faults());
         match array.rebuild() {
             None if random.below(3) == 0 => {
+                if is_broken {
+                    return Ok(());
+                }
                 self.workshop.is_rotten.set(true);
                 self.rot(&medium, random);
                 self.scrub_all(store).await
@@ -147,6 +161,7 @@ impl PoolUnderTest {
         for _ in 0..1 + random.below(40) {
             let span = medium.size_bytes() - Geometry::RESERVED_BYTES;
             let at = Geometry::RESERVED_BYTES + random.below(span / 512) * 512;
+            tell(|| format!("byte {at} of {} rots", medium.name()));
             if random.coin() { medium.rot(at..at + 512) } else { medium.make_unreadable(at..at + 512) }
         }
     }
@@ -182,7 +197,7 @@ impl PoolUnderTest {
             self.new_medium(random)
         };
         self.note(|report| report.replacements += 1);
-        let uuid = Uuid([self.workshop.made.get() as u8 ^ 0x80; 16]);
+        let uuid = self.workshop.identity();
         // It is refused when a spare came first, and fails with the pool.
         let _ = store.array().replace(place, self.open_on(&medium, world), uuid, false).await;
         self.find_places(store)
@@ -197,6 +212,7 @@ impl PoolUnderTest {
         if !report.unrecoverable.is_empty() {
             return Err(format!("scrub gave up {:?}, and one disk alone was rotten", report.unrecoverable));
         }
+        tell(|| format!("scrubbed: {report:?}"));
         self.note(|totals| totals.scrub_repairs += report.repaired);
         self.workshop.is_rotten.set(false);
         Ok(())
@@ -207,9 +223,10 @@ impl PoolUnderTest {
         if self.plan.theme != Theme::TwoFaults {
             return Ok(());
         }
-        let (Some(_), Some(second)) = (scrub_store(store).await, scrub_store(store).await) else {
-            return Ok(());
-        };
+        let Some(_) = scrub_store(store).await else { return Ok(()) };
+        // A disk that goes on refusing reads now and then has its blocks written again each time.
+        self.media().iter().for_each(|medium| medium.clear_faults());
+        let Some(second) = scrub_store(store).await else { return Ok(()) };
         match second.repaired {
             0 => Ok(()),
             again => Err(format!("{again} blocks had to be repaired again, right after a scrub")),

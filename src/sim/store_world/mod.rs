@@ -221,8 +221,9 @@ impl PoolUnderTest {
         world: &Rc<World>,
         life: u32,
     ) -> Result<Store, Refusal> {
-        let site = self.site.clone();
+        let (site, clock) = (self.site.clone(), world.clone());
         let sink = Rc::new(move |event: Event| {
+            tell(|| format!("{:>9} life {life} {} {}", clock.now().0 / 1000, event.kind, event.message));
             if event.kind == "pool-stuck" {
                 site.problem.borrow_mut().get_or_insert(event.message);
             }
@@ -609,3 +610,13 @@ const SEGMENT_ROWS: u64 = 16;
 const SEGMENT_BYTES: u64 = SEGMENT_ROWS * BLOCK_SIZE as u64;
 /// Lasting volumes.
 const VOLUMES: u64 = 2;
+
+/// Tells whoever looks into a seed what happens, with `LIVE=1`.
+fn tell(what: impl FnOnce() -> String) {
+    thread_local! {
+        static IS_TOLD: bool = std::env::var("LIVE").is_ok();
+    }
+    if IS_TOLD.with(|is_told| *is_told) {
+        println!("{}", what());
+    }
+}

@@ -86,6 +86,7 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::RebuildSkipsOpenSegment
         | Mutant::RebuildForgetsGeneration
         | Mutant::RebuildingCountsAsWhole
+        | Mutant::ScrubNotFlushed
         | Mutant::SpareTwice => Theme::Healing,
         Mutant::ScrubRepairsFromGarbage => Theme::TwoFaults,
         Mutant::ReservationLeaks | Mutant::OverwriteNeedsSpace | Mutant::ReleaseUnderReaders => {
