@@ -40,5 +40,9 @@ seeded_bugs! {
         DeposeAtOnce,
         /// A certificate that both replicas are equal counts again when it has been used.
         CertificateKept,
+        /// An epoch counts as this life's own proposal by what it says, not by who proposed it.
+        ForeignEpochTaken,
+        /// An epoch that was handed to an earlier life of a node is begun once more.
+        HandedOverTwice,
     }
 }

@@ -22,6 +22,8 @@ pub struct NodeServices<S: BlockStore + 'static> {
     pub own: NodeName,
     /// Name of the other one.
     pub peer: NodeName,
+    /// Random number of this process, by which its proposals are known.
+    pub life: u64,
     /// The local store.
     pub store: Rc<S>,
     /// What replicas keep in it.

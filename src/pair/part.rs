@@ -136,7 +136,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             id: record.id,
             node: Rc::downgrade(node),
             runtime: services.runtime.clone(),
-            role: Rc::new(RefCell::new(Role::new(services.own.clone()))),
+            role: Rc::new(RefCell::new(Role::new(services.own.clone(), services.life, promised))),
             record: Rc::new(RefCell::new(record.clone())),
             serving: RefCell::new(None),
             promised: Cell::new(promised),

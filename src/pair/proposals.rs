@@ -48,11 +48,25 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             true => Some(Transition::Restart),
             false => misses_peer.then_some(Transition::TakeOver),
         };
+        let Some(transition) = transition else { return };
         // Who is in sync by the record, with a pool that is another one by now, leaves it to the peer.
-        let is_whole = || node.services.records.coverage(self.id) == Coverage::Whole;
-        if let Some(transition) = transition.filter(|_| is_whole()) {
+        let is_whole = node.services.records.coverage(self.id) == Coverage::Whole;
+        if is_whole || self.adopt_forced(node, &record).await {
             self.propose_to_serve(node, &record, transition).await;
         }
+    }
+
+    /// What an operator has forced is what the volume is from then on. A node that fell over before it had put that on
+    /// record does so now, if its pool still is the one that was forced: it has what was kept.
+    async fn adopt_forced(&self, node: &Rc<Shared<S>>, record: &VolumeRecord) -> bool {
+        let NodeServices { own, records, .. } = &node.services;
+        let is_forced = record.began_by == Some(Transition::Force) && record.primary == *own;
+        let Some(kept) = record.forks.get(&record.epoch).filter(|_| is_forced) else { return false };
+        let _turn = self.turn.lock().await;
+        let Ok(held) = node.replicas.end(self.id).await else { return false };
+        let has = records.coverage(self.id).least(held.latest);
+        let is_same_pool = Version::from(*kept).is_covered_by(has) && held.latest > Version::default();
+        is_same_pool && node.replicas.adopt(self.id).await
     }
 
     /// Serves no more in this life of the node: the local store takes nothing any more.

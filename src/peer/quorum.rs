@@ -85,6 +85,7 @@ pub struct QuorumHandle {
     state: watch::Receiver<Arc<ControlState>>,
     status: watch::Receiver<Arc<QuorumStatus>>,
     lease: LeaseView,
+    life: u64,
 }
 
 /// How things are with the quorum, as this member knows.
@@ -171,6 +172,12 @@ impl LeaseView {
 }
 
 impl QuorumHandle {
+    /// The random number of this process, under which its proposals stand in the log.
+    #[must_use]
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
     /// Proposes a command and waits until it has been committed, and applied here. Bounded in time.
     ///
     /// # Errors
@@ -345,7 +352,8 @@ impl Worker {
             kind,
             member: member.identity().member,
         };
-        let setup = Setup { name: name.clone(), kind, life: random()?, terms: LeaseTerms::LAN };
+        let life = random()?;
+        let setup = Setup { name: name.clone(), kind, life, terms: LeaseTerms::LAN };
         let quorum = Quorum::new(member, setup, clock_ms());
         let now_unix_ms = unix_ms();
         let peers = settings.peers.iter().map(|peer| {
@@ -371,6 +379,7 @@ impl Worker {
             state: watched_state,
             status: watched_status,
             lease: lease.clone(),
+            life,
         };
         let own_key = (name, kind, keys.own_key().clone());
         let keys = keys.knowing(handle.watch());

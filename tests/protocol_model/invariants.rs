@@ -98,7 +98,9 @@ fn own_older_writes_never_reach_the_disk(step: &Step<'_>) -> bool {
 fn a_restarted_primary_begins_an_epoch(step: &Step<'_>) -> bool {
     let Action::Learn(node) = step.action else { return true };
     let (before, after) = (&step.before.nodes[node], &step.after.nodes[node]);
-    let is_handed_over = (after.view.is_settled || after.view.is_yielded) && before.view.epoch != 0;
+    let is_first = after.view.epoch > before.promised_before;
+    let is_handed_over =
+        (after.view.is_settled || after.view.is_yielded) && before.view.epoch != 0 && is_first;
     after.serving == before.serving
         || after.serving == 0
         || is_handed_over
@@ -195,6 +197,15 @@ pub const LANDMARKS: &[(&str, Landmark)] = &[
     ("forced", |_, state| state.committed.is_forced && !state.loss_accepted),
     ("a loss was found out", |_, state| {
         state.lost.contains(&true) && state.nodes.iter().all(|node| node.is_up)
+    }),
+    ("a life begins with an old view", |_, state| {
+        let is_behind = |node: usize| {
+            state.nodes[node].is_up && state.nodes[node].life > 0 && {
+                let view = state.nodes[node].view.epoch;
+                view != 0 && view < state.nodes[node].promised_before
+            }
+        };
+        is_behind(0) || is_behind(1)
     }),
     ("yielded", |protocol, state| {
         let primary = state.committed.primary as usize;

@@ -71,6 +71,10 @@ pub enum Mutant {
     BehindReplicaFed,
     /// A node that did not live through it serves what was left to it.
     YieldResumed,
+    /// What an earlier life of the node has proposed, in the same words, counts as proposed by the present one.
+    ForeignEpochTaken,
+    /// What was handed to an earlier life of the node is served once more.
+    HandedOverTwice,
 }
 
 use Mutant::*;
@@ -87,12 +91,16 @@ pub const SMALL: Scope = Scope {
     proposals: 1,
     is_clocked: false,
     has_plans: false,
+    has_old_views: false,
 };
 const CLOCKED: Scope = Scope { is_clocked: true, ..SMALL };
 const PLANNED: Scope = Scope { has_plans: true, proposals: 2, writes: 1, ..SMALL };
 
 /// Disks that lie are found out.
 pub const LOSING: Scope = Scope { losses: 1, ..SMALL };
+
+/// What a restarted node knows of Raft may be old.
+pub const BEHIND: Scope = Scope { has_old_views: true, ..SMALL };
 
 /// Every mutant, the invariant that the shortest run breaks, and a scope in which it does.
 pub const ALL: &[(Mutant, &str, Scope)] = &[
@@ -129,4 +137,6 @@ pub const ALL: &[(Mutant, &str, Scope)] = &[
     (LostTailServed, "I14", LOSING),
     (BehindReplicaFed, "I14", Scope { blocks: 2, ..LOSING }),
     (YieldResumed, "I8", Scope { writes: 1, crashes: 2, ..LOSING }),
+    (ForeignEpochTaken, "I8", BEHIND),
+    (HandedOverTwice, "I8", Scope { has_plans: true, proposals: 2, writes: 1, ..BEHIND }),
 ];

@@ -35,6 +35,8 @@ pub struct Scope {
     pub is_clocked: bool,
     /// Planned moves and stops on purpose happen too.
     pub has_plans: bool,
+    /// A restarted node may begin with what it knew of Raft before the last that it knew.
+    pub has_old_views: bool,
 }
 
 /// The protocol within a scope, with at most one rule broken.
@@ -91,6 +93,8 @@ pub enum Action {
     },
     Crash(usize),
     Restart(usize),
+    /// With an old view.
+    RestartBehind(usize),
     RestartWitness,
     /// The primary puts on record what was acknowledged.
     Record(usize),
@@ -123,6 +127,9 @@ impl Model for Protocol {
                 }
             } else {
                 actions.push(Action::Restart(node));
+                if state.nodes[node].known_before.epoch != 0 {
+                    actions.push(Action::RestartBehind(node));
+                }
                 let has_writes = state.nodes[node].disk != [0; BLOCKS];
                 if state.is_marked && has_writes && state.losses < self.scope.losses {
                     actions.push(Action::Lose(node));
@@ -176,9 +183,10 @@ impl Model for Protocol {
             Action::Receive(node) => self.receive(&mut state, node),
             Action::Tick { slow } => self.tick(&mut state, slow),
             Action::Crash(node) => self.crash(&mut state, node),
-            Action::Restart(node) => {
-                state.nodes[node].is_up = true;
-                state.voters[node] = self.restarted_voter();
+            Action::Restart(node) => self.restart(&mut state, node),
+            Action::RestartBehind(node) => {
+                self.restart(&mut state, node);
+                state.nodes[node].view = state.nodes[node].known_before;
             }
             Action::RestartWitness => {
                 state.crashes += 1;
@@ -310,7 +318,8 @@ impl Protocol {
             return;
         }
         let mut offer = |primary: usize, in_sync: u8, kind: Config| {
-            let config = Config { epoch: own.view.epoch + 1, primary: primary as u8, in_sync, ..kind };
+            let (epoch, life) = (own.view.epoch + 1, own.life);
+            let config = Config { epoch, primary: primary as u8, in_sync, life, ..kind };
             if !own.proposed.contains(&config) {
                 actions.push(Action::Propose { node, config });
             }
@@ -593,16 +602,24 @@ impl Protocol {
         let own = &mut state.nodes[node];
         let (before, was_serving) = (own.view, own.serving);
         own.view = config;
+        if self.scope.has_old_views && before.epoch != 0 {
+            own.known_before = before;
+        }
         if config.epoch > own.promised {
             own.promised = config.epoch;
             own.last_received = 0;
             own.ever_promised = own.ever_promised.max(config.epoch);
         }
-        let is_own = own.proposed.contains(&config);
+        let is_same = |proposed: &Config| {
+            let life = if self.is(Mutant::ForeignEpochTaken) { config.life } else { proposed.life };
+            Config { life, ..*proposed } == config
+        };
+        let is_own = own.proposed.iter().any(is_same);
         own.proposed = Few::default();
-        // I8: an epoch is served only by who proposed it since its last restart, or was handed it.
+        // I8: an epoch is served only by who proposed it since its last restart, or was handed it, and no earlier life.
         let was_there = before.epoch != 0 || (config.is_yielded && self.is(Mutant::YieldResumed));
-        let is_handed_over = (config.is_settled || config.is_yielded) && was_there;
+        let is_first = config.epoch > own.promised_before || self.is(Mutant::HandedOverTwice);
+        let is_handed_over = (config.is_settled || config.is_yielded) && was_there && is_first;
         let is_new = is_own || is_handed_over || self.is(Mutant::ResumeOldEpoch);
         if config.primary as usize != node || config.is_stopped || !is_new || has_lost {
             self.demote(own);
@@ -708,6 +725,16 @@ impl Protocol {
         if self.is(Mutant::VolatilePromise) {
             own.promised = 0;
             own.last_received = 0;
+        }
+    }
+
+    fn restart(&self, state: &mut State, node: usize) {
+        state.voters[node] = self.restarted_voter();
+        let own = &mut state.nodes[node];
+        own.is_up = true;
+        if self.scope.has_old_views {
+            own.life += 1;
+            own.promised_before = own.promised;
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Config {
     pub is_forced: bool,
     /// Left to the other member by a primary that has lost what was acknowledged.
     pub is_yielded: bool,
+    /// Which life of its proposer has proposed it; only where lives may begin with old views.
+    pub life: u8,
 }
 
 /// A node that holds data.
@@ -68,6 +70,11 @@ pub struct Node {
     pub last_received: u8,
     /// Tag of what is on the disk; only kept where a broken rule compares tags.
     pub tag: [u8; BLOCKS],
+    /// What it had heard of Raft before the last it heard; only kept where lives may begin with it.
+    pub known_before: Config,
+    /// Restarts so far, and what was promised at the last one; as before.
+    pub life: u8,
+    pub promised_before: u8,
     // Volatile.
     /// What it has heard of Raft; epoch zero after a restart.
     pub view: Config,

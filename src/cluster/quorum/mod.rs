@@ -365,7 +365,7 @@ impl<M: Medium> Quorum<M> {
             }
         };
         let deposed = leading::deposed_by(&self.state, &command);
-        let result = Arc::make_mut(&mut self.state).apply(place.index, command);
+        let result = Arc::make_mut(&mut self.state).apply_proposed(place.index, proposal.life, command);
         if let Some(leading) = &mut self.leading {
             leading.handle_applied(proposal, deposed.filter(|_| result.is_ok()), place.index);
         }

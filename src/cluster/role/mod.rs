@@ -1,8 +1,8 @@
 //! What one node may do with one volume: serve it, acknowledge alone, propose a change.
 //!
 //! The rules of docs/protocol.md as a pure state machine over the control state's records. Guarantees:
-//! an epoch is served only by who proposed it in this life of the process, or was handed it by a move that
-//! it lived through (I8); what was proposed counts as undecided until a record of a newer epoch shows the
+//! an epoch is served only by who proposed it in this life of the process, as its record says, or was handed it by a
+//! move that it lived through and that no earlier life can have served (I8); what was proposed counts as undecided until a record of a newer epoch shows the
 //! outcome (I1, I2); nobody but a member is proposed (I3).
 //!
 //! Left to others: leases; when to propose (time-outs, a peer that has caught up); carrying writes; settling
@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 
+use super::mutant::{self, Mutant};
 use super::name::NodeName;
 use super::state::volume::{Transition, VolumeRecord};
 
@@ -17,6 +18,10 @@ use super::state::volume::{Transition, VolumeRecord};
 #[derive(Debug)]
 pub struct Role {
     own: NodeName,
+    /// Random number of the process.
+    life: u64,
+    /// The newest epoch that earlier lives of the node can have served.
+    promised_before: u32,
     view: Option<VolumeRecord>,
     serving: Option<u32>,
     undecided: Vec<Proposed>,
@@ -79,10 +84,13 @@ pub struct Circumstances {
 }
 
 impl Role {
-    /// The part of a node that has just started: it knows nothing and serves nothing.
+    /// The part of a node that has just started: it knows nothing and serves nothing. `life` is the random number of
+    /// this process, under which it proposes, and `promised_before` the newest epoch that it finds promised: earlier
+    /// lives have served none beyond that which was handed to them. (The first state that a process knows may be older
+    /// than the last one that the process before it knew.)
     #[must_use]
-    pub fn new(own: NodeName) -> Self {
-        Self { own, view: None, serving: None, undecided: Vec::new() }
+    pub fn new(own: NodeName, life: u64, promised_before: u32) -> Self {
+        Self { own, life, promised_before, view: None, serving: None, undecided: Vec::new() }
     }
 
     /// Takes the record as committed; older ones than the last are passed over.
@@ -91,9 +99,11 @@ impl Role {
         if known.is_some_and(|known| record.epoch <= known) {
             return Turn::Stay;
         }
-        let is_own = self.undecided.iter().any(|proposed| proposed.is(record));
+        let is_of_this_life = record.proposer_life == self.life || mutant::is(Mutant::ForeignEpochTaken);
+        let is_own = is_of_this_life && self.undecided.iter().any(|proposed| proposed.is(record));
         let is_handing_over = matches!(record.began_by, Some(Transition::Move | Transition::Yield));
-        let is_handed_over = is_handing_over && known.is_some();
+        let is_new = record.epoch > self.promised_before || mutant::is(Mutant::HandedOverTwice);
+        let is_handed_over = is_handing_over && known.is_some() && is_new;
         let was_serving = self.serving.is_some();
         self.undecided.clear();
         self.view = Some(record.clone());
@@ -101,7 +111,7 @@ impl Role {
         let is_stopped = record.began_by == Some(Transition::Stop);
         let may_serve = record.primary == self.own && !is_stopped && (is_own || is_handed_over);
         self.serving = may_serve.then_some(epoch);
-        match (may_serve, was_serving) {
+        match (may_serve, was_serving && is_own) {
             (true, true) => Turn::Continue { epoch },
             (true, false) => Turn::Begin { epoch, is_settled: record.is_settled() },
             (false, _) => Turn::Follow { epoch },

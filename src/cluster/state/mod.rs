@@ -92,11 +92,20 @@ impl ControlState {
         Ok(state)
     }
 
-    /// Applies the log's entry `index`, the next after [`Self::applied_index`] or a later one.
+    /// [`Self::apply_proposed`] of a command of which nobody asks who proposed it.
     ///
     /// # Errors
     /// [`Rejection`] when the state does not allow the command; the entry counts as applied then too.
     pub fn apply(&mut self, index: u64, command: Command) -> Result<Outcome, Rejection> {
+        self.apply_proposed(index, 0, command)
+    }
+
+    /// Applies the log's entry `index`, the next after [`Self::applied_index`] or a later one, which the process with
+    /// the random number `life` has proposed, as the entry says.
+    ///
+    /// # Errors
+    /// [`Rejection`] when the state does not allow the command; the entry counts as applied then too.
+    pub fn apply_proposed(&mut self, index: u64, life: u64, command: Command) -> Result<Outcome, Rejection> {
         if index <= self.applied_index {
             return Err(Rejection::AlreadyApplied { index, applied_index: self.applied_index });
         }
@@ -104,7 +113,7 @@ impl ControlState {
         if self.cluster.is_none() && !matches!(command, Command::CreateCluster { .. }) {
             return Err(Rejection::NoCluster);
         }
-        self.apply_command(command)
+        self.apply_command(life, command)
     }
 
     /// Index of the last entry applied.
@@ -176,7 +185,7 @@ impl ControlState {
         }
     }
 
-    fn apply_command(&mut self, command: Command) -> Result<Outcome, Rejection> {
+    fn apply_command(&mut self, life: u64, command: Command) -> Result<Outcome, Rejection> {
         match command {
             Command::CreateCluster { name, uuid, created_unix_ms } => {
                 self.create_cluster(Cluster { name, uuid, created_unix_ms })
@@ -212,6 +221,7 @@ impl ControlState {
                 in_sync,
                 first_sequence,
                 reason,
+                life,
             }),
             Command::SetHome { volume, home } => self.set_home(&volume, home),
             Command::SetSnapshotSchedule { volume, schedule } => {
@@ -219,7 +229,7 @@ impl ControlState {
             }
             Command::SetMaintenance { node, is_on } => self.set_maintenance(node, is_on),
             Command::ForcePrimary { volume, expected_epoch, primary, kept_through, forced_unix_ms: _ } => {
-                self.force_primary(volume, expected_epoch, primary, kept_through)
+                self.force_primary(volume, (expected_epoch, life), primary, kept_through)
             }
             Command::RecordWatermarks { watermarks } => Ok(self.record_watermarks(watermarks)),
             Command::AllowInitiator { volume, initiator } => self.allow_initiator(&volume, initiator),
@@ -372,4 +382,4 @@ struct Header {
 }
 
 /// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;

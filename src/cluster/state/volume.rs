@@ -74,6 +74,10 @@ pub struct VolumeRecord {
     /// When snapshots of it are taken by themselves.
     #[serde(default)]
     pub snapshot_schedule: Option<SnapshotSchedule>,
+    /// The process that proposed the present epoch, by its random number: no other one takes it for its own (I8). Zero
+    /// where that is not known, as in states of format 5 and older ones.
+    #[serde(default)]
+    pub proposer_life: u64,
 }
 
 /// A version of which it is known that it, and all before it, was acknowledged.
@@ -174,6 +178,7 @@ pub(super) struct Proposal {
     pub in_sync: BTreeSet<NodeName>,
     pub first_sequence: u64,
     pub reason: String,
+    pub life: u64,
 }
 
 impl ControlState {
@@ -241,6 +246,7 @@ impl ControlState {
             forks: BTreeMap::new(),
             started_in: 0,
             snapshot_schedule: None,
+            proposer_life: 0,
         };
         self.volumes.insert(id, record);
         Ok(Outcome::VolumeCreated { id })
@@ -295,8 +301,16 @@ impl ControlState {
     }
 
     pub(super) fn begin_epoch(&mut self, proposal: Proposal) -> Result<Outcome, Rejection> {
-        let Proposal { volume: id, expected_epoch, transition, primary, in_sync, first_sequence, reason } =
-            proposal;
+        let Proposal {
+            volume: id,
+            expected_epoch,
+            transition,
+            primary,
+            in_sync,
+            first_sequence,
+            reason,
+            life,
+        } = proposal;
         if let Some(unknown) = in_sync.iter().find(|node| !self.nodes.contains_key(*node)) {
             return Err(Rejection::NoSuchNode(unknown.clone()));
         }
@@ -311,6 +325,7 @@ impl ControlState {
         }
         let epoch = record.begin(transition, primary, in_sync, first_sequence)?;
         record.reason = reason.chars().take(LONGEST_REASON).collect();
+        record.proposer_life = life;
         Ok(Outcome::EpochBegun { epoch })
     }
 
@@ -333,7 +348,7 @@ impl ControlState {
     pub(super) fn force_primary(
         &mut self,
         id: VolumeId,
-        expected_epoch: u32,
+        (expected_epoch, life): (u32, u64),
         primary: NodeName,
         kept_through: KeptThrough,
     ) -> Result<Outcome, Rejection> {
@@ -356,6 +371,7 @@ impl ControlState {
         record.fork(epoch, kept_through);
         // What is given up is not missed any more.
         record.watermark = record.watermark.min(kept);
+        record.proposer_life = life;
         record.reason = "an administrator forced it, giving up what this node lacks".to_owned();
         Ok(Outcome::EpochBegun { epoch })
     }

@@ -131,6 +131,7 @@ impl<P: Pool> Mirrored<P> {
         let node = Node::new(NodeServices {
             own: own.clone(),
             peer,
+            life: quorum.life(),
             store: pool.clone(),
             records: Rc::new(Kept { pool: pool.clone() }),
             newest: Box::new(newest),

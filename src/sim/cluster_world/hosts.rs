@@ -12,7 +12,7 @@ use futures::future::{Either, select};
 
 use super::command::{self, compare_and_write, read, unmap, write};
 use super::oracle::{Kind, Operation, Outcome};
-use super::reservations::{Action, Answer};
+use super::reservations::{Action, Answer, Entry};
 use super::room::Life;
 use super::unit::{Unit, target_port};
 use super::{Cluster, VOLUMES, micros};
@@ -272,19 +272,30 @@ impl Host {
 
     /// PREEMPT AND ABORT; whether it was answered GOOD.
     pub(super) async fn preempt_key(self: &Rc<Self>, node: usize, victim: u64) -> bool {
+        let Some(preempt) = self.begin_preempt(node, victim).await else { return false };
+        self.look_at_fence(node, &preempt).await;
+        true
+    }
+
+    /// PREEMPT AND ABORT, when it was answered GOOD.
+    pub(super) async fn begin_preempt(self: &Rc<Self>, node: usize, victim: u64) -> Option<Rc<Entry>> {
         let action = Action::Preempt(self.key.get(), victim);
         let entry = self.cluster.begin_reservation(self.volume, self.index, node, action);
         let command = command::reserve_out(command::PREEMPT_AND_ABORT, self.key.get(), victim);
         let answer = self.reserve_with(node, command).await;
         let is_good = answer == Some(Answer::Good);
         self.cluster.end_reservation(self.volume, &entry, answer);
-        if is_good {
+        is_good.then(|| {
             self.cluster.meet("preemptions");
-            if let Some(holder) = self.read_reservation(node).await.and_then(|keys| keys.first().copied()) {
-                self.cluster.fence(self.volume, &entry, holder);
-            }
-        }
-        is_good
+            entry
+        })
+    }
+
+    /// Sees who holds the reservation behind a PREEMPT AND ABORT: its key.
+    pub(super) async fn look_at_fence(self: &Rc<Self>, node: usize, preempt: &Entry) -> Option<u64> {
+        let holder = self.read_reservation(node).await.and_then(|keys| keys.first().copied())?;
+        self.cluster.fence(self.volume, preempt, holder);
+        Some(holder)
     }
 
     pub(super) async fn read_keys(self: &Rc<Self>, node: usize) -> Option<Vec<u64>> {

@@ -66,6 +66,12 @@ impl File {
         state.synced = state.bytes.len();
     }
 
+    /// Nothing that was not synced will be kept.
+    pub(super) fn forget_unsynced(&self) {
+        let state = &mut *self.state.borrow_mut();
+        state.bytes.truncate(state.synced);
+    }
+
     /// All of it, as a snapshot of a virtual machine keeps it.
     pub(super) fn contents(&self) -> Vec<u8> {
         self.state.borrow().bytes.clone()
@@ -137,6 +143,8 @@ type Answer = Result<Outcome, ProposalError>;
 /// One life of a member.
 pub(super) struct Member {
     index: usize,
+    /// Its random number, under which it proposes.
+    pub life: u64,
     cluster: Rc<Cluster>,
     world: Rc<World>,
     quorum: RefCell<Quorum<File>>,
@@ -168,17 +176,14 @@ impl Member {
         };
         let member = opened.map_err(|error| format!("the log of {}: {error}", super::NAMES[index]))?;
         room.was_started.set(true);
-        let setup = Setup {
-            name: name(index),
-            kind: kind(index),
-            life: cluster.random.next(),
-            terms: LeaseTerms::LAN,
-        };
+        let life = cluster.random.next();
+        let setup = Setup { name: name(index), kind: kind(index), life, terms: LeaseTerms::LAN };
         let now_ms = room.clock.now_ms(world);
         let quorum = Quorum::new(member, setup, now_ms);
         let state = RefCell::new(quorum.state().clone());
         let member = Rc::new(Self {
             index,
+            life,
             cluster: cluster.clone(),
             world: world.clone(),
             quorum: RefCell::new(quorum),

@@ -92,6 +92,8 @@ struct Cluster {
     hold_next_proposal: [Cell<Option<Duration>>; 2],
     /// How long this node's data takes to see the next control state.
     hold_next_state: [Cell<Option<Duration>>; 2],
+    /// How long this node takes to save the next promise for the first volume.
+    hold_next_promise: [Cell<Option<Duration>>; 2],
     /// What is cut off, from whom to whom, when the first node has proposed a change of the first volume's epoch.
     cut_after_proposal: Cell<&'static [(usize, usize)]>,
     /// Records by volume and epoch, as anybody has applied them.
@@ -125,6 +127,7 @@ impl Cluster {
             random,
             hold_next_proposal: Default::default(),
             hold_next_state: Default::default(),
+            hold_next_promise: Default::default(),
             cut_after_proposal: Cell::default(),
             records: RefCell::default(),
             newest_state: RefCell::new(ControlState::new()),
@@ -204,6 +207,12 @@ impl Cluster {
             self.tell(|| format!("{} loses its power", NAMES[member]));
             self.meet("power failures");
         }
+    }
+
+    /// The power fails, and of the log of consensus nothing is left that was not synced.
+    fn crash_hard(&self, member: usize) {
+        self.rooms[member].file.forget_unsynced();
+        self.crash(member);
     }
 
     /// The process is killed; the machine lives.
@@ -298,6 +307,8 @@ impl Cluster {
                         Some(Transition::Expand) => "expansions",
                         Some(Transition::Move) => "moves",
                         Some(Transition::Restart) => "restarts",
+                        Some(Transition::Stop) => "stops of volumes",
+                        Some(Transition::Start) => "starts from a certificate",
                         _ => "other epochs",
                     });
                     self.tell(|| format!("{} applies {}", NAMES[member], describe(record)));

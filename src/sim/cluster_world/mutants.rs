@@ -53,7 +53,9 @@ impl Mutant {
     /// The first seed that finds it, and what it said.
     fn find(self, seeds: u64) -> Option<(u64, String)> {
         let directed: Option<fn() -> Result<(), String>> = match self {
-            Self::Pair(pair::Mutant::LeaseForNewerRecord) => Some(scenarios::a_new_lease_for_an_old_part),
+            Self::Pair(pair::Mutant::LeaseForNewerRecord) => {
+                Some(|| scenarios::try_scenario(1, scenarios::a_lease_that_comes_with_the_deposition))
+            }
             Self::Pair(pair::Mutant::PromiseNotSaved) => {
                 Some(|| scenarios::try_scenario(1, scenarios::a_promise_and_a_crash))
             }
@@ -64,7 +66,16 @@ impl Mutant {
                 Some(|| scenarios::try_scenario(1, scenarios::a_move_with_a_write_on_its_way))
             }
             Self::Pair(pair::Mutant::NoDrain) => {
-                Some(|| scenarios::try_scenario(1, scenarios::a_late_local_write))
+                Some(|| scenarios::try_scenario(1, scenarios::a_late_local_snapshot))
+            }
+            Self::Pair(pair::Mutant::ReadWithoutPermit) => {
+                Some(|| scenarios::try_scenario(1, scenarios::a_read_past_the_unit))
+            }
+            Self::Cluster(cluster::Mutant::ForeignEpochTaken) => {
+                Some(|| scenarios::epochs_of_former_lives().map(drop))
+            }
+            Self::Cluster(cluster::Mutant::HandedOverTwice) => {
+                Some(|| scenarios::epochs_handed_to_former_lives().map(drop))
             }
             Self::Cluster(cluster::Mutant::CertificateKept) => {
                 Some(|| planned::try_all(planned::a_certificate_that_was_used))
@@ -89,12 +100,14 @@ const MIRROR: [mirror::Mutant; 6] = [
     mirror::Mutant::JoinNotRecorded,
 ];
 
-const CLUSTER: [cluster::Mutant; 5] = [
+const CLUSTER: [cluster::Mutant; 7] = [
     cluster::Mutant::DeposeAtOnce,
     cluster::Mutant::VoteNotStored,
     cluster::Mutant::MessagesBeforeSync,
     cluster::Mutant::RestartedVoterDoesNotWait,
     cluster::Mutant::CertificateKept,
+    cluster::Mutant::ForeignEpochTaken,
+    cluster::Mutant::HandedOverTwice,
 ];
 
 #[test]
@@ -113,8 +126,11 @@ fn every_mutant_is_found() {
     let work = || {
         while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
             match mutant.find(seeds.unwrap_or(QUICK_SEEDS)) {
+                Some((0, problem)) => {
+                    println!("mutant {}: found by its scenario ({problem})", mutant.name());
+                }
                 Some((seed, problem)) => {
-                    println!("mutant {}: found by seed {seed} ({problem})", mutant.name())
+                    println!("mutant {}: found by seed {seed} ({problem})", mutant.name());
                 }
                 None => {
                     println!("mutant {}: NOT FOUND", mutant.name());
@@ -133,8 +149,8 @@ fn every_mutant_is_found() {
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
-/// Those that a few seeds find.
-const QUICK: [&str; 8] = [
+/// Those that a scenario or a few seeds find.
+const QUICK: [&str; 15] = [
     "pair TakeOverWithoutPromise",
     "pair BeginAlone",
     "pair GoOnAlone",
@@ -143,6 +159,13 @@ const QUICK: [&str; 8] = [
     "scsi UnmapLeavesLast",
     "mirror GapTaken",
     "cluster CertificateKept",
+    "cluster ForeignEpochTaken",
+    "cluster HandedOverTwice",
+    "pair AttachUnsettled",
+    "pair HandOverUndrained",
+    "pair LeaseForNewerRecord",
+    "pair PromiseNotSaved",
+    "pair ReadWithoutPermit",
 ];
 
 /// Most seeds for a mutant when time is short.

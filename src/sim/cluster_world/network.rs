@@ -185,6 +185,9 @@ pub(super) struct Wire {
 
 impl ReplicaLink for Wire {
     fn send(&self, message: ToReplica) {
+        if let ToReplica::Begin { volume, stream } = message {
+            self.ends[0].cluster.check_epoch(&self.ends[0], volume, stream.epoch);
+        }
         if !self.is_broken.get() {
             let at = self.to_replica.arrival(&self.ends[0]);
             let _ = self.to_replica.sender.unbounded_send((at, message));

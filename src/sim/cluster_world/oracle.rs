@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::room::Life;
 use super::snapshots::Snapshots;
 use super::{Cluster, NAMES, VOLUMES, micros};
 use crate::base::runtime::Runtime;
@@ -33,6 +34,8 @@ pub(super) struct Oracle {
     executing: RefCell<Option<Rc<Operation>>>,
     /// By node and volume: the newest epoch that it has promised, as others may know.
     promised: RefCell<BTreeMap<(usize, VolumeId), u32>>,
+    /// Which life has served an epoch of a volume.
+    served: RefCell<BTreeMap<(VolumeId, u32), u64>>,
 }
 
 /// One command of a host.
@@ -278,6 +281,20 @@ impl Cluster {
             let mut promised = self.oracle.promised.borrow_mut();
             let known = promised.entry((node, *volume)).or_default();
             *known = (*known).max(expected_epoch + 1);
+        }
+    }
+
+    /// A life lets hosts in, or begins a stream, in an epoch: no other one ever does in the same (I8).
+    pub(super) fn check_epoch(&self, life: &Life, volume: VolumeId, epoch: u32) {
+        let mut served = self.oracle.served.borrow_mut();
+        let first = *served.entry((volume, epoch)).or_insert(life.number);
+        drop(served);
+        if first != life.number {
+            let node = NAMES[life.index];
+            self.fail(format!(
+                "{node} serves epoch {epoch} of volume {}, as another life has (I8)",
+                volume.0
+            ));
         }
     }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::hosts::Host;
 use super::runs::{compare, heal, look_at_all, until_level};
 use super::scenarios::try_scenario;
-use super::{Cluster, VOLUMES, micros, name};
+use super::{Cluster, NAMES, VOLUMES, micros, name};
 use crate::base::runtime::Runtime;
 use crate::base::units::VolumeId;
+use crate::cluster::state::Command;
 use crate::cluster::state::volume::{Transition, VolumeRecord};
 
 const VOLUME: VolumeId = VOLUMES[0];
@@ -63,6 +64,50 @@ fn stop_on_purpose(cluster: &Cluster, nodes: &[usize], how_long: Duration) {
 
 fn all(cluster: &Cluster, is_so: impl Fn(&VolumeRecord) -> bool) -> bool {
     VOLUMES.iter().all(|volume| cluster.record(*volume).is_some_and(|record| is_so(&record)))
+}
+
+/// The cluster is switched off, as `gemel cluster shutdown` does it, in the middle of anything. Whoever asks for it may go
+/// away before it is done; then the processes end in order, or not at all, or the power fails.
+pub(super) async fn switch_off_at_any_moment(cluster: &Rc<Cluster>) {
+    let random = &cluster.random;
+    let is_well = |node: &usize| cluster.life(*node).is_some_and(|life| !life.world.is_paused());
+    cluster.tell(|| "the cluster is switched off".to_owned());
+    cluster.meet("stops of the cluster asked for");
+    for _ in 0..random.below(80) {
+        let there: Vec<usize> = BOTH.into_iter().filter(is_well).collect();
+        stop_on_purpose(cluster, &there, Duration::from_millis(50));
+        if all(cluster, VolumeRecord::is_certified) {
+            break;
+        }
+        cluster.clock.sleep(micros(1000)).await;
+    }
+    if !all(cluster, VolumeRecord::is_certified) {
+        return;
+    }
+    cluster.meet("stops of the cluster");
+    match random.below(4) {
+        0 => BOTH.into_iter().for_each(|node| cluster.crash(node)),
+        1 => {}
+        _ => {
+            let first = random.index(2);
+            for node in [first, 1 - first].into_iter().filter(is_well) {
+                let Some(data) = cluster.life(node).and_then(|life| life.data()) else { continue };
+                data.is_leaving.set(true);
+                data.tell_health();
+                cluster.clock.sleep(micros(random.below(3000))).await;
+                cluster.kill(node);
+            }
+        }
+    }
+}
+
+/// A node is to be free of what it serves, or may serve again.
+pub(super) fn set_maintenance(cluster: &Cluster, node: usize, is_on: bool) {
+    let lives = (0..3).filter_map(|member| cluster.life(member));
+    if let Some(life) = lives.into_iter().find(|life| !life.world.is_paused()) {
+        cluster.tell(|| format!("{} in maintenance: {is_on}", NAMES[node]));
+        drop(life.member.propose(Command::SetMaintenance { node: name(node), is_on }));
+    }
 }
 
 /// Both processes end, one after the other, when every volume is stopped.

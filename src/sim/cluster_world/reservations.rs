@@ -189,6 +189,12 @@ impl Cluster {
 
     /// A host was preempted by `preempt`, and somebody has seen since that the reservation is held by another one: its
     /// writes are over, and none comes any more until it asks to be registered.
+    ///
+    /// Unless the reservation that was seen may be that of a command which has no answer yet. While there is none, a host
+    /// that is not registered may write, also after it was preempted; and when a reservation takes effect for commands
+    /// that are in the task set already is left to the target by SPC-4 (section 5.13.1): what says that it is established
+    /// is that the command which makes it has ended with GOOD. I17 wants the drain before GOOD, not before PERSISTENT
+    /// RESERVE IN shows what is in force for new commands.
     pub(super) fn fence(&self, volume: VolumeId, preempt: &Entry, holder: u64) {
         let Action::Preempt(_, victim) = preempt.action else { return };
         let host = host_of(victim);
@@ -200,8 +206,21 @@ impl Cluster {
             };
             !is_over && entry.action.lets_write(entry.host, host)
         };
-        if host_of(holder) == host || self.reservations.entries(volume).iter().any(may_undo) {
+        let entries = self.reservations.entries(volume);
+        if host_of(holder) == host || entries.iter().any(may_undo) {
             return;
+        }
+        let may_be_draining = |entry: &Rc<Entry>| {
+            let is_answered = match entry.given_up_in.get() {
+                None => entry.answer.borrow().is_some(),
+                Some(turn) => turn < self.oracle.turn(volume),
+            };
+            let takes =
+                matches!(entry.action, Action::Reserve(key) | Action::Preempt(key, _) if key == holder);
+            takes && !is_answered
+        };
+        if entries.iter().any(may_be_draining) {
+            return self.meet("reservations seen before they were answered");
         }
         self.meet("hosts fenced");
         self.reservations.fenced.borrow_mut().insert((volume, host));

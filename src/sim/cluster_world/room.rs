@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::member::{Clock, File, Member};
 use super::unit::Face;
-use super::{Cluster, NAMES, WITNESS, micros, name, network};
+use super::{Cluster, NAMES, VOLUMES, WITNESS, micros, name, network};
 use crate::array::superblock::{LogKey, Uuid};
 use crate::array::{Array, FormatOptions};
 use crate::base::buffer::BufferPool;
@@ -252,6 +252,7 @@ impl Data {
         let node = Node::new(NodeServices {
             own: name(index),
             peer: name(1 - index),
+            life: life.member.life,
             store: store.clone(),
             records: Rc::new(Kept { store: store.clone() }),
             newest: Box::new(newest),
@@ -385,7 +386,10 @@ impl Surroundings for Around {
         let life = self.life.upgrade();
         Box::pin(async move {
             let Some(life) = life else { return false };
-            life.world.sleep(micros(life.world.random() % 300)).await;
+            let at_random = micros(life.world.random() % 300);
+            let held =
+                if volume == VOLUMES[0] { life.cluster.hold_next_promise[life.index].take() } else { None };
+            life.world.sleep(held.unwrap_or(at_random)).await;
             let mut promised = life.cluster.rooms[life.index].promised.borrow_mut();
             let saved = promised.entry(volume).or_insert(0);
             *saved = epoch.max(*saved);

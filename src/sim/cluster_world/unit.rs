@@ -143,6 +143,7 @@ impl Presented {
     fn let_in(&self, record: &VolumeRecord, volume: Volume<ServedStore<Store>>) -> Result<(), String> {
         let faces = self.faces.borrow();
         let (face, life) = (faces.get(&record.id).ok_or("no face")?, self.life.upgrade().ok_or("no node")?);
+        life.cluster.check_epoch(&life, record.id, record.epoch);
         let turn = life.cluster.oracle.begin_service(record.id);
         life.cluster.tell(|| {
             format!("{} serves volume {} in epoch {}", NAMES[life.index], record.id.0, record.epoch)

@@ -36,6 +36,42 @@ fn scenario_26_a_preemption_outlives_its_primary() {
     });
 }
 
+/// Between a preemption and the next reservation nobody holds one: the preempted host may write. What it has under way when
+/// the next one is made ends before that is answered, and not before it can be seen (I17).
+#[test]
+fn a_reservation_is_answered_behind_the_writes_that_it_forbids() {
+    scenario(|cluster| async move {
+        let [old, new, next] = [0, 1, 2].map(|index| host(&cluster, index));
+        for host in [&old, &new, &next] {
+            host.register(P).await;
+        }
+        let victim = old.read_keys(P).await.unwrap()[0];
+        let preempt = new.begin_preempt(P, victim).await.unwrap();
+        assert_eq!(new.look_at_fence(P, &preempt).await, None, "nobody holds a reservation");
+        cluster.rooms[P].stall(Instant(cluster.clock.now().0 + 6_000_000));
+        let late = begin_write(&cluster, &old, P, 0);
+        cluster.clock.sleep(micros(400)).await;
+        let (reserved, reserving) = (Rc::new(Cell::new(false)), next.clone());
+        let told = reserved.clone();
+        cluster.clock.spawn(Box::pin(async move { told.set(reserving.take_reservation(P).await) }));
+        let mut seen = None;
+        while seen.is_none() {
+            seen = new.look_at_fence(P, &preempt).await;
+        }
+        assert_eq!(
+            (late.get(), reserved.get()),
+            (None, false),
+            "it is in force for new commands, and drains"
+        );
+        until(&cluster, "it is answered", || reserved.get()).await;
+        assert_eq!(late.get(), Some(true), "behind the write that it forbids");
+        assert!(new.look_at_fence(P, &preempt).await.is_some());
+        assert!(!old.write(P, sectors(0)).await);
+        assert!(new.write(P, sectors(1)).await);
+        heals(&cluster).await;
+    });
+}
+
 #[test]
 fn scenario_27_a_session_is_reinstated_when_its_writes_are_over() {
     scenario(|cluster| async move {

@@ -5,6 +5,7 @@
 mod disks;
 mod failover;
 mod hosts;
+mod lives;
 mod resync;
 mod rooms;
 mod snapshots;
@@ -14,9 +15,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub(super) use self::failover::{
-    a_late_local_write, a_move_with_a_write_on_its_way, a_new_lease_for_an_old_part, a_promise_and_a_crash,
-    a_read_of_what_is_in_doubt,
+    a_late_local_snapshot, a_lease_that_comes_with_the_deposition, a_move_with_a_write_on_its_way,
+    a_promise_and_a_crash, a_read_of_what_is_in_doubt, a_read_past_the_unit,
 };
+pub(super) use self::lives::{epochs_handed_to_former_lives, epochs_of_former_lives};
 use super::hosts::Host;
 use super::runs::{compare, heal, look_at_all, run_with, until_level};
 use super::{Cluster, VOLUMES, WITNESS, micros, name};

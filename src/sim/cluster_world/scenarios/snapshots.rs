@@ -8,7 +8,7 @@ use crate::volume::snapshot::{SnapshotKind, SnapshotRecord};
 use crate::volume::take_group_snapshot;
 
 /// Begins to take a snapshot beside everything else.
-fn begin_take(cluster: &Rc<Cluster>) -> Rc<Cell<Option<Option<Version>>>> {
+pub(super) fn begin_take(cluster: &Rc<Cluster>) -> Rc<Cell<Option<Option<Version>>>> {
     let outcome = Rc::new(Cell::new(None));
     let (told, taker) = (outcome.clone(), cluster.clone());
     cluster.clock.spawn(Box::pin(async move { told.set(Some(taker.take_snapshot(VOLUME).await)) }));
@@ -22,12 +22,12 @@ async fn heals_with_snapshots(cluster: &Rc<Cluster>) {
 }
 
 /// How many snapshots a node has.
-fn count(cluster: &Cluster, node: usize) -> usize {
+pub(super) fn count(cluster: &Cluster, node: usize) -> usize {
     let data = cluster.life(node).and_then(|life| life.data()).unwrap();
     data.store.snapshots(VOLUME).unwrap().len()
 }
 
-fn limit_resync(cluster: &Cluster, bytes_per_second: Option<u64>) {
+pub(super) fn limit_resync(cluster: &Cluster, bytes_per_second: Option<u64>) {
     let mut settings = cluster.newest_state.borrow().settings().clone();
     settings.resync_limit_bytes_per_second = bytes_per_second;
     drop(cluster.life(P).unwrap().member.propose(Command::ChangeSettings { settings }));
