@@ -8,6 +8,7 @@ mod hosts;
 mod resync;
 mod rooms;
 mod snapshots;
+mod versions;
 
 use std::cell::Cell;
 use std::rc::Rc;
