@@ -22,6 +22,8 @@ if [ "$1" != demo ]; then
     need qemu-img qemu-utils
     # Namespaces whose links are cut.
     need ip iproute2
+    # Has a system call of a process fail.
+    need strace strace
     # What reads the files in deploy/hosts.
     need multipath multipath-tools
     # A mail server for alerts.

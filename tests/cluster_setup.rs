@@ -205,6 +205,7 @@ fn nobody_manages_or_joins_the_quorum_without_a_certificate_for_that() {
         }
 
         let good = Hello {
+            oldest_protocol_version: 1,
             protocol_version: 1,
             cluster_uuid: uuid.to_string(),
             name: "b".into(),

@@ -68,6 +68,12 @@ impl Site {
         self.cluster.wait_in_sync(asked, VOLUME);
     }
 
+    /// A session of a host called `name` over one path.
+    fn path(&self, name: &str, node: &str) -> Session {
+        let settings = LoginSettings::normal(&format!("iqn.2026-11.io.gemel:{name}"), &self.target);
+        Session::open(self.cluster.portal(node), settings).unwrap()
+    }
+
     /// Kills every process, at about the same time.
     fn kill_both(&self) {
         NODES.iter().for_each(|node| self.cluster.pause(node));
@@ -91,6 +97,68 @@ impl Site {
         while began.elapsed() < WATCHED {
             assert!(!host.is_answered(), "{node} serves without what the other one has");
         }
+    }
+}
+
+/// A block that is full of a stamp.
+fn stamped(stamp: u8) -> Bytes {
+    Bytes::from(vec![stamp; 4096])
+}
+
+/// Unit attentions come first.
+fn write_block(path: &mut Session, block: u64, stamp: u8) {
+    let is_written = || path.write(0, block * 8, stamped(stamp)).unwrap().is_good();
+    assert!(holds_within(Duration::from_secs(10), is_written), "block {block} is not written");
+}
+
+fn read_block(path: &mut Session, block: u64) -> Bytes {
+    let mut data = None;
+    let is_read = || {
+        let read = path.read(0, block * 8, 8).unwrap();
+        let is_good = read.is_good();
+        data = Some(read.data).filter(|_| is_good);
+        is_good
+    };
+    assert!(holds_within(Duration::from_secs(10), is_read), "block {block} is not read");
+    data.map(Bytes::from).unwrap()
+}
+
+#[test]
+fn scenario_01_a_primary_dies_before_the_other_node_has_a_second_write() {
+    let site = Site::start();
+    for round in 0..4_u8 {
+        let serving = site.cluster.volume("a", VOLUME, "primary");
+        let survivor = other(&serving);
+        let (old, new) = (10 * round + 1, 10 * round + 2);
+        let mut path = site.path("one", &serving);
+        (0..2).for_each(|block| write_block(&mut path, block, old));
+        // The second write of a block finds the other node standing still.
+        site.cluster.pause(survivor);
+        path.connection.submit(write_command(0, 8, 8, stamped(new)));
+        path.flush().unwrap();
+        let answer = path.next_event_within(Duration::from_millis(300));
+        assert!(answer.is_err(), "it was acknowledged with one copy: {answer:?}");
+        site.cluster.kill(&serving);
+        site.cluster.go_on(survivor);
+        site.wait_served_by(survivor);
+        let mut path = site.path("one", survivor);
+        assert!(read_block(&mut path, 0) == stamped(old), "what was acknowledged is lost");
+        let seen = read_block(&mut path, 1);
+        println!(
+            "scenario 1, round {round}: the second write is {}",
+            if seen == stamped(old) { "not there" } else { "there" }
+        );
+        assert!([old, new].map(stamped).contains(&seen), "neither the old nor the new");
+        // And never changes again, also when the one that has the other version is back, and serves.
+        site.cluster.spawn(&serving);
+        site.wait_in_sync(survivor);
+        assert!(read_block(&mut path, 1) == seen, "it has changed");
+        site.cluster.move_volume(VOLUME, &serving);
+        let mut path = site.path("one", &serving);
+        assert!(
+            read_block(&mut path, 1) == seen && read_block(&mut path, 0) == stamped(old),
+            "it has changed"
+        );
     }
 }
 
@@ -194,6 +262,40 @@ fn scenario_10_both_die_in_sync_and_one_comes_back_with_the_witness() {
         site.wait_in_sync(survivor);
         site.check_on_both(&mut hosts);
     }
+}
+
+#[test]
+fn scenario_11_a_witness_without_its_log_makes_no_majority_with_a_stale_node() {
+    let site = Site::start();
+    let load = site.load();
+    site.cluster.kill("b");
+    load.settle();
+    let mut hosts = load.finish();
+    site.cluster.kill("a");
+    site.cluster.kill("w");
+    std::fs::remove_dir_all(site.cluster.state_directory("w")).unwrap();
+    site.cluster.spawn("w");
+    site.cluster.spawn("b");
+    site.assert_not_served("b");
+    let status = site.cluster.try_ask("b", &["status"]).unwrap();
+    println!("scenario 11: {status}");
+    assert!(status["attention"].to_string().contains("majority"), "{status}");
+    // Nor can the stale node accept it.
+    let accepted = site.cluster.gemel("b", &["node", "replace", "w"]);
+    assert!(!accepted.status.success(), "the two of them have no majority");
+    assert!(!site.host(3, 1).is_answered());
+    site.cluster.spawn("a");
+    hosts.iter_mut().for_each(Host::check_all);
+    site.wait_in_sync("a");
+    site.cluster.administer("a", &["node", "replace", "w"]);
+    site.check_on_both(&mut hosts);
+    // It counts again.
+    let load = Site::work(hosts);
+    let serving = site.cluster.volume("b", VOLUME, "primary");
+    site.cluster.kill(&serving);
+    load.wait_for_more();
+    site.cluster.spawn(&serving);
+    site.check_on_both(&mut load.finish());
 }
 
 #[test]

@@ -10,18 +10,22 @@ mod host;
 #[path = "support/initiator/mod.rs"]
 mod initiator;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use gemel::base::buffer::AlignedBuf;
 use gemel::base::units::BLOCK_SIZE;
 
-use cluster::{Cluster, ClusterSettings, NODES, other};
+use cluster::{Cluster, ClusterSettings, NODES, holds_within, other};
 use host::{Host, Load};
 
 const VOLUME: &str = "data";
 const DISKS: usize = 4;
+/// Blocks at each end of a disk that are left alone: its superblocks are there.
+const SUPERBLOCKS: u64 = 512;
 /// Who must not serve is watched for so long: longer than a lease, an election and the patience of everybody.
 const WATCHED: Duration = Duration::from_secs(6);
 
@@ -37,7 +41,11 @@ impl Site {
     }
 
     fn of_size(size: &str) -> Self {
-        let cluster = Cluster::start(ClusterSettings { disks: DISKS, ..ClusterSettings::default() });
+        Self::with(ClusterSettings::default(), size)
+    }
+
+    fn with(settings: ClusterSettings, size: &str) -> Self {
+        let cluster = Cluster::start(ClusterSettings { disks: DISKS, ..settings });
         let target = cluster.create_volume(VOLUME, size, &["--primary", "a"]);
         cluster.wait_in_sync("a", VOLUME);
         Self { cluster, target }
@@ -88,9 +96,9 @@ impl Site {
         // Past the page cache, which must not get between the node and its disk.
         let path = self.cluster.disk_path(node, disk);
         let file = File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
-        let end = file.metadata().unwrap().len() / BLOCK_SIZE as u64 - 512;
+        let end = file.metadata().unwrap().len() / BLOCK_SIZE as u64 - SUPERBLOCKS;
         let (mut block, mut flipped) = (AlignedBuf::zeroed(BLOCK_SIZE), 0);
-        for number in 512..end {
+        for number in SUPERBLOCKS..end {
             let offset = number * BLOCK_SIZE as u64;
             file.read_exact_at(&mut block, offset).unwrap();
             if block.iter().any(|byte| *byte != 0) {
@@ -234,6 +242,122 @@ fn scenario_22_rot_on_a_disk_of_each_node_is_repaired() {
     site.kill_both();
     NODES.iter().for_each(|node| site.cluster.spawn(node));
     site.check_on_both(&mut hosts);
+}
+
+impl Site {
+    /// All of a disk but for both ends, block by block, past the page cache; blocks of zeros are left out.
+    fn blocks_of(&self, node: &str, disk: usize) -> (File, BTreeMap<u64, AlignedBuf>) {
+        let path = self.cluster.disk_path(node, disk);
+        let file = File::options().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).unwrap();
+        let end = file.metadata().unwrap().len() / BLOCK_SIZE as u64 - SUPERBLOCKS;
+        let read = |number: u64| {
+            let mut block = AlignedBuf::zeroed(BLOCK_SIZE);
+            file.read_exact_at(&mut block, number * BLOCK_SIZE as u64).unwrap();
+            block.iter().any(|byte| *byte != 0).then_some((number, block))
+        };
+        let blocks = (SUPERBLOCKS..end).filter_map(read).collect();
+        (file, blocks)
+    }
+}
+
+/// A disk that says it has written what it has not, and one that writes to the wrong place: nothing but the checksum, which
+/// is bound to the address and the version, can tell.
+#[test]
+fn scenario_22_phantom_and_misdirected_writes_are_found_and_repaired() {
+    let site = Site::start();
+    let mut filled = site.host(2, 4096);
+    filled.fill();
+    for (node, disk) in [("a", 0), ("b", 2)] {
+        let (file, before) = site.blocks_of(node, disk);
+        // The same again, by other stamps: what is new on the disk since then is taken away, every other block of it.
+        filled.fill();
+        let (_, after) = site.blocks_of(node, disk);
+        let put = |number: u64, block: &AlignedBuf| {
+            file.write_all_at(block, number * BLOCK_SIZE as u64).unwrap();
+        };
+        let zeros = AlignedBuf::zeroed(BLOCK_SIZE);
+        let was = |number: &u64| before.get(number).unwrap_or(&zeros);
+        let changed = after.iter().filter(|(number, block)| block[..] != was(number)[..]);
+        let lost: BTreeSet<u64> = changed.step_by(2).map(|(number, _)| *number).collect();
+        lost.iter().for_each(|number| put(*number, was(number)));
+        // Of the others some have got what was meant for another one.
+        let left: Vec<u64> = after.keys().filter(|number| !lost.contains(number)).copied().collect();
+        let pairs = left.chunks_exact(2).step_by(3);
+        let misdirected = pairs.map(|pair| put(pair[0], &after[&pair[1]])).count();
+        println!(
+            "scenario 22: {} phantom and {misdirected} misdirected writes on disk {disk} of {node}",
+            lost.len()
+        );
+        assert!(lost.len() > 500 && misdirected > 100, "the disk holds next to nothing");
+        filled.check_all();
+        let found = site.scrub_until_whole(node);
+        println!("scenario 22: the scrub of {node}: {found}");
+        assert!(found["repaired"].as_u64().unwrap() > 100, "{found}");
+    }
+    let mut hosts = vec![filled];
+    site.check_on_both(&mut hosts);
+    site.kill_both();
+    NODES.iter().for_each(|node| site.cluster.spawn(node));
+    site.check_on_both(&mut hosts);
+}
+
+/// By a debugger that has one system call of the process fail: no file system here can be made to.
+#[test]
+fn scenario_23_a_flush_that_fails_once_costs_the_disk_and_nothing_else() {
+    if Command::new("strace").arg("--version").output().is_err() {
+        println!("scenario 23 is skipped: there is no strace here");
+        return;
+    }
+    let pool = "engine = \"threads\"\n".to_owned();
+    let site = Site::with(ClusterSettings { pool, ..ClusterSettings::default() }, "64M");
+    let load = site.load(0..2);
+    let state = |node: &str, path: &str| {
+        let listed = site.cluster.gemel(node, &["disk", "list"]);
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let disks = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let mut states = disks.filter(|disk| disk["path"] == path).map(|disk| disk["state"].to_string());
+        states.next().unwrap_or_default()
+    };
+    for (node, disk) in [("a", 1), ("b", 3)] {
+        let path = site.cluster.disk_path(node, disk).display().to_string();
+        let mut failing = Command::new("strace");
+        failing.args([
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-p",
+            &site.cluster.pid(node).to_string(),
+            "-P",
+            &path,
+        ]);
+        failing.args(["-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1"]);
+        let mut failing = failing.stderr(Stdio::piped()).spawn().unwrap();
+        let has_failed = || state(node, &path).contains("failed");
+        let is_over =
+            holds_within(Duration::from_secs(20), || has_failed() || failing.try_wait().unwrap().is_some());
+        let ended = failing.try_wait().unwrap();
+        // It lets go of the process when it is told to end.
+        let _ = Command::new("/bin/kill").args(["-INT", &failing.id().to_string()]).status();
+        let output = failing.wait_with_output().unwrap();
+        if ended.is_some() && !has_failed() {
+            println!("scenario 23 is skipped: {}", String::from_utf8_lossy(&output.stderr));
+            return;
+        }
+        assert!(is_over, "the disk is still in use");
+        assert!(site.has_event(node, "disk-failed"));
+        load.wait_for_more();
+        assert_eq!(site.cluster.volume(node, VOLUME, "state"), "in-sync", "the pool goes on without it");
+    }
+    // It stays out of use, whatever it says now.
+    site.kill_both();
+    NODES.iter().for_each(|node| site.cluster.spawn(node));
+    load.wait_for_more();
+    for (node, disk) in [("a", 1), ("b", 3)] {
+        let path = site.cluster.disk_path(node, disk).display().to_string();
+        assert!(!state(node, &path).contains("ok"), "disk {disk} of {node} is in use again");
+    }
+    site.check_on_both(&mut load.finish());
 }
 
 #[test]

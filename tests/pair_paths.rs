@@ -136,6 +136,36 @@ fn both_paths_reach_one_unit_and_its_reservations_outlive_the_node() {
     pair.demo.interrupt();
 }
 
+/// By either path, and back; every session sees the same states, and is told.
+#[test]
+fn a_host_moves_the_volume_by_set_target_port_groups() {
+    let pair = Pair::start();
+    wait_until("the volume is in sync", || is_in_sync(&pair, "a"));
+    let (mut by_a, mut by_b) = (open(&pair, "a", "one"), open(&pair, "b", "one"));
+    let mut other = open(&pair, "a", "two");
+    wait_until("the other path is usable", || states(&mut by_b) == (0, 1) && states(&mut by_a) == (0, 1));
+    for (round, to) in [(1, 2u8), (2, 1), (3, 2)] {
+        let wanted = |group: u8| if group == to { 0 } else { 1 };
+        let list = [0, 0, 0, 0, wanted(1), 0, 0, 1, wanted(2), 0, 0, 2];
+        let command = Command::new(&[0xa4, 0x0a, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0, 0])
+            .with_data_out(list.to_vec().into());
+        let asked = if round == 2 { &mut by_a } else { &mut by_b };
+        let began = Instant::now();
+        assert!(settled(asked, &command).is_good());
+        println!("moved to group {to} in {:?}", began.elapsed());
+        let states_then = if to == 2 { (1, 0) } else { (0, 1) };
+        wait_until("both say so", || states(&mut by_a) == states_then && states(&mut by_b) == states_then);
+        let node = if to == 2 { "b" } else { "a" };
+        assert_eq!(pair.ask("a", &["volume", "show", "demo"])["primary"], node);
+        let told = other.execute(Command::new(&[0; 6])).unwrap();
+        assert_eq!((told.status, told.sense[2], &told.sense[12..14]), (2, 6, &[0x2a, 0x06][..]), "{told:?}");
+        assert!(settled(&mut other, &write(5, round)).is_good());
+        assert_eq!(settled(&mut by_b, &read(5)).data, [round; 4096]);
+        wait_until("both have everything", || is_in_sync(&pair, node));
+    }
+    pair.demo.interrupt();
+}
+
 /// A host that has the path of one node only, and nodes that come and go behind it.
 #[test]
 fn a_host_with_the_other_nodes_path_alone_loses_nothing() {

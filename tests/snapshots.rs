@@ -12,7 +12,7 @@ mod initiator;
 
 use std::process::Output;
 
-use cluster::{Cluster, ClusterSettings, NODES};
+use cluster::{Cluster, ClusterSettings, NODES, other};
 use host::Host;
 use serde_json::Value;
 
@@ -81,6 +81,47 @@ fn snapshots_are_known_to_both_nodes_and_outlive_the_one_that_took_them() {
     cluster.move_volume(VOLUME, "a");
     assert_eq!(names(&cluster, "a", &[VOLUME]), ["two"]);
     host.check_all();
+}
+
+/// The node that takes it is killed meanwhile, a little later each time.
+#[test]
+fn scenario_28_a_snapshot_races_a_failover() {
+    let (cluster, mut host) = start();
+    let (mut acknowledged, mut there) = (Vec::new(), 0);
+    for round in 0..6_u32 {
+        host.write(0, 32);
+        let serving = cluster.volume("a", VOLUME, "primary");
+        let (survivor, name) = (other(&serving), format!("race-{round}"));
+        let mut taking = cluster.start_gemel(survivor, &["snapshot", "create", &format!("{VOLUME}@{name}")]);
+        std::thread::sleep(std::time::Duration::from_millis(u64::from(8 * round)));
+        cluster.kill(&serving);
+        if taking.wait().unwrap().success() {
+            acknowledged.push(name.clone());
+        }
+        cluster
+            .wait_until("the other one serves", || cluster.volume(survivor, VOLUME, "primary") == survivor);
+        host.write(32, 32);
+        let after = || names(&cluster, survivor, &[VOLUME]);
+        cluster.wait_until("they are listed", || {
+            cluster.gemel(survivor, &["snapshot", "list", VOLUME]).status.success()
+        });
+        let listed = after();
+        there += usize::from(listed.contains(&name));
+        assert!(
+            acknowledged.iter().all(|name| listed.contains(name)),
+            "{acknowledged:?}, but only {listed:?}"
+        );
+        cluster.spawn(&serving);
+        cluster.wait_in_sync(survivor, VOLUME);
+        assert_eq!(after(), listed, "what is there stays, what is not does not come");
+        // The other replica has the same ones, at the same versions.
+        let shown = |asked: &str| cluster.gemel(asked, &["snapshot", "list", VOLUME]).stdout;
+        let before = shown(survivor);
+        cluster.move_volume(VOLUME, &serving);
+        assert!(shown(&serving) == before, "the replicas differ");
+        host.check_all();
+    }
+    println!("scenario 28: {} of 6 acknowledged, {there} there", acknowledged.len());
 }
 
 #[test]

@@ -12,6 +12,7 @@ use super::data::disk_book::{Priority, ScrubPages};
 pub use super::data::disk_changes::DiskChange;
 use crate::base::units::{Version, VolumeId};
 use crate::pair::PartReport;
+use crate::peer::mirror_stream::DirectionStatus;
 use crate::volume::SnapshotError;
 use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::statistics::VolumeStatistics;
@@ -203,6 +204,8 @@ pub struct EngineReport {
     pub volumes: Vec<VolumeReport>,
     /// The pool.
     pub pool: PoolReport,
+    /// The connection that carries this node's mirrors to the other one, in a pair.
+    pub mirror: Option<DirectionStatus>,
 }
 
 impl EngineReport {

@@ -29,6 +29,7 @@ use super::services::{self, Services};
 use super::state_directory::StateDirectory;
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::ControlState;
+use crate::cluster::versions::Claim;
 use crate::peer::quorum::{self, QuorumHandle, QuorumSetup};
 
 /// Exit code of a daemon that could not start.
@@ -52,6 +53,10 @@ struct Arguments {
     /// nothing survives the process.
     #[arg(long, hide = true, value_name = "SIZE", value_parser = size)]
     volatile_memory_pool: Option<u64>,
+    /// For tests of clusters whose members run different releases: say that this one speaks these versions of a protocol
+    /// between members, whatever it does speak.
+    #[arg(long, hide = true, value_name = "PROTOCOL=OLDEST..NEWEST")]
+    claim_protocol: Vec<Claim>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,7 +151,10 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     // From the first moment on a signal is a request to stop in order.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let config = Config::load(&arguments.config)?;
+    let mut config = Config::load(&arguments.config)?;
+    if let Some(pair) = &mut config.pair {
+        pair.speaks = pair.speaks.with(&arguments.claim_protocol);
+    }
     let state = Arc::new(StateDirectory::open(&config.state_dir)?);
     let keep = usize::try_from(config.events.keep.get())?;
     let (events, log, writer) = event_log::open(state.clone(), keep)?;

@@ -28,7 +28,6 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
@@ -36,6 +35,7 @@ use futures::future::LocalBoxFuture;
 use super::coverage::END;
 use super::joiner::{Joiner, StreamEnded};
 use super::mutant::{self, Mutant};
+use super::pace::Pace;
 use super::primary::Mirror;
 use super::stages::{Report, Restated, Stage, stages};
 use crate::base::checksum::Crc32;
@@ -51,9 +51,7 @@ pub struct Resync<S: BlockStore + 'static, V: BlockStore + 'static = Mirror<S>> 
     local: Rc<S>,
     volume: Volume<V>,
     runtime: RuntimeHandle,
-    limit_bytes_per_second: Cell<Option<u64>>,
-    /// When the next copy may go out at that limit.
-    next_copy: Cell<Instant>,
+    pace: Rc<Pace>,
     progress: Cell<ResyncProgress>,
 }
 
@@ -100,19 +98,18 @@ impl<S: SnapshotStore + ChangeLog + 'static, V: SnapshotStore + 'static> Resync<
     /// For `volume`, which is open over a mirror that has `local` below it. No limit at first:
     /// redundancy comes before speed.
     pub fn new(local: Rc<S>, volume: Volume<V>, runtime: RuntimeHandle) -> Self {
-        Self {
-            local,
-            volume,
-            runtime,
-            limit_bytes_per_second: Cell::new(None),
-            next_copy: Cell::default(),
-            progress: Cell::default(),
-        }
+        Self { local, volume, runtime, pace: Rc::default(), progress: Cell::default() }
     }
 
-    /// Copies no faster than this from now on.
+    /// Keeps to the limit of all resyncs that have this pace.
+    #[must_use]
+    pub fn paced_by(self, pace: Rc<Pace>) -> Self {
+        Self { pace, ..self }
+    }
+
+    /// Copies no faster than this from now on, with all that have its pace.
     pub fn limit(&self, bytes_per_second: Option<u64>) {
-        self.limit_bytes_per_second.set(bytes_per_second.map(|limit| limit.max(1)));
+        self.pace.limit(bytes_per_second);
     }
 
     /// How far it is.
@@ -207,19 +204,6 @@ impl<S: SnapshotStore + ChangeLog + 'static, V: SnapshotStore + 'static> Resync<
         let mut progress = self.progress.get();
         change(&mut progress);
         self.progress.set(progress);
-    }
-
-    /// Waits until a copy of so many bytes may go out.
-    async fn pace(&self, bytes: u64) {
-        let Some(limit) = self.limit_bytes_per_second.get() else { return };
-        let now = self.runtime.now();
-        let at = self.next_copy.get().max(now);
-        let takes_ns = u128::from(bytes) * 1_000_000_000 / u128::from(limit);
-        self.next_copy.set(Instant(at.0.saturating_add(u64::try_from(takes_ns).unwrap_or(u64::MAX))));
-        let wait: Duration = at.since(now);
-        if !wait.is_zero() {
-            self.runtime.sleep(wait).await;
-        }
     }
 }
 
@@ -367,7 +351,7 @@ impl<S: SnapshotStore + ChangeLog + 'static, V: SnapshotStore + 'static> Run<'_,
                 restated.add(&wanted);
             }
             self.copies.push_back((BlockAddress(chunk.start), blocks, copied));
-            resync.pace(blocks * BLOCK_SIZE as u64).await;
+            resync.pace.keep(&resync.runtime, blocks * BLOCK_SIZE as u64).await;
         }
         Ok(true)
     }

@@ -13,7 +13,7 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Redundancy, VolumeRecord, Watermark};
-use crate::mirror::{Fence, FromReplica, Held, Records, ReplicaLink, ReplicaStream, Replicas};
+use crate::mirror::{Fence, FromReplica, Held, Pace, Records, ReplicaLink, ReplicaStream, Replicas};
 use crate::store::interface::{BlockStore, ChangeLog, SnapshotStore};
 
 /// What the parts of a node share.
@@ -58,8 +58,8 @@ pub(super) struct Shared<S: BlockStore + 'static> {
     pub(super) in_maintenance: Cell<(bool, bool)>,
     /// Until when volumes are stopped on purpose, and none begins.
     stopping_until: Cell<Instant>,
-    /// Most that a resync copies a second.
-    pub(super) resync_limit: Cell<Option<u64>>,
+    /// How fast resyncs copy, those of all volumes together.
+    pub(super) resync_pace: Rc<Pace>,
 }
 
 impl<S: BlockStore + 'static> Clone for Node<S> {
@@ -85,7 +85,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Node<S> {
                 unlinked_since,
                 in_maintenance: Cell::default(),
                 stopping_until: Cell::default(),
-                resync_limit: Cell::default(),
+                resync_pace: Rc::default(),
             }
         });
         Self { shared }
@@ -97,10 +97,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Node<S> {
         let is_in_maintenance =
             |own: &NodeName| state.nodes().any(|(name, node)| name == own && node.is_in_maintenance);
         self.shared.in_maintenance.set((is_in_maintenance(&services.own), is_in_maintenance(&services.peer)));
-        let limit = state.settings().resync_limit_bytes_per_second;
-        if self.shared.resync_limit.replace(limit) != limit {
-            self.shared.all_parts().iter().for_each(|part| part.limit_resync(limit));
-        }
+        self.shared.resync_pace.limit(state.settings().resync_limit_bytes_per_second);
         for record in state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored) {
             self.shared.part(record).take_record(record);
         }

@@ -248,12 +248,6 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         is_possible
     }
 
-    pub(super) fn limit_resync(&self, bytes_per_second: Option<u64>) {
-        if let Some(serving) = &*self.serving.borrow() {
-            serving.resync.limit(bytes_per_second);
-        }
-    }
-
     /// The volume was deleted.
     pub(super) async fn end(&self) {
         let _turn = self.turn.lock().await;
@@ -414,8 +408,8 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             parameters,
             VolumeServices { store: Rc::new(served), runtime: runtime.clone(), pool },
         );
-        let resync = Rc::new(Resync::new(store, volume.clone(), runtime.clone()));
-        resync.limit(node.resync_limit.get());
+        let resync = Resync::new(store, volume.clone(), runtime.clone());
+        let resync = Rc::new(resync.paced_by(node.resync_pace.clone()));
         if let Some(link) = node.link() {
             mirror.connected(link);
         }

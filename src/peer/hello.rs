@@ -9,15 +9,7 @@ use crate::cluster::quorum::{PeerInfo, SeatKind};
 use crate::cluster::raft::MemberId;
 use crate::cluster::state::ClusterUuid;
 use crate::cluster::state::node::KeyFingerprint;
-
-/// Versions of the protocols that this program speaks, one a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProtocolVersion(pub u32);
-
-/// Of the service for consensus and leases.
-pub const CONTROL_PROTOCOL: ProtocolVersion = ProtocolVersion(1);
-/// Of the service that carries mirrors.
-pub const MIRROR_PROTOCOL: ProtocolVersion = ProtocolVersion(2);
+use crate::cluster::versions::{Protocol, Spoken, Versions};
 
 /// Who this member is, as it says to others.
 #[derive(Clone, Debug)]
@@ -30,6 +22,8 @@ pub struct Introduction {
     pub kind: SeatKind,
     /// Its identity in its present life.
     pub member: MemberId,
+    /// The versions of the protocols that it speaks.
+    pub speaks: Spoken,
 }
 
 /// Another member that has said who it is, and is known.
@@ -41,6 +35,8 @@ pub struct Greeted {
     pub info: PeerInfo,
     /// Version of its program.
     pub build: String,
+    /// The version of the protocol that both speak from here on.
+    pub version: u32,
     /// The key of its certificate, where it has called.
     pub key: Option<KeyFingerprint>,
 }
@@ -48,13 +44,15 @@ pub struct Greeted {
 impl Introduction {
     /// As a frame's content.
     #[must_use]
-    pub fn hello(&self, version: ProtocolVersion) -> Hello {
+    pub fn hello(&self, protocol: Protocol) -> Hello {
+        let versions = self.speaks.of(protocol);
         let kind = match self.kind {
             SeatKind::Node => WireKind::Node,
             SeatKind::Witness => WireKind::Witness,
         };
         Hello {
-            protocol_version: version.0,
+            protocol_version: versions.newest(),
+            oldest_protocol_version: versions.oldest(),
             cluster_uuid: self.cluster.to_string(),
             name: self.name.to_string(),
             member_id: self.member.0,
@@ -68,18 +66,18 @@ impl Introduction {
     /// # Errors
     /// The status to refuse it with.
     #[allow(clippy::result_large_err)] // as the service wants it
-    pub fn check(
-        &self,
-        hello: &Hello,
-        version: ProtocolVersion,
-        known: &[PeerAddress],
-    ) -> Result<Greeted, Status> {
-        if hello.protocol_version != version.0 {
-            return Err(Status::failed_precondition(format!(
-                "{} speaks version {} of the protocol and {} version {}: use programs that fit each other",
-                hello.name, hello.protocol_version, self.name, version.0
-            )));
-        }
+    pub fn check(&self, hello: &Hello, protocol: Protocol, known: &[PeerAddress]) -> Result<Greeted, Status> {
+        let (own, build) = (self.speaks.of(protocol), shown(&hello.build));
+        let spoken = versions_of(hello).ok_or_else(|| Status::invalid_argument("it speaks no version"))?;
+        let version = spoken.agree(own).ok_or_else(|| {
+            Status::failed_precondition(format!(
+                "{} (gemel {build}) speaks {spoken} of the {protocol} protocol and {} (gemel {}) {own}: bring the older \
+                 one up to date",
+                shown(&hello.name),
+                self.name,
+                env!("CARGO_PKG_VERSION"),
+            ))
+        })?;
         if hello.cluster_uuid != self.cluster.to_string() {
             return Err(Status::failed_precondition(format!(
                 "{} belongs to cluster {}, and {} to {}",
@@ -101,9 +99,22 @@ impl Introduction {
             return Err(Status::permission_denied(format!("{} is another kind of member here", hello.name)));
         }
         let info = PeerInfo { member: MemberId(hello.member_id), kind };
-        let build = hello.build.chars().filter(|character| !character.is_control()).take(64).collect();
-        Ok(Greeted { name: peer.name.clone(), info, build, key: None })
+        Ok(Greeted { name: peer.name.clone(), info, build, version, key: None })
     }
+}
+
+/// What another one speaks; who says one version speaks that alone.
+fn versions_of(hello: &Hello) -> Option<Versions> {
+    let newest = hello.protocol_version;
+    Versions::new(
+        if hello.oldest_protocol_version == 0 { newest } else { hello.oldest_protocol_version },
+        newest,
+    )
+}
+
+/// A text of somebody else, for people.
+fn shown(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(64).collect()
 }
 
 #[cfg(test)]
@@ -117,15 +128,31 @@ mod tests {
             name: "a".parse().unwrap(),
             kind: SeatKind::Node,
             member: MemberId(1),
+            speaks: Spoken::default(),
         };
         let known =
             [PeerAddress { name: "b".parse().unwrap(), addresses: vec![], mirror: vec![], witness: false }];
         let other = Introduction { name: "b".parse().unwrap(), member: MemberId(2), ..own.clone() };
-        let good = other.hello(CONTROL_PROTOCOL);
-        let greeted = own.check(&good, CONTROL_PROTOCOL, &known).unwrap();
-        assert_eq!((greeted.name.as_str(), greeted.info.member), ("b", MemberId(2)));
+        let good = other.hello(Protocol::Control);
+        let greeted = own.check(&good, Protocol::Control, &known).unwrap();
+        assert_eq!((greeted.name.as_str(), greeted.info.member, greeted.version), ("b", MemberId(2), 1));
+        // A newer program that still speaks what this one does.
+        let newer = Hello { protocol_version: 3, oldest_protocol_version: 1, ..good.clone() };
+        assert_eq!(own.check(&newer, Protocol::Control, &known).unwrap().version, 1);
         let cases = [
-            (Hello { protocol_version: 2, ..good.clone() }, "version 2"),
+            (
+                Hello {
+                    protocol_version: 3,
+                    oldest_protocol_version: 2,
+                    build: "9.1".into(),
+                    ..good.clone()
+                },
+                "b (gemel 9.1) speaks versions 2 to 3 of the control protocol and a (gemel",
+            ),
+            // A program of the time at which one version was all that was said.
+            (Hello { protocol_version: 2, oldest_protocol_version: 0, ..good.clone() }, "speaks version 2"),
+            (Hello { protocol_version: 0, oldest_protocol_version: 0, ..good.clone() }, "no version"),
+            (Hello { protocol_version: 1, oldest_protocol_version: 2, ..good.clone() }, "no version"),
             (Hello { cluster_uuid: "0".repeat(32), ..good.clone() }, "belongs to cluster 0000"),
             (Hello { name: "x".into(), ..good.clone() }, "knows no member"),
             (Hello { kind: WireKind::Witness.into(), ..good.clone() }, "another kind"),
@@ -133,7 +160,7 @@ mod tests {
             (Hello { member_id: 0, ..good }, "another kind"),
         ];
         for (hello, reason) in cases {
-            let status = own.check(&hello, CONTROL_PROTOCOL, &known).unwrap_err();
+            let status = own.check(&hello, Protocol::Control, &known).unwrap_err();
             assert!(status.message().contains(reason), "{status}");
         }
     }

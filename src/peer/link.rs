@@ -14,13 +14,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use rustls_pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::dial::dial;
-use super::hello::{CONTROL_PROTOCOL, Greeted, Introduction};
+use super::hello::{Greeted, Introduction};
 use super::messages::control_frame::Content;
 use super::messages::peer_client::PeerClient;
 use super::messages::peer_server::{Peer, PeerServer};
@@ -30,6 +31,7 @@ use super::tls::Keys;
 use crate::cluster::lease::StoreHealth;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::message::Message;
+use crate::cluster::versions::Protocol;
 
 /// What a link tells the thread that owns the quorum.
 pub enum LinkEvent {
@@ -56,8 +58,47 @@ pub enum LinkEvent {
         /// To whom.
         name: NodeName,
         /// Why.
-        reason: String,
+        trouble: Trouble,
     },
+}
+
+/// Why there is no connection to another member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// In words.
+    pub reason: String,
+    /// Whether it is there, and one of the two refuses the other.
+    pub is_refusal: bool,
+}
+
+impl Trouble {
+    /// It can't be reached.
+    pub(super) fn unreachable(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), is_refusal: false }
+    }
+
+    /// It is there, and this is what is wrong with it.
+    pub(super) fn refused(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), is_refusal: true }
+    }
+
+    /// The same, at this address.
+    pub(super) fn at(self, address: &str) -> Self {
+        Self { reason: format!("{address}: {}", self.reason), ..self }
+    }
+}
+
+impl From<Status> for Trouble {
+    /// What a caller is told.
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::Unauthenticated
+            | Code::InvalidArgument => Self::refused(format!("refused: {}", status.message())),
+            _ => Self::unreachable(status.message()),
+        }
+    }
 }
 
 /// What comes over a link.
@@ -134,11 +175,11 @@ impl Links {
                     wait = SHORTEST_WAIT;
                     said.clear();
                 }
-                Err(reason) => {
-                    let reason = format!("{address}: {reason}");
-                    if said.insert(address, reason.clone()).as_ref() != Some(&reason) {
+                Err(trouble) => {
+                    let trouble = trouble.at(address);
+                    if said.insert(address, trouble.clone()).as_ref() != Some(&trouble) {
                         let name = peer.name.clone();
-                        if self.events.send(LinkEvent::Failed { name, reason }).await.is_err() {
+                        if self.events.send(LinkEvent::Failed { name, trouble }).await.is_err() {
                             return;
                         }
                     }
@@ -150,30 +191,45 @@ impl Links {
     }
 
     /// One call, to its end; an error when it came to no link.
-    async fn call_at(&self, peer: &PeerAddress, address: &str) -> Result<(), String> {
+    async fn call_at(&self, peer: &PeerAddress, address: &str) -> Result<(), Trouble> {
         let address = with_port(address, PEER_PORT);
-        let channel = dial(&self.keys, (&peer.name, peer.kind()), &address, |endpoint| endpoint).await?;
+        let channel = dial(&self.keys, (&peer.name, peer.kind()), &address, |endpoint| endpoint).await;
+        let channel = channel.map_err(Trouble::unreachable)?;
         let mut client = PeerClient::new(channel)
             .max_decoding_message_size(MOST_FRAME_BYTES)
             .max_encoding_message_size(MOST_FRAME_BYTES);
         let (frames, outgoing) = mpsc::channel(QUEUE);
-        let hello = frame(Content::Hello(self.introduction.hello(CONTROL_PROTOCOL)));
-        frames.try_send(Ok(hello)).map_err(|_| "the queue is full".to_owned())?;
+        let hello = frame(Content::Hello(self.introduction.hello(Protocol::Control)));
+        frames.try_send(Ok(hello)).map_err(|_| Trouble::unreachable("the queue is full"))?;
         // A refusal comes as an error of the call; an error of our own never goes into the stream.
         let outgoing = ReceiverStream::new(outgoing).filter_map(|frame| async { frame.ok() });
         let called = timeout(HANDSHAKE_TIMEOUT, client.control(Request::new(outgoing))).await;
-        let called = called.map_err(|_| "no answer to the call".to_owned())?;
-        let mut incoming = called.map_err(|status| refusal(&status))?.into_inner();
-        let hello = next_hello(&mut incoming).await.map_err(|status| refusal(&status))?;
+        let called = called.map_err(|_| Trouble::unreachable("no answer to the call"))?;
+        let mut incoming = called?.into_inner();
+        let hello = next_hello(&mut incoming).await?;
         let greeted = self
             .introduction
-            .check(&hello, CONTROL_PROTOCOL, &self.peers)
-            .map_err(|status| status.message().to_owned())?;
+            .check(&hello, Protocol::Control, &self.peers)
+            .map_err(|status| Trouble::refused(status.message()))?;
         if greeted.name != peer.name {
-            return Err(format!("{} answers in the place of {}", greeted.name, peer.name));
+            return Err(Trouble::refused(format!("{} answers in the place of {}", greeted.name, peer.name)));
         }
         self.read(greeted, frames, incoming).await;
         Ok(())
+    }
+
+    /// Tells that a caller is refused, when it is surely the member that it says.
+    async fn tell_refused(
+        &self,
+        hello: &Hello,
+        certificates: Option<&[CertificateDer<'static>]>,
+        status: &Status,
+    ) {
+        let Some(peer) = self.peers.iter().find(|peer| peer.name.as_str() == hello.name) else { return };
+        if self.keys.check_caller(certificates, &peer.name, peer.kind()).is_ok() {
+            let trouble = Trouble::refused(status.message());
+            let _ = self.events.send(LinkEvent::Failed { name: peer.name.clone(), trouble }).await;
+        }
     }
 
     /// Reads a link to its end.
@@ -236,13 +292,17 @@ impl Peer for ControlService {
         // Nothing is told to strangers, nor waited for.
         links.keys.caller(certificates).map_err(|error| Status::unauthenticated(error.to_string()))?;
         let hello = next_hello(&mut incoming).await?;
-        let greeted = links.introduction.check(&hello, CONTROL_PROTOCOL, &links.peers)?;
+        let checked = links.introduction.check(&hello, Protocol::Control, &links.peers);
+        if let Err(status) = &checked {
+            links.tell_refused(&hello, certificates, status).await;
+        }
+        let greeted = checked?;
         let key = links
             .keys
             .check_caller(certificates, &greeted.name, greeted.info.kind)
             .map_err(|error| Status::permission_denied(format!("{error}: {}", greeted.name)))?;
         let (frames, outgoing) = mpsc::channel(QUEUE);
-        let hello = frame(Content::Hello(links.introduction.hello(CONTROL_PROTOCOL)));
+        let hello = frame(Content::Hello(links.introduction.hello(Protocol::Control)));
         frames.try_send(Ok(hello)).map_err(|_| Status::resource_exhausted("the queue is full"))?;
         let greeted = Greeted { key: Some(key), ..greeted };
         tokio::spawn(async move { links.read(greeted, frames, incoming).await });
@@ -269,16 +329,6 @@ fn store_of(ping: &Ping) -> StoreHealth {
 
 fn frame(content: Content) -> ControlFrame {
     ControlFrame { content: Some(content) }
-}
-
-/// What a refused caller is told.
-pub(super) fn refusal(status: &Status) -> String {
-    match status.code() {
-        Code::PermissionDenied | Code::FailedPrecondition | Code::Unauthenticated | Code::InvalidArgument => {
-            format!("refused: {}", status.message())
-        }
-        _ => status.message().to_owned(),
-    }
 }
 
 /// Where an error comes from.

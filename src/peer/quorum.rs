@@ -18,7 +18,7 @@ use tonic::service::Routes;
 
 use super::hello::Introduction;
 use super::incoming::{Census, Incoming};
-use super::link::{Heard, Link, LinkEvent, Links};
+use super::link::{Heard, Link, LinkEvent, Links, Trouble};
 use super::log_file::{LogFile, LogFileError};
 use super::settings::{PeerAddress, PeerSettings};
 use super::tls::{Keys, KeysError};
@@ -114,6 +114,8 @@ pub struct PeerStatus {
     pub build: String,
     /// Why it cannot be reached, as far as is known.
     pub reason: String,
+    /// Whether it is there, and one of the two refuses the other for that reason.
+    pub is_refused: bool,
     /// How its store was when it was last heard of.
     pub store: StoreHealth,
 }
@@ -351,6 +353,7 @@ impl Worker {
             name: name.clone(),
             kind,
             member: member.identity().member,
+            speaks: settings.speaks,
         };
         let life = random()?;
         let setup = Setup { name: name.clone(), kind, life, terms: LeaseTerms::LAN };
@@ -365,6 +368,7 @@ impl Worker {
                 member: None,
                 build: String::new(),
                 reason: String::new(),
+                is_refused: false,
                 store: StoreHealth::Well,
             };
             (peer.name.clone(), status)
@@ -499,12 +503,18 @@ impl Worker {
                 }
             }
             LinkEvent::Down { name, link } => self.remove(&name, link),
-            LinkEvent::Failed { name, reason } => {
-                tracing::warn!(peer = %name, reason, "no link");
-                if let Some(peer) = self.peers.get_mut(&name) {
-                    peer.reason = reason;
-                }
-            }
+            LinkEvent::Failed { name, trouble } => self.note_trouble(&name, trouble),
+        }
+    }
+
+    fn note_trouble(&mut self, name: &NodeName, Trouble { reason, is_refusal }: Trouble) {
+        let Some(peer) = self.peers.get_mut(name) else { return };
+        if peer.reason != reason {
+            tracing::warn!(peer = %name, reason, "no link");
+        }
+        // Both call each other, and one link is enough.
+        if !peer.is_reachable {
+            (peer.reason, peer.is_refused) = (reason, is_refusal);
         }
     }
 
@@ -520,7 +530,7 @@ impl Worker {
                 (peer.is_reachable, peer.since_unix_ms) = (true, unix_ms());
             }
             (peer.member, peer.build) = (Some(greeted.info.member), greeted.build);
-            peer.reason.clear();
+            (peer.reason, peer.is_refused) = (String::new(), false);
         }
         self.quorum.handle_peer(greeted.name, Some(greeted.info));
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::ClusterUuid;
+use crate::cluster::versions::Spoken;
 
 /// Default port between members.
 pub const PEER_PORT: u16 = 3261;
@@ -34,6 +35,9 @@ pub struct PeerSettings {
     pub tls_dir: PathBuf,
     /// The others.
     pub peers: Vec<PeerAddress>,
+    /// What this program speaks; no part of a configuration.
+    #[serde(skip)]
+    pub speaks: Spoken,
 }
 
 /// Another member.

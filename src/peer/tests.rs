@@ -12,6 +12,7 @@ use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::volume::{Redundancy, SectorSize};
 use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome};
+use crate::cluster::versions::Spoken;
 
 const NAMES: [&str; 3] = ["a", "b", "w"];
 const UUID: ClusterUuid = ClusterUuid([5; 16]);
@@ -87,6 +88,7 @@ impl Trio {
                 cluster_uuid: UUID,
                 tls_dir: tls_dir.to_owned(),
                 peers: (0..3).filter(|other| *other != seat).map(peer).collect(),
+                speaks: Spoken::default(),
             },
             listeners: vec![listen(self.addresses[seat])],
             services: None,

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::config::Config;
 use crate::cluster::quorum::SeatKind;
+use crate::cluster::versions::Claim;
 use crate::daemon::listen::listen;
 use crate::daemon::notify;
 use crate::peer::quorum::{QuorumSetup, start};
@@ -30,6 +31,10 @@ struct Arguments {
     /// Where the configuration is.
     #[arg(long, value_name = "PATH", default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+    /// For tests of clusters whose members run different releases: say that this one speaks these versions of a protocol
+    /// between members, whatever it does speak.
+    #[arg(long, hide = true, value_name = "PROTOCOL=OLDEST..NEWEST")]
+    claim_protocol: Vec<Claim>,
 }
 
 /// Why the service ended early. The text says what to do.
@@ -73,7 +78,8 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     // From the first moment on a signal is a request to stop in order.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let Config { name, state_dir: directory, pair: settings } = Config::load(&arguments.config)?;
+    let Config { name, state_dir: directory, pair: mut settings } = Config::load(&arguments.config)?;
+    settings.speaks = settings.speaks.with(&arguments.claim_protocol);
     let listeners = settings.listen.iter().map(|address| listen(*address, "the pair", "pair.listen"));
     let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
     tracing::info!(%name, version = env!("CARGO_PKG_VERSION"), "the witness starts");

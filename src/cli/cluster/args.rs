@@ -50,7 +50,8 @@ pub enum ClusterVerb {
     Show,
     /// Change settings of the whole cluster; what is not given stays as it is.
     Set {
-        /// Most that bringing a volume's replica up to date copies in a second, such as 200M; 0 for no limit.
+        /// Most that a node copies in a second to bring replicas up to date, those of all volumes together, such as 200M; 0 for no
+        /// limit.
         #[arg(long, value_name = "SIZE", value_parser = crate::cli::args::size)]
         resync_limit: Option<u64>,
         /// Share of a pool in use from which hosts and administrators are warned, in percent.

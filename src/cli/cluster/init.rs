@@ -13,6 +13,7 @@ use crate::cli::error::CliError;
 use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::state::{ClusterUuid, Command, ControlState};
+use crate::cluster::versions::Spoken;
 use crate::peer::authority::{Authority, write_secret};
 use crate::peer::joining::book::DEFAULT_VALIDITY;
 use crate::peer::joining::desk::{Desk, DeskSetup};
@@ -165,6 +166,7 @@ fn settings(
         cluster_uuid,
         tls_dir: places.tls_dir.clone(),
         peers: peers.to_vec(),
+        speaks: Spoken::default(),
     })
 }
 

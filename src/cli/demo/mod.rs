@@ -20,7 +20,9 @@ use super::args::{DemoArguments, DemoVerb};
 use super::error::CliError;
 use super::{client, cluster};
 use crate::cluster::state::ClusterUuid;
-use crate::rpc::management::{AllowAccessRequest, CreateVolumeRequest, GetVolumeRequest, Volume};
+use crate::rpc::management::{
+    AllowAccessRequest, CreateVolumeRequest, GetVolumeRequest, Volume, VolumeState,
+};
 use crate::rpc::size::show as show_size;
 use folder::{Folder, Ports, Seat, Settings};
 use node::Node;
@@ -60,6 +62,11 @@ async fn restart(name: &str, dir: &Path) -> Result<(), CliError> {
     }
     let mut client = wait_for_management(settings.ports, &node).await?;
     let volume = client.get_volume(GetVolumeRequest { name: VOLUME.to_owned() }).await?.into_inner();
+    if volume.primary != name && volume.state() == VolumeState::Offline {
+        return say(&format!(
+            "node {name} is up again (pid {pid}); {VOLUME} is not served: see `gemel status`\n"
+        ));
+    }
     if volume.primary != name {
         return say(&format!("node {name} is up again (pid {pid}); {} serves {VOLUME}\n", volume.primary));
     }

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::decisions::Told;
+use super::members::MemberTold;
 use super::{Control, machine};
 use crate::base::units::VolumeId;
+use crate::cluster::name::NodeName;
 use crate::cluster::state::Command;
 use crate::daemon::engine::{AccessRules, Request, VolumeSpec};
 use crate::peer::quorum::QuorumHandle;
@@ -24,6 +26,7 @@ struct Done {
     /// What is wrong with volumes, as it was reported.
     reported: BTreeMap<VolumeId, String>,
     told: Told,
+    members: BTreeMap<NodeName, MemberTold>,
 }
 
 impl Control {
@@ -44,6 +47,7 @@ impl Control {
     }
 
     async fn catch_up(&self, quorum: &QuorumHandle, done: &mut Done) {
+        self.tell_members(&quorum.status(), &mut done.members);
         self.tell_decisions(&quorum.state(), &mut done.told);
         let mut turn = self.turn().await;
         let rules = self.access_rules();

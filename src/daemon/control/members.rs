@@ -1,5 +1,6 @@
 //! Who is in the cluster, and how they agree.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::attention::Kind;
@@ -12,6 +13,14 @@ use crate::cluster::state::{Command, ControlState};
 use crate::peer::quorum::{PeerStatus, QuorumStatus};
 use crate::rpc::management as messages;
 use crate::rpc::management::{NodeState, Severity, WitnessState};
+
+/// What was reported of another member last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MemberTold {
+    There,
+    Gone,
+    Refused,
+}
 
 /// How long a member that is to be replaced may take to be accepted.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -266,8 +275,21 @@ impl Control {
                     true => "while it is gone, the loss of another member stops all changes",
                     false => "it is needed for a majority",
                 };
-                let message = format!("{kind} {name} cannot be reached ({}); {consequence}", peer.reason);
-                let action = format!("start {kind} {name}, or mend the network to it");
+                let (message, action) = match peer.is_refused {
+                    true => (
+                        format!(
+                            "{kind} {name} and this node refuse each other ({}); {consequence}",
+                            peer.reason
+                        ),
+                        format!(
+                            "make the two fit as the reason says; {name} then gets by itself what it has missed"
+                        ),
+                    ),
+                    false => (
+                        format!("{kind} {name} cannot be reached ({}); {consequence}", peer.reason),
+                        format!("start {kind} {name}, or mend the network to it"),
+                    ),
+                };
                 items.push(Kind::MemberUnreachable.item(Severity::Warning, name.as_str(), message, action));
             } else if peer.member.is_some_and(|member| !view.voters.contains_key(&member))
                 && view.voters.values().any(|seat| seat == name.as_str())
@@ -278,6 +300,32 @@ impl Control {
             }
         }
         items
+    }
+
+    /// Reports the members that have come, gone, or are refused since the last call. Who was not there before the first
+    /// call is no news, but for a refusal.
+    pub(super) fn tell_members(&self, status: &QuorumStatus, told: &mut BTreeMap<NodeName, MemberTold>) {
+        for peer in &status.peers {
+            let told = told.entry(peer.name.clone()).or_insert(MemberTold::Gone);
+            let (kind, name) = (peer.kind, &peer.name);
+            let evidence = [("member", name.to_string()), ("version", peer.build.clone())];
+            match (peer.is_reachable, *told) {
+                (true, MemberTold::Gone | MemberTold::Refused) => {
+                    *told = MemberTold::There;
+                    self.events.info("member-reached", format!("{kind} {name} is there"), &evidence);
+                }
+                (false, MemberTold::There) => {
+                    *told = MemberTold::Gone;
+                    self.events.warning("member-lost", format!("{kind} {name} cannot be reached"), &evidence);
+                }
+                (false, MemberTold::Gone) if peer.is_refused => {
+                    *told = MemberTold::Refused;
+                    let message = format!("{kind} {name} and this node refuse each other: {}", peer.reason);
+                    self.events.warning("member-refused", message, &evidence);
+                }
+                _ => {}
+            }
+        }
     }
 
     fn peer(&self, name: &NodeName) -> Option<PeerStatus> {

@@ -87,16 +87,26 @@ impl Control {
                 let other = other?;
                 let keep = format!("until then node {primary} must not be switched off");
                 let progress = served.and_then(|served| served.part.as_ref()?.resync.as_ref()).map(resync);
-                let (message, action) = match progress {
-                    Some(progress) => (
+                let refused = refused_mirror(report, primary, &self.node);
+                let (message, action) = match (progress, refused) {
+                    (Some(progress), _) => (
                         format!("{{}}: node {other} is being brought up to date, {}", show(&progress)),
                         format!("nothing: it heals by itself; {keep}"),
                     ),
-                    None if self.is_reachable(other) => (
+                    (None, Some(reason)) if self.is_reachable(other) => (
+                        format!(
+                            "{{}}: only node {primary} has all data, as node {other} and it refuse each other's mirrors \
+                             ({reason})"
+                        ),
+                        format!(
+                            "make the two fit as the reason says: node {other} is brought up to date by itself then; {keep}"
+                        ),
+                    ),
+                    (None, _) if self.is_reachable(other) => (
                         format!("{{}}: only node {primary} has all data"),
                         format!("nothing: node {other} is brought up to date by itself; {keep}"),
                     ),
-                    None => (
+                    (None, _) => (
                         format!("{{}}: only node {primary} has all data, node {other} cannot be reached"),
                         format!(
                             "start node {other}, or mend the network to it: it is brought up to date by itself; {keep}"
@@ -195,6 +205,12 @@ impl Control {
             ),
         }
     }
+}
+
+/// Why this node's mirrors are refused, when it is the one that serves.
+fn refused_mirror<'a>(report: &'a EngineReport, primary: &NodeName, own: &NodeName) -> Option<&'a str> {
+    let mirror = report.mirror.as_ref().filter(|mirror| mirror.is_refused && primary == own)?;
+    Some(&mirror.reason)
 }
 
 /// A resync as a message.

@@ -58,6 +58,8 @@ pub struct PairSetup {
 /// The mirrored volumes of a node.
 pub struct Mirrored<P: Pool> {
     own: NodeName,
+    peer: NodeName,
+    events: EventReporter,
     own_group: u16,
     node: Node<P>,
     volumes: Rc<Volumes<P>>,
@@ -122,8 +124,9 @@ impl<P: Pool> Mirrored<P> {
             records: records.clone(),
             seen_index: seen_index.clone(),
             health: health.clone(),
-            events,
+            events: events.clone(),
         };
+        let other = peer.clone();
         let newest = {
             let pool = pool.clone();
             move |id| pool.newest(id)
@@ -144,6 +147,8 @@ impl<P: Pool> Mirrored<P> {
         let is_leaving = Cell::new(false);
         Rc::new(Self {
             own,
+            peer: other,
+            events,
             own_group,
             node,
             volumes,
@@ -169,6 +174,11 @@ impl<P: Pool> Mirrored<P> {
     pub fn connect(&self, settings: &PeerSettings) -> Result<MirrorConnections, String> {
         let keys = Keys::load(&settings.tls_dir, settings.cluster_uuid).map_err(|error| error.to_string())?;
         let keys = keys.knowing(self.quorum.watch());
+        let (events, other) = (self.events.clone(), self.peer.clone());
+        let tell_refused = Arc::new(move |service: &'static str, reason: &str| {
+            let message = format!("node {other} and this node refuse each other's {service}: {reason}");
+            events.warning("member-refused", message, &[("member", other.to_string())]);
+        });
         let peer = settings.peers.iter().find(|peer| !peer.witness);
         let listeners = settings.mirror_listen().into_iter().map(|address| {
             listen(address, "mirrors of the other node", "pair.mirror_listen")
@@ -180,10 +190,12 @@ impl<P: Pool> Mirrored<P> {
                 name: self.own.clone(),
                 kind: SeatKind::Node,
                 member: self.quorum.status().view.member,
+                speaks: settings.speaks,
             },
             keys,
             peer: peer.cloned().ok_or("pair.peers names no other node")?,
             listeners: listeners.collect::<Result<_, _>>()?,
+            tell_refused,
         };
         let forwards = Rc::new((self.faces.front.clone(), self.faces.service.clone()));
         MirrorConnections::start(setup, Rc::new(self.node.clone()), Some(forwards))

@@ -173,7 +173,7 @@ struct DataThread<P: Pool> {
     server: Rc<IscsiServer<P>>,
     mirrored: Option<Rc<Mirrored<P>>>,
     /// Those between the two nodes' data threads.
-    _connections: Option<MirrorConnections>,
+    connections: Option<MirrorConnections>,
     engine: &'static str,
     drain_timeout: Duration,
     runtime: RuntimeHandle,
@@ -255,7 +255,7 @@ impl<P: Pool> DataThread<P> {
                 access,
                 server,
                 mirrored,
-                _connections: connections,
+                connections,
                 engine,
                 drain_timeout,
                 runtime,
@@ -390,6 +390,7 @@ impl<P: Pool> DataThread<P> {
         if let Some(mirrored) = &self.mirrored {
             report.volumes.iter_mut().for_each(|volume| volume.part = mirrored.node().report(volume.id));
         }
+        report.mirror = self.connections.as_ref().map(|connections| connections.status().to_peer);
         self.server.report(&mut report);
         report
     }

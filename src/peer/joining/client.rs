@@ -71,7 +71,7 @@ pub async fn join(token: &JoinToken, key: &MemberKey) -> Result<Joined, JoinErro
         SeatKind::Witness => WireKind::Witness,
     };
     let mut request = Request::new(JoinRequest {
-        protocol_version: JOINING_PROTOCOL.0,
+        protocol_version: JOINING_PROTOCOL,
         secret: token.secret.0.to_vec(),
         kind: kind.into(),
         name: token.name.to_string(),

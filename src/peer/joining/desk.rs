@@ -127,10 +127,10 @@ impl Desk {
 
     fn join(&self, request: &JoinRequest, from: IpAddr) -> Result<JoinResponse, Status> {
         let DeskSetup { cluster, settings, report, .. } = &self.setup;
-        if request.protocol_version != JOINING_PROTOCOL.0 {
+        if request.protocol_version != JOINING_PROTOCOL {
             return Err(Status::failed_precondition(format!(
                 "{} speaks version {} of joining and this machine version {}: use the same version of gemel on both",
-                self.setup.own, JOINING_PROTOCOL.0, request.protocol_version
+                self.setup.own, JOINING_PROTOCOL, request.protocol_version
             )));
         }
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -14,7 +14,5 @@ pub mod desk;
 pub mod guard;
 pub mod token;
 
-use crate::peer::hello::ProtocolVersion;
-
-/// Of the service for joining.
-pub const JOINING_PROTOCOL: ProtocolVersion = ProtocolVersion(1);
+/// Version of the service for joining.
+pub const JOINING_PROTOCOL: u32 = 1;

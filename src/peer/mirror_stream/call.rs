@@ -17,10 +17,10 @@ use super::frame::{Outbox, queue};
 use super::unreadable;
 use super::{
     CONNECTION_WINDOW_BYTES, CarryHandler, Greeting, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MOST_FRAME_BYTES,
-    MirrorStatus, STREAM_WINDOW_BYTES, Sender, Service, TRANSPORT_FRAME_BYTES,
+    MirrorStatus, STREAM_WINDOW_BYTES, Sender, Service, TRANSPORT_FRAME_BYTES, TellRefused,
 };
 use crate::peer::dial::dial;
-use crate::peer::link::{HANDSHAKE_TIMEOUT, LONGEST_WAIT, SHORTEST_WAIT, refusal};
+use crate::peer::link::{HANDSHAKE_TIMEOUT, LONGEST_WAIT, SHORTEST_WAIT, Trouble};
 use crate::peer::messages::MirrorFrame;
 use crate::peer::messages::mirror_client::MirrorClient;
 
@@ -30,6 +30,7 @@ pub(super) struct Caller {
     pub(super) service: Service,
     pub(super) handler: Rc<dyn CarryHandler>,
     pub(super) status: Rc<RefCell<MirrorStatus>>,
+    pub(super) tell_refused: TellRefused,
 }
 
 /// A call that is answered. Its end is told, however it ends.
@@ -46,11 +47,12 @@ impl Caller {
         let mut said = BTreeSet::new();
         for address in addresses.iter().cycle() {
             let began = Instant::now();
-            let Err(reason) = self.call(address).await;
-            let reason = format!("{address}: {reason}");
+            let Err(trouble) = self.call(address).await;
+            let Trouble { reason, is_refusal } = trouble.at(address);
             let was_connected = {
                 let to_peer = &mut self.status.borrow_mut().to_peer;
                 to_peer.reason.clone_from(&reason);
+                to_peer.is_refused = is_refusal;
                 to_peer.address.take().is_some()
             };
             if was_connected {
@@ -59,6 +61,9 @@ impl Caller {
             if said.insert(reason.clone()) {
                 let (peer, service) = (&self.greeting.peer.name, self.service.name());
                 tracing::warn!(%peer, service, reason, "no call");
+                if is_refusal {
+                    (self.tell_refused)(service, &reason);
+                }
             }
             if was_connected && began.elapsed() > LONGEST_WAIT {
                 wait = SHORTEST_WAIT; // to the other address, without delay
@@ -70,9 +75,9 @@ impl Caller {
     }
 
     /// One call, to its end; the reason.
-    async fn call(&self, address: &str) -> Result<Infallible, String> {
+    async fn call(&self, address: &str) -> Result<Infallible, Trouble> {
         let Greeting { introduction, peer, .. } = &*self.greeting;
-        let channel = self.connect(address).await?;
+        let channel = self.connect(address).await.map_err(Trouble::unreachable)?;
         let mut client = MirrorClient::new(channel).max_decoding_message_size(MOST_FRAME_BYTES);
         let (outbox, frames) = queue(introduction.hello(self.service.protocol()));
         // A refusal comes as an error of the call; an error of our own never goes into the stream.
@@ -82,14 +87,17 @@ impl Caller {
             Service::Mirrors => timeout(HANDSHAKE_TIMEOUT, client.carry(frames)).await,
             Service::Forwards => timeout(HANDSHAKE_TIMEOUT, client.forward(frames)).await,
         };
-        let called = called.map_err(|_| "no answer to the call".to_owned())?;
-        let mut incoming = called.map_err(|status| refusal(&status))?.into_inner();
+        let mut incoming = called.map_err(|_| Trouble::unreachable("no answer to the call"))??.into_inner();
         let first = timeout(HANDSHAKE_TIMEOUT, incoming.message()).await;
-        let first = first.map_err(|_| "no hello".to_owned())?.map_err(|status| refusal(&status))?;
-        let hello = first.and_then(|frame| frame.hello).ok_or("the first frame is not a hello")?;
+        let first = first.map_err(|_| Trouble::unreachable("no hello"))??;
+        let hello = first.and_then(|frame| frame.hello);
+        let hello = hello.ok_or_else(|| Trouble::refused("the first frame is not a hello"))?;
         let greeted = introduction.check(&hello, self.service.protocol(), std::slice::from_ref(peer));
-        greeted.map_err(|status| status.message().to_owned())?;
-        self.status.borrow_mut().to_peer.address = Some(address.to_owned());
+        greeted.map_err(|status| Trouble::refused(status.message()))?;
+        {
+            let to_peer = &mut self.status.borrow_mut().to_peer;
+            (to_peer.address, to_peer.is_refused) = (Some(address.to_owned()), false);
+        }
         let connected = Connected::begin(self, outbox);
         connected.read(incoming).await
     }
@@ -116,16 +124,17 @@ impl<'a> Connected<'a> {
         Self { caller, outbox }
     }
 
-    async fn read(&self, mut incoming: Streaming<MirrorFrame>) -> Result<Infallible, String> {
+    async fn read(&self, mut incoming: Streaming<MirrorFrame>) -> Result<Infallible, Trouble> {
         loop {
-            let frame = incoming.message().await.map_err(|status| refusal(&status))?;
-            let frame = frame.ok_or("the peer has ended it")?;
+            let frame = incoming.message().await?;
+            let frame = frame.ok_or_else(|| Trouble::unreachable("the peer has ended it"))?;
             if frame.hello.is_some() {
-                return Err("a second hello".to_owned());
+                return Err(Trouble::refused("a second hello"));
             }
             for message in frame.messages {
                 let answer: Bytes = message.into_bytes();
-                self.caller.handler.received(answer).map_err(|error| unreadable("an answer", &error))?;
+                let received = self.caller.handler.received(answer);
+                received.map_err(|error| Trouble::refused(unreadable("an answer", &error)))?;
             }
         }
     }

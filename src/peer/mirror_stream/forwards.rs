@@ -6,14 +6,10 @@ use bytes::Bytes;
 
 use super::{Carried, CarryHandler, Sender};
 use crate::base::runtime::LocalBoxFuture;
-use crate::peer::hello::ProtocolVersion;
 use crate::scsi::forward::front::{ForwardLink, Front};
 use crate::scsi::forward::message::{FromServing, ToServing};
 use crate::scsi::forward::service::{Connection, Service};
 use crate::volume::device::BlockDevice;
-
-/// The version of the service that carries forwarded commands.
-pub(super) const FORWARD_PROTOCOL: ProtocolVersion = ProtocolVersion(1);
 
 /// Who forwards commands and executes those of the peer.
 pub trait ForwardHandler {

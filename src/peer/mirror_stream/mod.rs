@@ -40,10 +40,11 @@ pub use forwards::{ForwardHandler, ForwardIncoming};
 pub use frame::MirrorMessage;
 use frame::Outbox;
 
-use super::hello::{Introduction, MIRROR_PROTOCOL, ProtocolVersion};
+use super::hello::Introduction;
 use super::settings::PeerAddress;
 use super::tls::Keys;
 use crate::base::runtime::LocalBoxFuture;
+use crate::cluster::versions::Protocol;
 use crate::mirror::{FromReplica, ReplicaLink, ReplicaStream, ToReplica};
 use crate::pair::Node;
 use crate::store::interface::{ChangeLog, SnapshotStore};
@@ -183,10 +184,10 @@ enum Service {
 }
 
 impl Service {
-    fn protocol(self) -> ProtocolVersion {
+    fn protocol(self) -> Protocol {
         match self {
-            Self::Mirrors => MIRROR_PROTOCOL,
-            Self::Forwards => forwards::FORWARD_PROTOCOL,
+            Self::Mirrors => Protocol::Mirror,
+            Self::Forwards => Protocol::Forward,
         }
     }
 
@@ -210,6 +211,9 @@ struct Users {
     forwards: Option<User>,
 }
 
+/// Takes the name of a service, and why it is refused.
+pub type TellRefused = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
+
 /// What the connections need.
 pub struct MirrorSetup {
     /// Who this node is.
@@ -220,6 +224,8 @@ pub struct MirrorSetup {
     pub peer: PeerAddress,
     /// Sockets that listen for it; not blocking.
     pub listeners: Vec<TcpListener>,
+    /// Is told when the two nodes refuse each other: once for each reason, until there has been a connection.
+    pub tell_refused: TellRefused,
 }
 
 /// Why there can be no connections.
@@ -243,6 +249,8 @@ pub struct DirectionStatus {
     pub address: Option<String>,
     /// Why the last one ended, or why there was none.
     pub reason: String,
+    /// Whether one of the two nodes refuses the other for that reason.
+    pub is_refused: bool,
 }
 
 /// Both directions, for as long as this is kept.
@@ -261,7 +269,7 @@ impl MirrorConnections {
         mirrors: Rc<dyn MirrorHandler>,
         forwards: Option<Rc<dyn ForwardHandler>>,
     ) -> Result<Self, MirrorSetupError> {
-        let MirrorSetup { introduction, keys, peer, listeners } = setup;
+        let MirrorSetup { introduction, keys, peer, listeners, tell_refused } = setup;
         let greeting = Arc::new(Greeting { introduction, keys, peer });
         let user = |handler| User { handler, status: Rc::default() };
         let users = Users {
@@ -271,7 +279,8 @@ impl MirrorConnections {
         let mut tasks = accept::start(&greeting, listeners, &users)?;
         let mut call = |service, user: &User| {
             let (handler, status) = (user.handler.clone(), user.status.clone());
-            let calls = call::Caller { service, greeting: greeting.clone(), handler, status };
+            let (greeting, tell_refused) = (greeting.clone(), tell_refused.clone());
+            let calls = call::Caller { service, greeting, handler, status, tell_refused };
             tasks.push(tokio::task::spawn_local(calls.run()).abort_handle());
         };
         call(Service::Mirrors, &users.mirrors);

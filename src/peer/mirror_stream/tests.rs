@@ -8,6 +8,7 @@ use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,9 +22,10 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::cluster::quorum::SeatKind;
 use crate::cluster::raft::MemberId;
 use crate::cluster::state::ClusterUuid;
+use crate::cluster::versions::{Protocol, Spoken};
 use crate::mirror::{FromReplica, ReplicaLink, StreamId, ToReplica};
 use crate::peer::authority::Authority;
-use crate::peer::hello::{Introduction, MIRROR_PROTOCOL};
+use crate::peer::hello::Introduction;
 use crate::peer::settings::PeerAddress;
 use crate::peer::tls::Keys;
 use crate::store::interface::BlockWrite;
@@ -65,6 +67,7 @@ impl Room {
                 witness: false,
             },
             listeners: vec![listener],
+            tell_refused: Arc::new(|_, _| {}),
         }
     }
 }
@@ -75,6 +78,7 @@ fn introduction(name: &str) -> Introduction {
         name: name.parse().unwrap(),
         kind: if name == "w" { SeatKind::Witness } else { SeatKind::Node },
         member: MemberId(u64::from(name.as_bytes()[0])),
+        speaks: Spoken::default(),
     }
 }
 
@@ -379,6 +383,10 @@ fn strangers_are_refused_with_a_reason() {
         let a = Site::start(room.setup("a", a, &["127.0.0.1:9".parse().unwrap()]));
         let good = || room.setup("b", listen(2).0, &[a_address]);
         let other_cluster = Introduction { cluster: ClusterUuid([7; 16]), ..introduction("b") };
+        let newer = Spoken::default().with(&["mirror=8..9".parse().unwrap()]);
+        let newer = Introduction { speaks: newer, ..introduction("b") };
+        let (telling, told) = std::sync::mpsc::channel();
+        let tell = Arc::new(move |service: &'static str, _: &str| telling.send(service).unwrap());
         let cases = [
             (MirrorSetup { keys: Keys::load(Path::new(&foreign), UUID).unwrap(), ..good() }, ""),
             (MirrorSetup { keys: room.keys("w"), ..good() }, "certificate is not that of the member"),
@@ -387,6 +395,10 @@ fn strangers_are_refused_with_a_reason() {
                 "knows no member",
             ),
             (MirrorSetup { introduction: other_cluster, ..good() }, "belongs to cluster"),
+            (
+                MirrorSetup { introduction: newer, tell_refused: tell, ..good() },
+                "versions 8 to 9 of the mirror",
+            ),
         ];
         for (setup, expected) in cases {
             let stranger = Site::start(setup);
@@ -395,7 +407,11 @@ fn strangers_are_refused_with_a_reason() {
             assert!(reason.contains(expected), "{reason}");
             assert!(!stranger.node.is_connected() && a.connections.status().from_peer.address.is_none());
         }
-        let known = Site::start(good());
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["mirrors"], "once");
+        // One that speaks a newer version besides.
+        let speaks = Spoken::default().with(&["mirror=1..9".parse().unwrap()]);
+        let known =
+            Site::start(MirrorSetup { introduction: Introduction { speaks, ..introduction("b") }, ..good() });
         known.exchanges().await;
     });
 }
@@ -430,19 +446,20 @@ fn nonsense_ends_the_connection_with_a_reason() {
     use super::super::messages::MirrorFrame;
     use super::MirrorMessage;
     let room = Room::new();
-    let hello = MirrorFrame { hello: Some(introduction("b").hello(MIRROR_PROTOCOL)), messages: vec![] };
+    let hello = MirrorFrame { hello: Some(introduction("b").hello(Protocol::Mirror)), messages: vec![] };
     let with = |pieces: Vec<Bytes>| MirrorFrame { hello: None, messages: vec![MirrorMessage::new(pieces)] };
     let mut damaged = write(1, 1).encode();
     damaged[1] = Bytes::from(vec![2; 4096]);
     let mut version = hello.clone();
-    version.hello.as_mut().unwrap().protocol_version = 9;
+    let spoken = version.hello.as_mut().unwrap();
+    (spoken.protocol_version, spoken.oldest_protocol_version) = (9, 9);
     let cases = [
         (vec![hello.clone(), with(vec![Bytes::from_static(&[9; 40])])], "mirror messages of format 9"),
         (vec![hello.clone(), with(write(1, 1).encode()), with(damaged)], "block 0 arrived damaged"),
         (vec![hello.clone(), with(vec![])], "cannot be read"),
         (vec![hello.clone(), hello.clone()], "a second hello"),
         (vec![with(write(1, 1).encode())], "the first frame is not a hello"),
-        (vec![version], "version 9 of the protocol"),
+        (vec![version], "version 9 of the mirror protocol"),
     ];
     run(async {
         let (listener, address) = listen(1);

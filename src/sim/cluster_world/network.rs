@@ -15,6 +15,7 @@ use super::room::{Data, Life};
 use super::{Cluster, NAMES, VOLUMES, micros};
 use crate::base::runtime::{Instant, Runtime};
 use crate::base::signal::Signal;
+use crate::cluster::versions::{Protocol, Spoken};
 use crate::mirror::{FromReplica, ReplicaLink, ToReplica};
 
 /// Who hears whom, and the connections.
@@ -23,6 +24,8 @@ pub(super) struct Network {
     is_cut: [[Cell<bool>; 3]; 3],
     channels: RefCell<Vec<Rc<Channel>>>,
     wires: RefCell<Vec<Rc<Wire>>>,
+    /// What the program of each member speaks.
+    speaks: [Cell<Spoken>; 3],
 }
 
 impl Network {
@@ -39,6 +42,17 @@ impl Network {
 
     fn passes(&self, from: usize, to: usize) -> bool {
         !self.is_cut[from][to].get()
+    }
+
+    /// Gives a member, which does not run, another release.
+    pub(super) fn install(&self, member: usize, speaks: Spoken) {
+        self.speaks[member].set(speaks);
+    }
+
+    /// Whether the programs of two members have a version of a protocol in common.
+    fn fit(&self, one: usize, other: usize, protocol: Protocol) -> bool {
+        let of = |member: usize| self.speaks[member].get().of(protocol);
+        of(one).agree(of(other)).is_some()
     }
 
     fn passes_both_ways(&self, one: usize, other: usize) -> bool {
@@ -215,6 +229,10 @@ pub(super) async fn call(data: Rc<Data>) {
         let Some(peer) = peer.filter(|_| cluster.network.passes_both_ways(life.index, other)) else {
             continue;
         };
+        if !cluster.network.fit(life.index, other, Protocol::Mirror) {
+            cluster.meet("refused releases");
+            continue;
+        }
         let Some(peer_data) = peer.data() else { continue };
         let wire = connect(&data, &life, &peer_data, &peer);
         wire.broken.until(|| wire.is_broken.get()).await;
@@ -309,7 +327,8 @@ pub(super) async fn keep(cluster: Rc<Cluster>) {
             let is_wanted =
                 count == 0 || (count == 1 && !cluster.setting.is_orderly && cluster.random.below(400) == 0);
             let can_connect = !near.world.is_paused() && !far.world.is_paused();
-            if is_wanted && can_connect && cluster.network.passes_both_ways(one, other) {
+            let fit = cluster.network.fit(one, other, Protocol::Control);
+            if is_wanted && can_connect && fit && cluster.network.passes_both_ways(one, other) {
                 Channel::open(&cluster, [near, far]);
             } else if count > 1 && cluster.random.below(30) == 0 {
                 // The elder of two goes.

@@ -261,6 +261,11 @@ impl Cluster {
 
     /// Starts a member's process.
     pub fn spawn(&self, member: &str) {
+        self.spawn_with(member, &[], &[]);
+    }
+
+    /// Starts it with these arguments besides, and under these words before its command.
+    pub fn spawn_with(&self, member: &str, under: &[&str], arguments: &[&str]) {
         let log = File::options().create(true).append(true).open(self.log_path(member)).expect("a log");
         let program = match member {
             "w" => env!("CARGO_BIN_EXE_gemel-witness"),
@@ -272,9 +277,11 @@ impl Cluster {
             command.args(["taskset", "-c", &cpu.to_string()]);
         }
         let child = command
+            .args(under)
             .arg(program)
             .arg("--config")
             .arg(self.configuration(member))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor can be duplicated"))
             .stderr(log)
@@ -325,11 +332,21 @@ impl Cluster {
 
     /// Runs the command line against a node.
     pub fn gemel(&self, node: &str, arguments: &[&str]) -> Output {
+        self.command_line(node, arguments).output().expect("gemel can be run")
+    }
+
+    /// Starts the command line against a node.
+    pub fn start_gemel(&self, node: &str, arguments: &[&str]) -> Child {
+        let mut command = self.command_line(node, arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("gemel can be run")
+    }
+
+    fn command_line(&self, node: &str, arguments: &[&str]) -> Command {
         let mut command = self.network.command(node, "timeout");
         command.args(["--signal", "KILL", "10", env!("CARGO_BIN_EXE_gemel")]);
         let socket = format!("unix:{}", self.folder.join(node).join("gemeld.sock").display());
-        command.args(["--cluster", &socket, "--json"]).args(arguments);
-        command.stdin(Stdio::null()).output().expect("gemel can be run")
+        command.args(["--cluster", &socket, "--json"]).args(arguments).stdin(Stdio::null());
+        command
     }
 
     /// Runs the command line and demands success.
@@ -368,6 +385,16 @@ impl Cluster {
         });
         self.wait_until("it is there", || self.volume(to, volume, "primary") == to);
         self.wait_in_sync(to, volume);
+    }
+
+    /// Whether a node's log has an event of this kind whose message contains `text`.
+    pub fn has_event(&self, node: &str, kind: &str, text: &str) -> bool {
+        let output = self.gemel(node, &["event", "list"]);
+        let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let events = listed.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut messages =
+            events.filter(|event| event["kind"] == kind).map(|event| event["message"].to_string());
+        messages.any(|message| message.contains(text))
     }
 
     /// Waits until a node says that a volume is in sync.

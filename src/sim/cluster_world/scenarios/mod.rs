@@ -9,6 +9,7 @@ mod lives;
 mod resync;
 mod rooms;
 mod snapshots;
+mod versions;
 
 use std::cell::Cell;
 use std::rc::Rc;
