@@ -38,6 +38,11 @@ for unit in gemeld.service gemel-witness.service; do
     }
 done
 
+# Manual pages and completions come with them, unless this system leaves documentation out.
+for file in man/man1/gemel-volume-create.1.gz man/man8/gemeld.8.gz bash-completion/completions/gemel; do
+    dpkg -L gemel gemel-tools | grep -q "^/usr/share/$file$" || fail "there is no $file"
+done
+
 # The examples are configurations; a wrong one is refused with its line.
 said=$(gemeld --config /usr/share/doc/gemel/examples/gemeld.toml 2>&1) && fail "a node without disks starts"
 echo "$said" | grep -q 'gemeld format' || fail "the example of gemeld.toml is not read: $said"

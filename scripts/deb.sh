@@ -33,6 +33,23 @@ program() {
     libc=$(readelf -V "$binaries/$1" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1 | sed 's/GLIBC_//')
 }
 
+# manual SECTION FILE...: its manual pages
+manual() {
+    section=$1
+    shift
+    mkdir -p "$root/usr/share/man/man$section"
+    for page in "$@"; do
+        gzip -9n <"$page" >"$root/usr/share/man/man$section/$(basename "$page").gz"
+    done
+}
+
+# completion FOLDER NAME SHELL: what a shell completes
+completion() {
+    mkdir -p "$root/usr/share/$1"
+    "$binaries/gemel" completions "$3" >"$root/usr/share/$1/$2"
+    chmod 644 "$root/usr/share/$1/$2"
+}
+
 # service UNIT CONFIGURATION ON_UPGRADE: its unit, which waits for its configuration
 service() {
     mkdir -p "$root/usr/lib/systemd/system"
@@ -67,17 +84,29 @@ with_tools=", init-system-helpers, gemel-tools (= $version)"
 
 start gemel-tools
 program gemel
+"$binaries/gemel" man "$out/man"
+manual 1 "$out"/man/*.1
+rm -rf "$out/man"
+completion bash-completion/completions gemel bash
+completion zsh/vendor-completions _gemel zsh
+completion fish/vendor_completions.d gemel.fish fish
 finish "" "command line of the gemel storage array" \
     "Everything that an administrator of a gemel cluster does, and a demo of one."
 
 start gemel
 program gemeld
+"$binaries/gemeld" man >"$out/gemeld.8"
+manual 8 "$out/gemeld.8"
+rm "$out/gemeld.8"
 service gemeld.service gemeld.toml leave
 finish "$with_tools" "storage node of a gemel array" \
     "Two such nodes and a witness are one iSCSI array that survives the loss of either room."
 
 start gemel-witness
 program gemel-witness
+"$binaries/gemel-witness" --man >"$out/gemel-witness.8"
+manual 8 "$out/gemel-witness.8"
+rm "$out/gemel-witness.8"
 service gemel-witness.service witness.toml try-restart
 finish "$with_tools" "third vote of a gemel array" \
     "Runs in a third room, on the smallest machine, and holds no data."

@@ -26,6 +26,11 @@ if [ "$1" != demo ]; then
     need strace strace
     # What reads the files in deploy/hosts.
     need multipath multipath-tools
+    # A browser for the console.
+    need chromium chromium
+    need chromedriver chromium-driver
+    # A UPS that is told what to say: the programs themselves, no service.
+    [ -x /lib/nut/upsd ] && [ -x /lib/nut/dummy-ups ] || missing="$missing nut-server"
     # A mail server for alerts.
     /usr/bin/python3 -c 'import aiosmtpd' 2>/dev/null || missing="$missing python3-aiosmtpd"
 fi

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::cluster::args::ClusterVerb;
+use super::drill::DrillArguments;
 use super::snapshot::SnapshotVerb;
+use super::support::SupportVerb;
+use super::user::UserVerb;
 
 /// Administers a gemel storage array.
 #[derive(Debug, Parser)]
@@ -74,6 +77,25 @@ pub enum Noun {
     /// Who is told when something is the matter.
     #[command(subcommand)]
     Alert(AlertVerb),
+    /// Who may sign in to the console and the REST API.
+    #[command(subcommand)]
+    User(UserVerb),
+    /// What a helper needs.
+    #[command(subcommand)]
+    Support(SupportVerb),
+    /// A fire drill: move volumes, drain nodes, on request stop and kill them, and report how long a host had to wait.
+    Drill(DrillArguments),
+    /// Print the completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages to a folder.
+    #[command(hide = true)]
+    Man {
+        /// The folder.
+        directory: PathBuf,
+    },
     /// A whole array on this machine, to try it out.
     Demo(DemoArguments),
 }

@@ -12,7 +12,8 @@ use super::args::{
 };
 use super::cluster::args::ClusterVerb;
 use super::error::{CliError, REFUSED};
-use super::{alert, client, cluster, demo, show, snapshot};
+use super::support::{self, SupportVerb};
+use super::{alert, client, cluster, demo, drill, manual, show, snapshot, user};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
     AllowAccessRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential, ClearChapRequest,
@@ -36,6 +37,8 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
     let output = Output { json: arguments.json };
     match &arguments.noun {
         Noun::Demo(demo) => return demo::run(demo).await.map(|()| 0),
+        Noun::Completions { shell } => return print(&manual::completions(*shell)).map(|()| 0),
+        Noun::Man { directory } => return manual::pages(directory).map(|()| 0),
         Noun::Cluster(ClusterVerb::Init(init)) => {
             return output.one(&cluster::init::run(init)?, cluster::init::Made::text).map(|()| 0);
         }
@@ -47,7 +50,17 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         }
         _ => {}
     }
-    let client = client::connect(&arguments.cluster, arguments.identity.as_deref()).await?;
+    if let Noun::Drill(wanted) = &arguments.noun {
+        let drilled = drill::run(wanted, &arguments.cluster, arguments.identity.as_deref()).await;
+        let (report, is_passed) = drilled?;
+        output.one(&report, drill::text)?;
+        return Ok(if is_passed { 0 } else { REFUSED });
+    }
+    let client = client::connect(&arguments.cluster, arguments.identity.as_deref()).await;
+    if let Noun::Support(SupportVerb::Bundle { file }) = arguments.noun {
+        return output.one(&support::run(client, file).await?, support::Made::text).map(|()| 0);
+    }
+    let client = client?;
     let mut session = Session { client, output };
     match arguments.noun {
         Noun::Status => return session.status().await,
@@ -98,8 +111,11 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             output.one(&node, |node| show::nodes(std::slice::from_ref(node)))?;
         }
         Noun::Node(NodeVerb::Shutdown { node, force }) => {
-            let request =
-                ShutdownNodeRequest { node: node.clone().unwrap_or_default(), force, cluster: false };
+            let request = ShutdownNodeRequest {
+                node: node.clone().unwrap_or_default(),
+                force,
+                ..ShutdownNodeRequest::default()
+            };
             session.client.shutdown_node(request).await?;
             output.done("stops", node.as_deref().unwrap_or("the node"))?;
         }
@@ -116,7 +132,12 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Noun::Access(verb) => session.access(verb).await?,
         Noun::Event(verb) => session.event(verb).await?,
         Noun::Alert(verb) => return session.alert(verb).await,
+        Noun::User(verb) => user::run(&mut session.client, output, verb).await?,
         Noun::Demo(_)
+        | Noun::Support(_)
+        | Noun::Drill(_)
+        | Noun::Completions { .. }
+        | Noun::Man { .. }
         | Noun::Cluster(ClusterVerb::Init(_) | ClusterVerb::Join(_) | ClusterVerb::Restore(_)) => {}
     }
     Ok(0)

@@ -10,10 +10,14 @@ mod client;
 mod cluster;
 mod commands;
 mod demo;
+mod drill;
 mod error;
 mod local_socket;
+mod manual;
 mod show;
 mod snapshot;
+mod support;
+mod user;
 
 use std::process::ExitCode;
 

@@ -121,6 +121,16 @@ checked_name!(
     check_alert
 );
 checked_name!(
+    /// Name of a user: 1 to 63 lower-case letters, digits, hyphens and dots.
+    UserName,
+    check_user
+);
+checked_name!(
+    /// Name of a user's token: 1 to 63 lower-case letters, digits and hyphens.
+    TokenName,
+    check_token
+);
+checked_name!(
     /// Name of an initiator, in lower case: `iqn.`, `eui.` or `naa.` form.
     InitiatorName,
     check_initiator
@@ -146,6 +156,14 @@ fn check_node(text: &str) -> Result<String, NameError> {
 
 fn check_alert(text: &str) -> Result<String, NameError> {
     check_label("alert", LONGEST_NODE_NAME_BYTES, UNDOTTED, text)
+}
+
+fn check_user(text: &str) -> Result<String, NameError> {
+    check_label("user", LONGEST_NODE_NAME_BYTES, DOTTED, text)
+}
+
+fn check_token(text: &str) -> Result<String, NameError> {
+    check_label("token", LONGEST_NODE_NAME_BYTES, UNDOTTED, text)
 }
 
 /// Punctuation that a name may hold inside, and the whole rule in words.

@@ -29,11 +29,12 @@ impl Other {
     }
 }
 
-/// Switches both nodes off. When it is refused or fails, everything is in service again within some seconds.
+/// Switches both nodes off, for want of `power` or because somebody wants it. When it is refused or fails, everything is in service again within some seconds.
 pub async fn run(
     control: &Control,
     others: Option<&Others>,
     force: bool,
+    power: bool,
 ) -> Result<ShutdownClusterResponse, Status> {
     control.check_cluster_stop(force).map_err(refused)?;
     let mut other = match (control.reachable_others().into_iter().next(), others) {
@@ -41,7 +42,7 @@ pub async fn run(
         _ => None,
     };
     let stopped = match stop_volumes(control, other.as_mut(), force).await {
-        Ok(()) => stop_other(control, other.as_mut()).await,
+        Ok(()) => stop_other(control, other.as_mut(), power).await,
         Err(status) => Err(status),
     };
     if let Err(status) = stopped {
@@ -50,7 +51,7 @@ pub async fn run(
     }
     let progress = control.stop_progress();
     let alone = |(volume, node): (String, NodeName)| AloneVolume { volume, node: node.to_string() };
-    let own = ShutdownNodeRequest { node: String::new(), force: true, cluster: true };
+    let own = ShutdownNodeRequest { node: String::new(), force: true, cluster: true, power };
     control.shutdown(&own).map_err(refused)?;
     let nodes = other.iter().map(|other| &other.name).chain([control.node()]);
     Ok(ShutdownClusterResponse {
@@ -91,12 +92,12 @@ async fn stop_volumes(control: &Control, mut other: Option<&mut Other>, force: b
 }
 
 /// Ends the other node's process. From here on nothing is begun again.
-async fn stop_other(control: &Control, other: Option<&mut Other>) -> Result<(), Status> {
+async fn stop_other(control: &Control, other: Option<&mut Other>, power: bool) -> Result<(), Status> {
     control.stop_volumes(FOR_GOOD).await.map_err(refused)?;
     let Some(other) = other else { return Ok(()) };
     let failed = |name: &NodeName, status: Status| gone(name, &status);
     other.stop_volumes(FOR_GOOD).await.map_err(|status| failed(&other.name, status))?;
-    let request = ShutdownNodeRequest { node: other.name.to_string(), force: true, cluster: true };
+    let request = ShutdownNodeRequest { node: other.name.to_string(), force: true, cluster: true, power };
     let told = other.client.shutdown_node(passed_on(request)).await;
     told.map_err(|status| failed(&other.name, status))?;
     let since = Instant::now();

@@ -12,6 +12,8 @@ use serde::Deserialize;
 use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::SeatKind;
 use crate::daemon::floating::FloatingConfig;
+use crate::daemon::power::UpsConfig;
+use crate::daemon::syslog::Receiver;
 use crate::peer::settings::PeerSettings;
 
 /// Where the configuration is looked for when no other place is given.
@@ -51,6 +53,9 @@ pub struct Config {
     /// Addresses that the node which serves holds, for hosts that know one path only.
     #[serde(default)]
     pub floating: Option<FloatingConfig>,
+    /// The UPS of this node's room.
+    #[serde(default)]
+    pub ups: Option<UpsConfig>,
 }
 
 /// `[pool]`
@@ -148,8 +153,28 @@ pub struct ManagementConfig {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleConfig {
-    /// Addresses and ports of the status page and of `/metrics`; none switches them off.
+    /// Addresses and ports of the console, the REST API and `/metrics`; none switches them off.
     pub listen: Vec<SocketAddr>,
+    /// Whether it is protected by TLS.
+    pub tls: bool,
+    /// The site's certificate with those that it needs besides, as PEM; the node makes its own when absent.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// Who may read `/metrics` and `/health` without signing in.
+    pub open_metrics: OpenMetrics,
+}
+
+/// Who may read `/metrics` and `/health` without signing in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenMetrics {
+    /// Whoever is on this machine.
+    Local,
+    /// Whoever reaches the port.
+    Everyone,
+    /// Nobody.
+    Nobody,
 }
 
 /// `[events]`
@@ -158,6 +183,8 @@ pub struct ConsoleConfig {
 pub struct EventsConfig {
     /// How many of the newest events are kept.
     pub keep: Bounded<100, 1_000_000>,
+    /// Where they are sent besides.
+    pub syslog: Vec<Receiver>,
 }
 
 /// `[shutdown]`
@@ -197,13 +224,19 @@ impl Default for ManagementConfig {
 
 impl Default for ConsoleConfig {
     fn default() -> Self {
-        Self { listen: vec![SocketAddr::from(([127, 0, 0, 1], 3262))] }
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 3262))],
+            tls: true,
+            certificate: None,
+            key: None,
+            open_metrics: OpenMetrics::Local,
+        }
     }
 }
 
 impl Default for EventsConfig {
     fn default() -> Self {
-        Self { keep: Bounded(10_000) }
+        Self { keep: Bounded(10_000), syslog: Vec::new() }
     }
 }
 
@@ -290,6 +323,13 @@ impl Config {
                     .to_owned(),
             );
         }
+        let console = &self.console;
+        if console.certificate.is_some() != console.key.is_some() {
+            return Some("console.certificate and console.key belong together".to_owned());
+        }
+        if console.certificate.is_some() && !console.tls {
+            return Some("console.certificate is of no use with console.tls = false".to_owned());
+        }
         if self.floating.is_some() && self.pair.is_none() {
             return Some("floating: a single node has nobody to hand its addresses to".to_owned());
         }
@@ -361,6 +401,13 @@ impl TryFrom<SizeText> for ByteSize {
 pub struct Bounded<const MIN: u64, const MAX: u64>(u64);
 
 impl<const MIN: u64, const MAX: u64> Bounded<MIN, MAX> {
+    /// A number within the bounds, as a default is.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        assert!(MIN <= number && number <= MAX);
+        Self(number)
+    }
+
     /// The number.
     #[must_use]
     pub fn get(self) -> u64 {
@@ -425,6 +472,21 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_ups_is_one_and_shows_the_defaults() {
+        let example = include_str!("../../deploy/gemeld.toml");
+        let (_, ups) = example.split_once("# [ups]\n").unwrap();
+        let lines = ups.lines().map_while(|line| line.strip_prefix('#')).map(str::trim_start);
+        let ups = format!("[ups]\n{}\n", lines.collect::<Vec<_>>().join("\n"));
+        let shown = parse(&format!("{SMALLEST}{ups}")).unwrap().ups.unwrap();
+        let unsaid = format!("{SMALLEST}[ups]\nname = \"ups@localhost\"\n");
+        let mut unsaid = parse(&unsaid).unwrap().ups.unwrap();
+        unsaid.warn_hosts.clone_from(&shown.warn_hosts);
+        assert_eq!(format!("{shown:?}"), format!("{unsaid:?}"));
+        let error = parse(&format!("{SMALLEST}[ups]\nname = \"ups\"\n")).unwrap_err();
+        assert!(error.contains("NAME@HOST"), "{error}");
+    }
+
+    #[test]
     fn an_error_names_the_line_and_what_is_wrong() {
         let cases = [
             (format!("{SMALLEST}colour = 1\n"), "line 5", "unknown field `colour`"),
@@ -454,6 +516,8 @@ mod tests {
             (SMALLEST.replace("\"/dev/x\", \"/dev/y\"", ""), "empty"),
             (format!("{SMALLEST}[console]\nlisten = [\"[::]:3260\"]\n"), "listened on twice"),
             (format!("{SMALLEST}[management]\nsocket = \"gemeld.sock\"\n"), "absolute"),
+            (format!("{SMALLEST}[console]\ncertificate = \"/x\"\n"), "belong together"),
+            (format!("{SMALLEST}[console]\ntls = false\ncertificate = \"/x\"\nkey = \"/y\"\n"), "of no use"),
             (format!("{SMALLEST}[iscsi]\nportals = []\n"), "iscsi.portals"),
         ];
         for (text, what) in cases {

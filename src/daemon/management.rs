@@ -38,6 +38,8 @@ pub struct ManagementService {
     alerts: Arc<Alerts>,
     desk: Option<Arc<Desk>>,
     others: Option<Others>,
+    /// Addresses of this node's console.
+    consoles: Vec<String>,
 }
 
 impl ManagementService {
@@ -49,8 +51,9 @@ impl ManagementService {
         alerts: Arc<Alerts>,
         desk: Option<Arc<Desk>>,
         others: Option<Others>,
+        consoles: Vec<String>,
     ) -> Self {
-        Self { control, events, alerts, desk, others }
+        Self { control, events, alerts, desk, others, consoles }
     }
 
     /// Who has to do what is asked for: another node, or this one.
@@ -216,7 +219,7 @@ impl Management for ManagementService {
         request: Request<messages::ShutdownClusterRequest>,
     ) -> Answer<messages::ShutdownClusterResponse> {
         let force = request.into_inner().force;
-        cluster_stop::run(&self.control, self.others.as_ref(), force).await.map(Response::new)
+        cluster_stop::run(&self.control, self.others.as_ref(), force, false).await.map(Response::new)
     }
 
     async fn stop_volumes(
@@ -563,6 +566,53 @@ impl Management for ManagementService {
     ) -> Answer<messages::TestAlertsResponse> {
         let tests = self.alerts.test(&request.into_inner().name).await;
         answer(tests.map(|tests| messages::TestAlertsResponse { tests }))
+    }
+
+    async fn list_users(
+        &self,
+        _: Request<messages::ListUsersRequest>,
+    ) -> Answer<messages::ListUsersResponse> {
+        answer(Ok(messages::ListUsersResponse { users: self.control.users() }))
+    }
+
+    async fn add_user(&self, request: Request<messages::AddUserRequest>) -> Answer<messages::UserAccess> {
+        let added = self.control.add_user(request.into_inner()).await;
+        answer(added.map(|access| messages::UserAccess { consoles: self.consoles.clone(), ..access }))
+    }
+
+    async fn remove_user(
+        &self,
+        request: Request<messages::RemoveUserRequest>,
+    ) -> Answer<messages::RemoveUserResponse> {
+        let removed = self.control.remove_user(&request.into_inner().name).await;
+        answer(removed.map(|()| messages::RemoveUserResponse {}))
+    }
+
+    async fn set_user_role(&self, request: Request<messages::SetUserRoleRequest>) -> Answer<messages::User> {
+        answer(self.control.set_user_role(request.into_inner()).await)
+    }
+
+    async fn set_password(
+        &self,
+        request: Request<messages::SetPasswordRequest>,
+    ) -> Answer<messages::UserAccess> {
+        let set = self.control.set_password(request.into_inner()).await;
+        answer(set.map(|access| messages::UserAccess { consoles: self.consoles.clone(), ..access }))
+    }
+
+    async fn create_api_token(
+        &self,
+        request: Request<messages::CreateApiTokenRequest>,
+    ) -> Answer<messages::ApiToken> {
+        answer(self.control.create_api_token(request.into_inner()).await)
+    }
+
+    async fn remove_api_token(
+        &self,
+        request: Request<messages::RemoveApiTokenRequest>,
+    ) -> Answer<messages::RemoveApiTokenResponse> {
+        let removed = self.control.remove_api_token(request.into_inner()).await;
+        answer(removed.map(|()| messages::RemoveApiTokenResponse {}))
     }
 
     async fn stream_events(

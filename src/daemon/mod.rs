@@ -4,7 +4,9 @@
 //! volumes and iSCSI sessions. The *control thread* ([`start`]) owns the node's records and answers
 //! management, console and metrics; the two speak through [`engine`] and [`control_requests`] only.
 
+pub mod accounts;
 pub mod alerts;
+pub mod calls;
 pub mod cluster_stop;
 pub mod config;
 pub mod console;
@@ -22,8 +24,10 @@ pub mod management;
 pub mod metrics;
 pub mod notify;
 pub mod others;
+pub mod power;
 pub mod services;
 pub mod start;
 pub mod state_directory;
+pub mod syslog;
 
 pub use start::run;

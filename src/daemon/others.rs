@@ -13,6 +13,7 @@ use crate::peer::tls::Keys;
 use crate::rpc::management::management_client::ManagementClient;
 
 /// How to call the other nodes.
+#[derive(Clone)]
 pub struct Others {
     keys: Keys,
     nodes: Vec<PeerAddress>,
@@ -64,6 +65,11 @@ pub fn passed_on<T>(message: T) -> Request<T> {
 /// Whether a request was passed on by the other node.
 pub fn is_passed_on<T>(request: &Request<T>) -> bool {
     request.metadata().contains_key(PASSED_ON)
+}
+
+/// Has a request count as one that nobody passed on.
+pub fn not_passed_on<T>(request: &mut Request<T>) {
+    request.metadata_mut().remove(PASSED_ON);
 }
 
 const PASSED_ON: &str = "gemel-passed-on";

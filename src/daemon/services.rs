@@ -3,18 +3,24 @@
 //! On the machine itself by a socket file that only root, or whose user the daemon runs as, may open. From other
 //! machines, in a pair, by the port between members with mutual TLS: administrators by a certificate of their own, the
 //! other node by its own; the witness has no business here. A single node has no certificates, and is not
-//! managed from elsewhere. The console is read only.
+//! managed from elsewhere. The console has users of its own
+//! ([`super::accounts`]). Whatever is asked for goes through [`Calls`].
 
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
+use super::accounts::Accounts;
 use super::alerts::Alerts;
+use super::calls::{Actor, Calls, Way};
 use super::config::Config;
+use super::console::certificate::{self, Certificate};
+use super::console::listener::{ConsoleListener, Peer};
 use super::console::{self, Console};
 use super::control::Control;
 use super::event_log::{EventLog, EventReporter};
@@ -23,6 +29,8 @@ use super::history::History;
 use super::listen::{LocalSocket, listen, listen_locally};
 use super::management::ManagementService;
 use super::others::Others;
+use super::power::Power;
+use crate::cluster::state::user::Role;
 use crate::peer::joining::desk::{Desk, DeskEvent, DeskSetup, JoiningService, RecordKey};
 use crate::peer::messages::joining_server::JoiningServer;
 use crate::peer::tls::{Caller, Keys};
@@ -35,7 +43,7 @@ type Failure = Box<dyn std::error::Error>;
 #[must_use]
 pub fn beside_the_quorum(late: &Late) -> Routes {
     let control = tokio::runtime::Handle::current();
-    let management = Gateway::<ManagementServer<ManagementService>>::new(late.clone(), control.clone());
+    let management = Gateway::<ManagementServer<Calls>>::new(late.clone(), control.clone());
     let joining = Gateway::<JoiningServer<JoiningService>>::new(late.clone(), control);
     Routes::new(management).add_service(joining)
 }
@@ -43,7 +51,7 @@ pub fn beside_the_quorum(late: &Late) -> Routes {
 /// The running services.
 pub struct Services {
     stopping: watch::Sender<bool>,
-    background: [tokio::task::JoinHandle<()>; 2],
+    background: Vec<tokio::task::JoinHandle<()>>,
     _socket: LocalSocket,
 }
 
@@ -81,11 +89,26 @@ impl Services {
             None => (None, None),
         };
         let alerts = Alerts::new(control.clone(), log.clone(), events.clone());
-        let service = ManagementService::new(control.clone(), log, alerts.clone(), desk.clone(), others);
-        let service = Arc::new(service);
-        let management = ManagementServer::from_arc(service.clone());
+        let consoles = certificate::addresses(config);
+        let power = config
+            .ups
+            .clone()
+            .map(|ups| Power::new(ups, control.clone(), others.clone().map(Arc::new), events.clone()));
+        let (known, desk_of_service) = (log.clone(), desk.clone());
+        let service =
+            ManagementService::new(control.clone(), log, alerts.clone(), desk_of_service, others, consoles);
+        let calls = Arc::new(Calls::new(Arc::new(service), events.clone()));
+        let management = ManagementServer::from_arc(calls.clone());
         let history = Arc::new(History::default());
-        let console = Console { control: control.clone(), service, history: history.clone() };
+        let console = Console {
+            control: control.clone(),
+            calls,
+            history: history.clone(),
+            log: known.clone(),
+            accounts: Accounts::new(control.clone(), events.clone()),
+            is_tls: config.console.tls,
+            open_metrics: config.console.open_metrics,
+        };
         let looking = tokio::task::spawn_local(history.run(control.clone()));
         if let (Some(keys), Some(desk)) = (keys, desk) {
             let check = move |request| check_caller(&keys, request);
@@ -104,18 +127,14 @@ impl Services {
                 tracing::error!(%error, "the management service has ended");
             }
         });
-        for &address in &config.console.listen {
-            let listener = TcpListener::from_std(listen(address, "console", "console.listen")?)?;
-            let router = console::router(console.clone());
-            let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
-            tokio::task::spawn_local(async move {
-                if let Err(error) = serving.await {
-                    tracing::error!(%error, "the console has ended");
-                }
-            });
+        let mut background = vec![looking, tokio::task::spawn_local(alerts.run())];
+        background.extend(power.map(|power| tokio::task::spawn_local(power.run())));
+        if !config.events.syslog.is_empty() {
+            let sending = super::syslog::run(known, config.node.to_string(), config.events.syslog.clone());
+            background.push(tokio::task::spawn_local(sending));
         }
-        let telling = tokio::task::spawn_local(alerts.run());
-        Ok(Self { stopping, background: [telling, looking], _socket: socket })
+        background.extend(serve_console(config, console, stop)?);
+        Ok(Self { stopping, background, _socket: socket })
     }
 
     /// Takes no more calls.
@@ -125,6 +144,31 @@ impl Services {
     }
 }
 
+/// Starts the console on each of its addresses. What keeps its certificate new is given back.
+fn serve_console(
+    config: &Config,
+    console: Console,
+    stop: watch::Receiver<bool>,
+) -> Result<Option<tokio::task::JoinHandle<()>>, Failure> {
+    if config.console.listen.is_empty() {
+        return Ok(None);
+    }
+    let certificate = config.console.tls.then(|| Certificate::open(config)).transpose()?;
+    let tls = certificate.as_ref().map(Certificate::server).transpose()?.map(TlsAcceptor::from);
+    for &address in &config.console.listen {
+        let listener = TcpListener::from_std(listen(address, "console", "console.listen")?)?;
+        let listener = ConsoleListener::start(listener, tls.clone())?;
+        let router = console::router(console.clone()).into_make_service_with_connect_info::<Peer>();
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the console has ended");
+            }
+        });
+    }
+    Ok(certificate.map(|certificate| tokio::task::spawn_local(certificate.watch())))
+}
+
 async fn stopped(mut stop: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is the same.
     let _ = stop.wait_for(|stop| *stop).await;
@@ -132,10 +176,21 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
 
 /// Lets administrators and nodes in.
 #[allow(clippy::result_large_err)] // as the service wants it
-fn check_caller(keys: &Keys, request: Request<()>) -> Result<Request<()>, Status> {
+fn check_caller(keys: &Keys, mut request: Request<()>) -> Result<Request<()>, Status> {
     let certificates = request.peer_certs();
-    match keys.caller(certificates.as_ref().map(|certificates| certificates.as_slice())) {
-        Ok(Caller::Administrator(_) | Caller::Node(_)) => Ok(request),
+    let caller = keys.caller(certificates.as_ref().map(|certificates| certificates.as_slice()));
+    let from =
+        request.remote_addr().map_or_else(|| "elsewhere".to_owned(), |address| address.ip().to_string());
+    let actor = |name, way| Actor { name, role: Role::Administrator, way, from: from.clone() };
+    match caller {
+        Ok(Caller::Administrator(name)) => {
+            request.extensions_mut().insert(actor(name, Way::CommandLine));
+            Ok(request)
+        }
+        Ok(Caller::Node(name)) => {
+            request.extensions_mut().insert(actor(name, Way::Member));
+            Ok(request)
+        }
         Ok(Caller::Witness(name)) => {
             Err(Status::permission_denied(format!("{name} is a witness, which manages nothing")))
         }

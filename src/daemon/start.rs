@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
@@ -25,6 +25,7 @@ use super::event_log::{self, EventReporter};
 use super::gateway::Late;
 use super::listen::listen;
 use super::notify;
+use super::power;
 use super::services::{self, Services};
 use super::state_directory::StateDirectory;
 use crate::cluster::quorum::SeatKind;
@@ -36,6 +37,8 @@ use crate::peer::quorum::{self, QuorumHandle, QuorumSetup};
 const FAILED: u8 = 1;
 /// Exit code of wrong usage (EX_USAGE).
 const USAGE: u8 = 64;
+/// Exit code of a daemon that ended for want of power (EX_TEMPFAIL): it is to be started again, and waits then.
+const WITHOUT_POWER: u8 = 75;
 /// Time for the last events to be saved and open calls to be answered at the end.
 const LAST_MOMENT: Duration = Duration::from_millis(200);
 
@@ -61,6 +64,9 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Print the manual page.
+    #[command(hide = true)]
+    Man,
     /// Create a new, empty pool on the configured disks. Disks that hold anything are refused.
     Format {
         /// Also disks that hold something; it is lost.
@@ -95,11 +101,16 @@ pub fn run() -> ExitCode {
         Err(error) => return failed(&format!("cannot set up an event loop: {error}")),
     };
     let result = match &arguments.command {
-        Some(Task::Format { force }) => format(&arguments.config, *force),
+        Some(Task::Man) => clap_mangen::Man::new(Arguments::command().name("gemeld"))
+            .section("8")
+            .render(&mut std::io::stdout())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Failure::from),
+        Some(Task::Format { force }) => format(&arguments.config, *force).map(|()| ExitCode::SUCCESS),
         None => LocalSet::new().block_on(&runtime, serve(&arguments)),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(&error.to_string()),
     }
 }
@@ -147,7 +158,7 @@ fn format(path: &Path, force: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn serve(arguments: &Arguments) -> Result<(), Failure> {
+async fn serve(arguments: &Arguments) -> Result<ExitCode, Failure> {
     // From the first moment on a signal is a request to stop in order.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -156,6 +167,11 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
         pair.speaks = pair.speaks.with(&arguments.claim_protocol);
     }
     let state = Arc::new(StateDirectory::open(&config.state_dir)?);
+    tokio::select! {
+        () = power::wait_for_power(config.ups.as_ref(), &config.state_dir) => {}
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    }
     let keep = usize::try_from(config.events.keep.get())?;
     let (events, log, writer) = event_log::open(state.clone(), keep)?;
     let saving = tokio::task::spawn_local(writer.run());
@@ -175,8 +191,8 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     tokio::task::spawn_local(decide(control.clone(), decisions));
     tokio::select! {
         accepted = control.accepted(&config.cluster) => accepted?,
-        _ = terminate.recv() => return stop_quorum(quorum).await,
-        _ = interrupt.recv() => return stop_quorum(quorum).await,
+        _ = terminate.recv() => return stop_quorum(quorum).await.map(|()| ExitCode::SUCCESS),
+        _ = interrupt.recv() => return stop_quorum(quorum).await.map(|()| ExitCode::SUCCESS),
     }
     // A node of a pair opens its volumes when there is a majority, which may take a while.
     let is_single = quorum.is_none();
@@ -214,6 +230,10 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     scheduling.abort();
     let stopped = engine.ask(super::engine::Request::Stop).await;
     events.info("node-stopped", format!("node {} stops", config.node.as_str()), &[]);
+    let is_for_power = control.is_stop_for_power();
+    if is_for_power {
+        power::remember_stop(&config.state_dir);
+    }
     drop((events, control));
     services.stop();
     // The writer ends when the last reporter is gone; a call still in progress may hold one.
@@ -221,7 +241,11 @@ async fn serve(arguments: &Arguments) -> Result<(), Failure> {
     stopped?;
     stop_quorum(quorum).await?;
     data_thread.join().map_err(|_| "the data thread panicked; the log says where")?;
-    Ok(())
+    if is_for_power {
+        power::after_stop(config.ups.as_ref());
+        return Ok(ExitCode::from(WITHOUT_POWER));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Decides what the data thread asks for. In a pair that takes a round to the others, so one does not wait for

@@ -297,6 +297,24 @@ fn read(path: &Path) -> Result<String, AuthorityError> {
     fs::read_to_string(path).map_err(|source| AuthorityError::Read { path: path.to_owned(), source })
 }
 
+/// A certificate that vouches for itself, for who is called by these names (or addresses) until `last_day`, and its key:
+/// both as PEM. For browsers, which verify P-256 and not Ed25519, so the cluster's authority is of no use to them.
+///
+/// # Errors
+/// [`AuthorityError::Make`].
+pub fn self_signed(names: &[String], last_day: (i32, u8, u8)) -> Result<(String, String), AuthorityError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut wanted = CertificateParams::new(names)?;
+    wanted.distinguished_name.push(DnType::CommonName, names.first().map_or("gemel", String::as_str));
+    wanted.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    wanted.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let (year, month, day) = last_day;
+    // Not before: clocks of browsers that are late are no reason to refuse it.
+    wanted.not_before = rcgen::date_time_ymd(year - 3, 1, 1);
+    wanted.not_after = rcgen::date_time_ymd(year, month, day);
+    Ok((wanted.self_signed(&key)?.pem(), key.serialize_pem()))
+}
+
 /// Writes a file that everybody may read, whole or not at all.
 ///
 /// # Errors

@@ -157,6 +157,19 @@ fn commands(state: &ControlState) -> Result<Vec<Command>, BackupError> {
     commands.extend(
         state.alerts().map(|(name, target)| Command::SetAlert { name: name.clone(), target: target.clone() }),
     );
+    for (name, user) in state.users() {
+        commands.push(Command::AddUser {
+            name: name.clone(),
+            role: user.role,
+            password: user.password.clone(),
+            invitation: user.invitation.clone(),
+        });
+        commands.extend(user.tokens.iter().map(|(token_name, token)| Command::AddToken {
+            user: name.clone(),
+            name: token_name.clone(),
+            token: token.clone(),
+        }));
+    }
     commands.push(Command::ChangeSettings { settings: state.settings().clone() });
     Ok(commands)
 }

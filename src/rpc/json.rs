@@ -1,6 +1,6 @@
 //! How protocol enums read in `--json` and in tables: `VOLUME_STATE_IN_SYNC` is `in-sync`.
 
-use serde::Serializer;
+use serde::{Deserialize, Deserializer, Serializer};
 
 use super::management::{
     DiskState, Health, MailSecurity, NodeState, PoolState, Severity, VolumeState, WitnessState,
@@ -30,6 +30,16 @@ pub fn name<E: Named>(number: i32) -> String {
 pub fn name_of<S: Serializer, E: Named>(number: &i32, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&name::<E>(*number))
 }
+
+/// Reads an enum field by the [`name`] of its value.
+pub fn number_of<'de, D: Deserializer<'de>, E: Named>(deserializer: D) -> Result<i32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    // Values are few and numbered from 0 on.
+    let found = (0..MOST_VALUES).find(|number| E::try_from(*number).is_ok() && name::<E>(*number) == text);
+    found.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no word for this")))
+}
+
+const MOST_VALUES: i32 = 64;
 
 macro_rules! named {
     ($($name:ident $prefix:literal),* $(,)?) => {$(
@@ -76,6 +86,20 @@ mod tests {
         assert_eq!(json["volumes"][0]["used_bytes"], 0);
         assert_eq!(json["witness"]["state"], "up");
         assert!(json["nodes"].as_array().unwrap().is_empty());
+    }
+
+    #[test]
+    fn words_are_read_as_they_are_shown() {
+        use crate::rpc::management::{Alert, SetAlertRequest};
+        let text = r#"{"alert":{"name":"x","severity":"error","mail":{"security":"tls","password":"p"}}}"#;
+        let alert: Alert = serde_json::from_str::<SetAlertRequest>(text).unwrap().alert.unwrap();
+        assert_eq!(alert.severity(), Severity::Error);
+        let mail = alert.mail.unwrap();
+        assert_eq!((mail.security(), mail.password.as_str()), (MailSecurity::Tls, "p"));
+        assert!(!serde_json::to_string(&mail).unwrap().contains("password"));
+        for wrong in [r#"{"alert":{"severity":"bad"}}"#, r#"{"alert":{"colour":1}}"#] {
+            assert!(serde_json::from_str::<SetAlertRequest>(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

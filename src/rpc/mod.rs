@@ -5,6 +5,7 @@
 //! (fields are only ever added).
 
 pub mod json;
+pub mod schema;
 pub mod size;
 pub mod time;
 
@@ -35,6 +36,30 @@ pub mod management {
     impl std::fmt::Debug for Backup {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("Backup(withheld)")
+        }
+    }
+
+    impl std::fmt::Debug for ApiToken {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "ApiToken({}, {}, withheld)", self.user, self.name)
+        }
+    }
+
+    impl std::fmt::Debug for AddUserRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "AddUserRequest({}, {}, withheld)", self.name, self.role)
+        }
+    }
+
+    impl std::fmt::Debug for SetPasswordRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "SetPasswordRequest({}, withheld)", self.name)
+        }
+    }
+
+    impl std::fmt::Debug for UserAccess {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "UserAccess({}, withheld)", self.name)
         }
     }
 

@@ -9,7 +9,7 @@ pub mod config;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::config::Config;
@@ -35,6 +35,9 @@ struct Arguments {
     /// between members, whatever it does speak.
     #[arg(long, hide = true, value_name = "PROTOCOL=OLDEST..NEWEST")]
     claim_protocol: Vec<Claim>,
+    /// Print the manual page.
+    #[arg(long, hide = true)]
+    man: bool,
 }
 
 /// Why the service ended early. The text says what to do.
@@ -52,6 +55,12 @@ pub fn run() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    if arguments.man {
+        let page = clap_mangen::Man::new(Arguments::command().name("gemel-witness")).section("8");
+        // Nothing can be done about an output that does not take it.
+        let _ = page.render(&mut std::io::stdout());
+        return ExitCode::SUCCESS;
+    }
     start_log();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -21,7 +21,8 @@ use super::error::CliError;
 use super::{client, cluster};
 use crate::cluster::state::ClusterUuid;
 use crate::rpc::management::{
-    AllowAccessRequest, CreateVolumeRequest, GetVolumeRequest, Volume, VolumeState,
+    AddUserRequest, AllowAccessRequest, CreateVolumeRequest, GetVolumeRequest, ListUsersRequest, Volume,
+    VolumeState,
 };
 use crate::rpc::size::show as show_size;
 use folder::{Folder, Ports, Seat, Settings};
@@ -151,9 +152,24 @@ async fn serve(
     client.allow_access(everyone).await?;
     let primary = members.iter().find(|member| member.seat.name == volume.primary).unwrap_or(&members[0]);
     wait_for_login(ports, &volume.target, primary).await?;
-    say(&Summary::new(folder, nodes, ports, primary.seat, &volume).text())?;
+    let link = first_visit(&mut client, primary.seat, ports).await?;
+    say(&Summary::new(folder, nodes, ports, (primary.seat, &volume), link).text())?;
     say("ready\n")?;
     watch(members).await
+}
+
+/// The link by which the console's first user sets a password; none where there are users.
+async fn first_visit(client: &mut Client, seat: &Seat, ports: Ports) -> Result<Option<String>, CliError> {
+    if !client.list_users(ListUsersRequest {}).await?.into_inner().users.is_empty() {
+        return Ok(None);
+    }
+    let request = AddUserRequest {
+        name: "admin".to_owned(),
+        role: "administrator".to_owned(),
+        password: String::new(),
+    };
+    let access = client.add_user(request).await?.into_inner();
+    Ok(Some(format!("https://{}:{}{}", seat.address, ports.console(), access.link)))
 }
 
 /// Makes or continues what is in the folder, up to the configurations.
@@ -317,13 +333,21 @@ struct Summary {
     portal: String,
     url: String,
     console: String,
+    /// Where the first user sets a password.
+    first_visit: Option<String>,
     management: String,
     target: String,
     size_bytes: u64,
 }
 
 impl Summary {
-    fn new(folder: &Folder, nodes: u32, ports: Ports, primary: &Seat, volume: &Volume) -> Self {
+    fn new(
+        folder: &Folder,
+        nodes: u32,
+        ports: Ports,
+        (primary, volume): (&Seat, &Volume),
+        first_visit: Option<String>,
+    ) -> Self {
         let address = primary.address;
         let portal = format!("{address}:{}", ports.iscsi());
         Self {
@@ -332,7 +356,8 @@ impl Summary {
             dir: folder.path().to_owned(),
             url: format!("iscsi://{portal}/{}/0", volume.target),
             portal,
-            console: format!("http://{address}:{}/", ports.console()),
+            console: format!("https://{address}:{}/", ports.console()),
+            first_visit,
             management: format!("{address}:{}", ports.members()),
             target: volume.target.clone(),
             size_bytes: volume.size_bytes,
@@ -348,6 +373,7 @@ impl Summary {
              \x20 volume    {VOLUME}, {size}, {target} LUN 0\n\
              \x20 url       {url}\n\
              \x20 console   {console}\n\
+             {first_visit}\
              \n\
              Try, in another terminal:\n\
              \x20 iscsi-ls -s iscsi://{portal}\n\
@@ -362,6 +388,13 @@ impl Summary {
             target = self.target,
             url = self.url,
             console = self.console,
+            first_visit = match &self.first_visit {
+                Some(link) => format!(
+                    "\x20 sign in   {link}\n\
+                     \x20           once, as user admin; the browser asks about the demo's own certificate\n"
+                ),
+                None => String::new(),
+            },
             node = self.node,
             what = if self.nodes == 1 { "one node, no mirror" } else { "two nodes and a witness" },
         )

@@ -11,10 +11,13 @@ use super::alert::AlertTarget;
 use super::history::KeptThrough;
 use super::node::{Description, KeyFingerprint};
 use super::schedule::SnapshotSchedule;
+use super::user::{ApiToken, Invitation, KeyDigest, PasswordHash, Role};
 use super::volume::{Redundancy, SectorSize, Transition, Watermark};
 use super::{ClusterUuid, Settings};
 use crate::base::units::VolumeId;
-use crate::cluster::name::{AlertName, ClusterName, InitiatorName, NodeName, VolumeName};
+use crate::cluster::name::{
+    AlertName, ClusterName, InitiatorName, NodeName, TokenName, UserName, VolumeName,
+};
 
 /// One change of the control state. Times come from whoever proposes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -222,6 +225,63 @@ pub enum Command {
     RemoveAlert {
         /// Its name.
         name: AlertName,
+    },
+    /// Somebody may sign in to the console.
+    AddUser {
+        /// His name, not that of another user.
+        name: UserName,
+        /// What he may do.
+        role: Role,
+        /// How his password is checked.
+        password: Option<PasswordHash>,
+        /// By which he may set one.
+        invitation: Option<Invitation>,
+    },
+    /// Takes that back, with all tokens. Idempotent.
+    RemoveUser {
+        /// Whose.
+        name: UserName,
+    },
+    /// Changes what a user may do.
+    SetUserRole {
+        /// Who.
+        name: UserName,
+        /// What he may do.
+        role: Role,
+    },
+    /// Sets a user's password. A link that he had is void from then on.
+    SetPassword {
+        /// Whose.
+        name: UserName,
+        /// How it is checked.
+        password: PasswordHash,
+        /// The link by which it is set, which has to be his present one; none when an administrator does it, or he himself.
+        by: Option<KeyDigest>,
+        /// When, in milliseconds since 1970.
+        set_unix_ms: u64,
+    },
+    /// Gives a user a link by which he sets a password, in place of an earlier one.
+    InviteUser {
+        /// Whom.
+        name: UserName,
+        /// The link.
+        invitation: Invitation,
+    },
+    /// Gives a user a token for scripts.
+    AddToken {
+        /// Whom.
+        user: UserName,
+        /// What it is for.
+        name: TokenName,
+        /// The token.
+        token: ApiToken,
+    },
+    /// Takes that back. Idempotent.
+    RemoveToken {
+        /// Whose.
+        user: UserName,
+        /// Which.
+        name: TokenName,
     },
 }
 

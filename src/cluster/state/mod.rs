@@ -20,6 +20,7 @@ pub mod schedule;
 mod sector;
 #[cfg(test)]
 mod tests;
+pub mod user;
 pub mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,8 +31,9 @@ use serde::{Deserialize, Serialize};
 use self::access::InitiatorChap;
 use self::alert::AlertTarget;
 use self::node::{Description, KeyFingerprint, Node};
+use self::user::User;
 use self::volume::{NewVolume, Proposal, Tombstone, VolumeRecord};
-use super::name::{AlertName, ClusterName, InitiatorName, NodeName, VolumeName, target_name};
+use super::name::{AlertName, ClusterName, InitiatorName, NodeName, UserName, VolumeName, target_name};
 use crate::base::units::VolumeId;
 
 pub use self::command::{Command, Outcome};
@@ -54,6 +56,8 @@ pub struct ControlState {
     settings: Settings,
     #[serde(default)]
     alerts: BTreeMap<AlertName, AlertTarget>,
+    #[serde(default)]
+    users: BTreeMap<UserName, User>,
     /// Keys of machines that were removed or replaced: their certificates are void.
     #[serde(default)]
     void_keys: BTreeSet<KeyFingerprint>,
@@ -75,6 +79,7 @@ impl ControlState {
             chap: BTreeMap::new(),
             settings: Settings::default(),
             alerts: BTreeMap::new(),
+            users: BTreeMap::new(),
             void_keys: BTreeSet::new(),
         }
     }
@@ -242,6 +247,17 @@ impl ControlState {
             Command::ChangeSettings { settings } => self.change_settings(settings),
             Command::SetAlert { name, target } => self.set_alert(name, target),
             Command::RemoveAlert { name } => Ok(self.remove_alert(&name)),
+            Command::AddUser { name, role, password, invitation } => {
+                self.add_user(name, role, password, invitation)
+            }
+            Command::RemoveUser { name } => Ok(self.remove_user(&name)),
+            Command::SetUserRole { name, role } => self.set_user_role(&name, role),
+            Command::SetPassword { name, password, by, set_unix_ms } => {
+                self.set_password(&name, password, by.as_ref(), set_unix_ms)
+            }
+            Command::InviteUser { name, invitation } => self.invite_user(&name, invitation),
+            Command::AddToken { user, name, token } => self.add_token(&user, name, token),
+            Command::RemoveToken { user, name } => Ok(self.remove_token(&user, &name)),
         }
     }
 
@@ -382,4 +398,4 @@ struct Header {
 }
 
 /// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;

@@ -1,7 +1,7 @@
 //! Why a command was rejected, and what to do instead.
 
 use crate::base::units::VolumeId;
-use crate::cluster::name::{InitiatorName, NodeName, VolumeName};
+use crate::cluster::name::{InitiatorName, NodeName, TokenName, UserName, VolumeName};
 
 /// A command that the state does not allow. Nothing was changed by it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -188,6 +188,24 @@ pub enum Rejection {
          year"
     )]
     BadAlert,
+    /// A user of that name exists.
+    #[error("there is a user {0} already: `gemel user list` shows who may sign in")]
+    UserExists(UserName),
+    /// No user has this name.
+    #[error("there is no user {0}: `gemel user list` shows who may sign in")]
+    NoSuchUser(UserName),
+    /// The user has a token of that name.
+    #[error("there is a token {0} of this user already: remove it first, or choose another name")]
+    TokenExists(TokenName),
+    /// A link that was used, is too old, or was replaced.
+    #[error(
+        "this link is not good any more: it was used, is too old, or there is a newer one; an administrator makes \
+         another one with `gemel user password NAME --link`"
+    )]
+    BadInvitation,
+    /// A hash or digest that is none.
+    #[error("a password is kept as an argon2id hash, and a key as a SHA-256 digest, and this is neither")]
+    BadUser,
     /// A table is full.
     #[error("there are {limit} {what} already, the most that a cluster can have")]
     LimitReached {

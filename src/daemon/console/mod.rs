@@ -1,93 +1,122 @@
-//! The console: the first page, live, in English and French, and `/metrics` for Prometheus. Read only.
+//! The console: pages for people, the REST API for scripts, and `/metrics` for Prometheus, on one port.
 //!
 //! Everything comes from the node itself, so it works without an internet connection; pages are made here, and work
-//! without a script too. Nothing that is shown can become a script: texts are escaped, and the page allows only its own.
+//! without a script too. Guarantees: nobody sees or does anything before he has signed in, but for what the
+//! configuration leaves open; whatever is done is done through [`Calls`], as by the command line; nothing that is shown can
+//! become a script: texts are escaped, and the pages allow only their own; no other site can send a form in somebody's
+//! name.
 
+mod acts;
+pub mod certificate;
+mod cluster_pages;
+mod figures;
+mod html;
+pub mod listener;
+mod message_pages;
+mod openapi;
 mod page;
 mod picture;
 mod plot;
+mod rest;
+mod sign_in;
+mod visitor;
+mod volume_pages;
 mod words;
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get, post};
 use serde::Deserialize;
-use tonic::Request;
 
-use self::words::Language;
+use self::html::View;
+use self::visitor::Member;
+use super::accounts::Accounts;
+use super::calls::Calls;
+use super::config::OpenMetrics;
 use super::control::Control;
+use super::event_log::EventLog;
 use super::history::History;
-use super::management::ManagementService;
-use super::metrics;
-use crate::rpc::management::GetStatusRequest;
-use crate::rpc::management::management_server::Management;
 
 /// What the pages are made of.
 #[derive(Clone)]
 pub struct Console {
     /// The node.
     pub control: Arc<Control>,
-    /// What knows of the other node too.
-    pub service: Arc<ManagementService>,
+    /// By which everything is done.
+    pub calls: Arc<Calls>,
     /// What the node has done lately.
     pub history: Arc<History>,
+    /// What has happened.
+    pub log: EventLog,
+    /// Who may sign in.
+    pub accounts: Arc<Accounts>,
+    /// Whether connections are protected.
+    pub is_tls: bool,
+    /// Who may read figures without signing in.
+    pub open_metrics: OpenMetrics,
 }
 
-/// What may be asked for in a page's address.
-#[derive(Deserialize)]
-struct Wanted {
-    /// A language.
-    lang: Option<String>,
-    /// `main`: only what changes.
-    part: Option<String>,
-}
+/// Most bytes of a form or of a request.
+const LARGEST_BODY: usize = 64 << 10;
 
 /// The pages of a node.
 pub fn router(console: Console) -> Router {
     let fixed = |kind: &'static str, text: &'static str| {
-        get(move || async move { protected(([(header::CONTENT_TYPE, kind)], text).into_response()) })
+        get(move || async move { ([(header::CONTENT_TYPE, kind)], text).into_response() })
     };
     Router::new()
         .route("/", get(first_page))
+        .route("/volumes", get(volume_pages::list))
+        .route("/volumes/{name}", get(volume_pages::one))
+        .route("/hosts", get(volume_pages::hosts))
+        .route("/disks", get(cluster_pages::disks))
+        .route("/nodes", get(cluster_pages::nodes))
+        .route("/users", get(cluster_pages::users))
+        .route("/events", get(message_pages::events))
+        .route("/alerts", get(message_pages::alerts))
+        .route("/account", get(sign_in::account))
+        .route("/account/password", post(sign_in::change_password))
+        .route("/login", get(sign_in::ask).post(sign_in::sign_in))
+        .route("/logout", post(sign_in::sign_out))
+        .route("/welcome", get(sign_in::ask_for_password).post(sign_in::accept))
+        .route("/act/{call}", post(acts::act))
+        .route("/api/v1/{*path}", any(rest::answer))
+        .route("/metrics", get(figures::metrics))
+        .route("/health", get(figures::health))
         .route("/style.css", fixed("text/css; charset=utf-8", include_str!("style.css")))
         .route("/refresh.js", fixed("text/javascript; charset=utf-8", include_str!("refresh.js")))
-        .route("/metrics", get(metrics_page))
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(axum::middleware::from_fn_with_state(console.clone(), visitor::guard))
         .with_state(console)
 }
 
-async fn metrics_page(State(console): State<Console>) -> Response {
-    match console.control.report().await {
-        Ok(report) => {
-            let kind = "text/plain; version=0.0.4; charset=utf-8";
-            let status = console.control.status_by(&report);
-            ([(header::CONTENT_TYPE, kind)], metrics::page(&report, &status)).into_response()
-        }
-        Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal.to_string()).into_response(),
-    }
+/// What may be asked for in the first page's address.
+#[derive(Deserialize)]
+struct Wanted {
+    /// `main`: only what changes.
+    part: Option<String>,
 }
 
 async fn first_page(
     State(console): State<Console>,
     Query(wanted): Query<Wanted>,
-    headers: HeaderMap,
+    Member { session, language }: Member,
 ) -> Response {
-    let accepted = headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let words = Language::of(wanted.lang.as_deref(), accepted).words();
-    let response = match console.service.get_status(Request::new(GetStatusRequest {})).await {
-        Ok(status) => {
-            let status = status.into_inner();
-            let (hour, month) = console.history.samples();
-            let main = page::main_part(&status, words, (&hour, &month));
-            let is_part = wanted.part.as_deref() == Some("main");
-            Html(if is_part { main } else { page::document(&status, words, &main) }).into_response()
-        }
-        Err(refusal) => (StatusCode::SERVICE_UNAVAILABLE, refusal.message().to_owned()).into_response(),
+    let status = match console.calls.status().await {
+        Ok(status) => status,
+        Err(refusal) => return html::failed(&refusal),
     };
-    protected(response)
+    let (hour, month) = console.history.samples();
+    let main = page::main_part(&status, language.words(), (&hour, &month));
+    if wanted.part.as_deref() == Some("main") {
+        return Html(main).into_response();
+    }
+    let view = View { console: &console, session: &session, language };
+    view.live_page("/", &status.cluster, maud::PreEscaped(main)).into_response()
 }
 
 /// A response that runs nothing but the console's own files, is shown in no frame, and is not kept.
@@ -105,4 +134,4 @@ fn protected(mut response: Response) -> Response {
 }
 
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                      base-uri 'none'; form-action 'self'; frame-ancestors 'none'";

@@ -26,25 +26,6 @@ pub enum Grade {
 /// An answer of the first page.
 pub type Answer = (Grade, String);
 
-/// The whole document around the main part.
-pub fn document(status: &Status, words: &Words, main: &str) -> String {
-    let cluster = escape(&status.cluster);
-    let (other, other_name) = if words.code == "en" { ("fr", "Français") } else { ("en", "English") };
-    format!(
-        "<!doctype html><html lang=\"{code}\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>gemel {cluster}</title>\
-         <link rel=\"stylesheet\" href=\"/style.css\"><noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>\
-         <script src=\"/refresh.js\" defer></script></head><body>\
-         <a class=\"skip\" href=\"#matters\">{skip}</a>\
-         <header><h1>gemel · {cluster}</h1><nav><a href=\"/?lang={other}\" lang=\"{other}\">{other_name}</a> · \
-         <a href=\"/metrics\">metrics</a></nav></header>\
-         <p id=\"stale\" role=\"alert\" hidden>{stale} <time></time>.</p><main>{main}</main></body></html>",
-        code = words.code,
-        skip = words.skip,
-        stale = words.stale,
-    )
-}
-
 /// What changes from look to look.
 pub fn main_part(status: &Status, words: &Words, (hour, month): (&[Sample], &[Sample])) -> String {
     let mut page = String::from("<div class=\"answers\">");
@@ -268,7 +249,7 @@ mod tests {
         (status.volumes[0].name, status.cluster) = (evil.into(), evil.into());
         status.nodes.push(crate::rpc::management::Node { name: evil.into(), ..Default::default() });
         let words = Language::French.words();
-        let page = document(&status, words, &main_part(&status, words, (&[], &[])));
+        let page = main_part(&status, words, (&[], &[]));
         assert!(page.contains("&lt;script&gt;&quot;") && !page.contains("<script>"), "{page}");
     }
 }

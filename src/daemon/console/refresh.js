@@ -1,7 +1,7 @@
 // Shows the page anew every few seconds, without losing the place; says so when the node does not answer any more.
 'use strict';
 (() => {
-  const main = document.querySelector('main');
+  const main = document.querySelector('#live');
   const stale = document.querySelector('#stale');
   const every = 3000;
   let answered = new Date();
@@ -11,6 +11,8 @@
       const page = new URL(location.href);
       page.searchParams.set('part', 'main');
       const answer = await fetch(page, { cache: 'no-store', signal: AbortSignal.timeout(every) });
+      // The session is over: the page leads to where one signs in.
+      if (answer.status === 401) return location.reload();
       if (!answer.ok) throw new Error(answer.status);
       main.innerHTML = await answer.text();
       answered = new Date();

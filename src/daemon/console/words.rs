@@ -64,7 +64,6 @@ pub struct Words {
     pub witness: &'static str,
     pub to_do: &'static str,
     pub stale: &'static str,
-    pub skip: &'static str,
 }
 
 impl Language {
@@ -74,6 +73,24 @@ impl Language {
     pub fn of(named: Option<&str>, accepted: &str) -> Self {
         let wanted = named.unwrap_or(accepted).trim_start().to_ascii_lowercase();
         if wanted.starts_with("fr") { Self::French } else { Self::English }
+    }
+
+    /// One of two texts.
+    #[must_use]
+    pub fn say(self, english: &'static str, french: &'static str) -> &'static str {
+        match self {
+            Self::English => english,
+            Self::French => french,
+        }
+    }
+
+    /// Code and name of the other one.
+    #[must_use]
+    pub fn other(self) -> (&'static str, &'static str) {
+        match self {
+            Self::English => ("fr", "Français"),
+            Self::French => ("en", "English"),
+        }
     }
 
     /// Its words.
@@ -129,7 +146,6 @@ static ENGLISH: Words = Words {
     witness: "witness",
     to_do: "To do",
     stale: "This node has not answered since",
-    skip: "Skip to what is the matter",
 };
 
 static FRENCH: Words = Words {
@@ -175,7 +191,6 @@ static FRENCH: Words = Words {
     witness: "témoin",
     to_do: "À faire",
     stale: "Ce nœud ne répond plus depuis",
-    skip: "Aller à ce qui ne va pas",
 };
 
 #[cfg(test)]

@@ -29,11 +29,15 @@ pub enum Kind {
     PoolOffline,
     /// The pool is filling up.
     PoolFilling,
+    /// A node's room has no power but its battery.
+    OnBattery,
+    /// A UPS says nothing.
+    UpsSilent,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::NotServed,
         Self::NotRedundant,
         Self::MemberUnreachable,
@@ -46,6 +50,8 @@ impl Kind {
         Self::DataUnrecoverable,
         Self::PoolOffline,
         Self::PoolFilling,
+        Self::OnBattery,
+        Self::UpsSilent,
     ];
 
     /// Its name.
@@ -64,6 +70,8 @@ impl Kind {
             Self::DataUnrecoverable => "data-unrecoverable",
             Self::PoolOffline => "pool-offline",
             Self::PoolFilling => "pool-filling",
+            Self::OnBattery => "on-battery",
+            Self::UpsSilent => "ups-silent",
         }
     }
 

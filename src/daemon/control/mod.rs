@@ -17,10 +17,12 @@ mod redundancy;
 mod snapshots;
 mod status;
 mod stopping;
+mod users;
 mod volumes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -29,6 +31,7 @@ use super::config::Config;
 use super::control_requests::ControlRequest;
 use super::engine::{AccessRules, ChapRule, EngineError, EngineHandle, EngineReport, Request, VolumeSpec};
 use super::event_log::EventReporter;
+use super::power::PowerReport;
 use super::state_directory::StateDirectory;
 use crate::base::units::VolumeId;
 use crate::cluster::name::{NameError, NodeName};
@@ -52,6 +55,10 @@ pub struct Control {
     changing: Mutex<BTreeSet<VolumeId>>,
     /// An administrator wants the process to end.
     stop_wanted: tokio::sync::Notify,
+    /// The process ends for want of power.
+    is_stop_for_power: AtomicBool,
+    // A lock because statuses are made by tasks that may move between threads; held for copies only.
+    power: std::sync::Mutex<Option<PowerReport>>,
 }
 
 /// Why something was not done. The text says what to do.
@@ -99,7 +106,17 @@ impl Control {
         };
         let (node, changing) = (config.node.clone(), Mutex::default());
         let stop_wanted = tokio::sync::Notify::new();
-        Ok(Self { node, machine, engine, events, started: Instant::now(), changing, stop_wanted })
+        Ok(Self {
+            node,
+            machine,
+            engine,
+            events,
+            started: Instant::now(),
+            changing,
+            stop_wanted,
+            is_stop_for_power: AtomicBool::new(false),
+            power: std::sync::Mutex::default(),
+        })
     }
 
     /// The name of this node.
@@ -248,8 +265,12 @@ impl From<Rejection> for Refusal {
     fn from(rejection: Rejection) -> Self {
         let text = rejection.to_string();
         match rejection {
-            Rejection::VolumeExists(_) => Self::Exists(text),
-            Rejection::NoSuchVolume(_) | Rejection::NoSuchVolumeId(_) => Self::NotFound(text),
+            Rejection::VolumeExists(_) | Rejection::UserExists(_) | Rejection::TokenExists(_) => {
+                Self::Exists(text)
+            }
+            Rejection::NoSuchVolume(_) | Rejection::NoSuchVolumeId(_) | Rejection::NoSuchUser(_) => {
+                Self::NotFound(text)
+            }
             Rejection::StaleReservations { .. } => Self::Stale(text),
             Rejection::BadSize { .. }
             | Rejection::SecretLength { .. }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use super::attention::Kind;
 use super::{Control, Refusal};
 use crate::cluster::name::{NodeName, VolumeName};
 use crate::cluster::state::volume::{Redundancy, Transition, VolumeRecord};
 use crate::cluster::state::{Command, ControlState, Rejection};
 use crate::daemon::engine::Request;
+use crate::daemon::power::PowerReport;
 use crate::rpc::management as messages;
 
 impl Control {
@@ -81,11 +83,50 @@ impl Control {
                 "they go out of service when it stops; --force stops it all the same",
             )?;
         }
-        let what = if request.cluster { "switched the cluster off" } else { "asked for it" };
-        let message = format!("node {node} stops, as an administrator {what}");
+        let why = match (request.power, request.cluster) {
+            (true, _) => {
+                self.stop_is_for_power();
+                "as the power is gone"
+            }
+            (false, true) => "as an administrator switched the cluster off",
+            (false, false) => "as an administrator asked for it",
+        };
+        let message = format!("node {node} stops, {why}");
         self.events.info("node-shutdown", message, &[]);
         self.stop_wanted.notify_one();
         Ok(())
+    }
+
+    /// Remembers that the process ends for want of power.
+    pub fn stop_is_for_power(&self) {
+        self.is_stop_for_power.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Whether the process ends for want of power.
+    #[must_use]
+    pub fn is_stop_for_power(&self) -> bool {
+        self.is_stop_for_power.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Says how the power of this node's room is.
+    pub fn set_power(&self, report: PowerReport) {
+        *self.power.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(report);
+    }
+
+    /// How the power of this node's room is, where it has a UPS.
+    #[must_use]
+    pub fn power(&self) -> Option<PowerReport> {
+        self.power.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// What is the matter with it.
+    pub(super) fn attention_to_power(&self) -> Option<messages::Attention> {
+        let node = self.node.to_string();
+        let matter = self.power()?.matter(&node)?;
+        let kind = if matter.is_silence { Kind::UpsSilent } else { Kind::OnBattery };
+        let severity = if matter.is_error { messages::Severity::Error } else { messages::Severity::Warning };
+        let item = kind.item(severity, &node, matter.message, matter.action);
+        Some(messages::Attention { node, ..item })
     }
 
     /// Sets the node to which a volume returns by itself.

@@ -26,6 +26,7 @@ impl Control {
             health: {
                 items.extend(self.attention_to_volumes(state, report));
                 items.extend(self.attention_to_maintenance(state));
+                items.extend(self.attention_to_power());
                 items.extend(attention(state, &self.node, &report.pool));
                 items.sort_by_key(|item| std::cmp::Reverse(item.severity));
                 self.health(state, report, &items).into()
@@ -146,6 +147,7 @@ impl Control {
             uptime_seconds: self.started.elapsed().as_secs(),
             sessions: clamp(report.sessions),
             engine: report.engine.to_owned(),
+            power: self.power().map(|power| power.message()),
         }
     }
 

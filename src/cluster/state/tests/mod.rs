@@ -4,6 +4,7 @@ mod access;
 mod epochs;
 mod formats;
 mod random;
+mod users;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
