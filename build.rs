@@ -15,7 +15,7 @@ const ENUM_FIELDS: [(&str, &str); 10] = [
 ];
 
 /// Messages that `gemel --json` prints. Requests are not among them: they may carry secrets.
-const PRINTED: [&str; 23] = [
+const PRINTED: [&str; 24] = [
     "Cluster",
     "Member",
     "Status",
@@ -39,6 +39,7 @@ const PRINTED: [&str; 23] = [
     "AloneVolume",
     "Snapshot",
     "SnapshotSchedule",
+    "VolumePiece",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -60,6 +61,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for message in PRINTED {
         builder = builder.message_attribute(format!("{package}.{message}"), "#[derive(serde::Serialize)]");
     }
+    let data = format!("{package}.VolumePiece.data");
+    builder = builder.field_attribute(data, "#[serde(skip)]");
     for secret in ["MailAlert.password", "WebhookAlert.token"] {
         builder = builder.field_attribute(format!("{package}.{secret}"), "#[serde(skip)]");
     }

@@ -11,6 +11,7 @@ mod cluster;
 mod commands;
 mod demo;
 mod error;
+mod image;
 mod local_socket;
 mod show;
 mod snapshot;

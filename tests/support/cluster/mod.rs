@@ -325,11 +325,17 @@ impl Cluster {
 
     /// Runs the command line against a node.
     pub fn gemel(&self, node: &str, arguments: &[&str]) -> Output {
+        self.command(node, arguments).output().expect("gemel can be run")
+    }
+
+    /// The command line against a node, to be run.
+    pub fn command(&self, node: &str, arguments: &[&str]) -> Command {
         let mut command = self.network.command(node, "timeout");
         command.args(["--signal", "KILL", "10", env!("CARGO_BIN_EXE_gemel")]);
         let socket = format!("unix:{}", self.folder.join(node).join("gemeld.sock").display());
         command.args(["--cluster", &socket, "--json"]).args(arguments);
-        command.stdin(Stdio::null()).output().expect("gemel can be run")
+        command.stdin(Stdio::null());
+        command
     }
 
     /// Runs the command line and demands success.

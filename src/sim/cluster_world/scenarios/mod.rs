@@ -6,6 +6,7 @@ mod disks;
 mod failover;
 mod hosts;
 mod resync;
+mod rollback;
 mod rooms;
 mod snapshots;
 
@@ -17,6 +18,7 @@ pub(super) use self::failover::{
     a_late_local_write, a_move_with_a_write_on_its_way, a_new_lease_for_an_old_part, a_promise_and_a_crash,
     a_read_of_what_is_in_doubt,
 };
+pub(super) use self::rollback::{a_kept_state_in_a_rollback, a_rollback_over_a_resync};
 use super::hosts::Host;
 use super::runs::{compare, heal, look_at_all, run_with, until_level};
 use super::{Cluster, VOLUMES, WITNESS, micros, name};

@@ -16,18 +16,18 @@ fn begin_take(cluster: &Rc<Cluster>) -> Rc<Cell<Option<Option<Version>>>> {
 }
 
 /// Everything is well again, and every snapshot is what it was, on both nodes.
-async fn heals_with_snapshots(cluster: &Rc<Cluster>) {
+pub(super) async fn heals_with_snapshots(cluster: &Rc<Cluster>) {
     heals(cluster).await;
     cluster.look_into_all(VOLUME).await.unwrap();
 }
 
 /// How many snapshots a node has.
-fn count(cluster: &Cluster, node: usize) -> usize {
+pub(super) fn count(cluster: &Cluster, node: usize) -> usize {
     let data = cluster.life(node).and_then(|life| life.data()).unwrap();
     data.store.snapshots(VOLUME).unwrap().len()
 }
 
-fn limit_resync(cluster: &Cluster, bytes_per_second: Option<u64>) {
+pub(super) fn limit_resync(cluster: &Cluster, bytes_per_second: Option<u64>) {
     let mut settings = cluster.newest_state.borrow().settings().clone();
     settings.resync_limit_bytes_per_second = bytes_per_second;
     drop(cluster.life(P).unwrap().member.propose(Command::ChangeSettings { settings }));
