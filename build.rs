@@ -39,6 +39,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let read = "#[derive(serde::Deserialize)]\n#[serde(default, deny_unknown_fields)]";
             builder = builder.message_attribute(&path, read);
         }
+        // Contents of volumes are no JSON.
+        for field in message.field.iter().filter(|field| field.r#type() == Type::Bytes) {
+            builder = builder.field_attribute(format!("{path}.{}", field.name()), "#[serde(skip)]");
+        }
         for field in message.field.iter().filter(|field| field.r#type() == Type::Enum) {
             let kind = field.type_name().rsplit('.').next().unwrap_or_default();
             let mut attribute = format!("serialize_with = \"crate::rpc::json::name_of::<_, {kind}>\"");
@@ -66,7 +70,8 @@ fn schema(file: &FileDescriptorProto) -> Result<String, std::fmt::Error> {
     for (number, message) in (0..).zip(&file.message_type) {
         let (name, about) = (message.name(), comments.at(&[4, number]));
         writeln!(text, "Message {{ name: {name:?}, about: {about:?}, fields: &[")?;
-        for (place, field) in (0..).zip(&message.field) {
+        let fields = (0..).zip(&message.field).filter(|(_, field)| field.r#type() != Type::Bytes);
+        for (place, field) in fields {
             let about = comments.at(&[4, number, 2, place]);
             let is_hidden = NEVER_SHOWN.contains(&&*format!("{name}.{}", field.name()));
             writeln!(

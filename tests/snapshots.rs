@@ -1,5 +1,6 @@
 //! Snapshots of a mirrored volume on real processes: taken and listed through either node, still there when the node that
-//! took them is gone, protected as long as was said, and taken by schedule.
+//! took them is gone, protected as long as was said, and taken by schedule; and volumes that are rolled back to them, with the
+//! contents compared by QEMU over iSCSI.
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there fails the test
 
@@ -10,7 +11,8 @@ mod host;
 #[path = "support/initiator/mod.rs"]
 mod initiator;
 
-use std::process::Output;
+use std::path::Path;
+use std::process::{Command, Output};
 
 use cluster::{Cluster, ClusterSettings, NODES, other};
 use host::Host;
@@ -143,4 +145,127 @@ fn a_schedule_takes_snapshots_by_itself() {
     cluster.administer("a", &["snapshot", "schedule", VOLUME, "--off"]);
     assert_eq!(names(&cluster, "a", &[VOLUME]).len(), 2);
     assert!(cluster.try_ask("b", &["volume", "show", VOLUME]).unwrap()["snapshot_schedule"].is_null());
+}
+
+#[test]
+fn a_group_is_taken_where_all_of_it_is_served() {
+    let (cluster, mut host) = start();
+    cluster.create_volume("logs", "64M", &["--primary", "a"]);
+    cluster.wait_in_sync("a", "logs");
+    host.write(0, 8);
+    let create = |node: &str, last: &str| cluster.gemel(node, &["snapshot", "create", "data", last]);
+    let taken = create("b", "logs@before");
+    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+    assert_eq!(String::from_utf8(taken.stdout).unwrap().lines().count(), 2);
+    assert_eq!(names(&cluster, "a", &[VOLUME]), ["before"]);
+    refused(&create("a", "logs@before"), "has a snapshot before already");
+    cluster.move_volume("logs", "b");
+    for node in NODES {
+        refused(&create(node, "logs@after"), "one cut takes one node");
+    }
+    assert_eq!(names(&cluster, "a", &[VOLUME]), ["before"]);
+    let wrong = cluster.gemel("a", &["snapshot", "create", "data@one", "logs@two"]);
+    assert_eq!(wrong.status.code(), Some(64));
+}
+
+/// Whether a volume, read over iSCSI through a node, is what a file holds.
+fn is_at(cluster: &Cluster, node: &str, target: &str, file: &Path) -> bool {
+    let url = format!("iscsi://{}/{target}/0", cluster.portal(node));
+    let mut compare = Command::new("timeout");
+    compare.args(["60", "qemu-img", "compare", "-f", "raw", "-F", "raw"]).arg(file).arg(&url);
+    let compared = compare.output().unwrap();
+    assert!(matches!(compared.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&compared.stderr));
+    compared.status.success()
+}
+
+/// Puts a file on a volume, over iSCSI through a node.
+fn put(cluster: &Cluster, node: &str, target: &str, file: &Path) {
+    let url = format!("iscsi://{}/{target}/0", cluster.portal(node));
+    let mut convert = Command::new("timeout");
+    convert.args(["60", "qemu-img", "convert", "-n", "-f", "raw", "-O", "raw"]).arg(file).arg(&url);
+    let converted = convert.output().unwrap();
+    assert!(converted.status.success(), "{}", String::from_utf8_lossy(&converted.stderr));
+}
+
+fn is_restored(cluster: &Cluster, node: &str) -> bool {
+    cluster
+        .try_ask(node, &["volume", "show", VOLUME])
+        .is_some_and(|shown| shown["rollback_percent"].is_null())
+}
+
+#[test]
+fn a_volume_is_rolled_back_and_forth_over_the_death_of_a_node() {
+    let cluster = Cluster::start(ClusterSettings::default());
+    let target = cluster.create_volume(VOLUME, "64M", &["--primary", "a"]);
+    cluster.wait_in_sync("a", VOLUME);
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, seed: u64| {
+        let data: Vec<u8> = (0..8u64 << 20).map(|n| (n * seed + n / 4096 * 7) as u8 | 1).collect();
+        let path = folder.path().join(name);
+        let mut whole = data;
+        whole.resize(64 << 20, 0);
+        std::fs::write(&path, whole).unwrap();
+        path
+    };
+    let (old, new) = (file("old", 3), file("new", 5));
+    put(&cluster, "a", &target, &old);
+    cluster.administer("a", &["snapshot", "create", "data@one"]);
+    put(&cluster, "b", &target, &new);
+    assert!(is_at(&cluster, "a", &target, &new) && !is_at(&cluster, "b", &target, &old));
+
+    let rollback = |node: &str, name: &str| {
+        cluster.gemel(node, &["snapshot", "rollback", &format!("{VOLUME}@{name}"), "--confirm", VOLUME])
+    };
+    refused(&rollback("a", "none"), "has no snapshot none");
+    let wrong = cluster.gemel("a", &["snapshot", "rollback", "data@one", "--confirm", "date"]);
+    assert_eq!(wrong.status.code(), Some(64));
+    for node in NODES {
+        // A session by either node is one.
+        let portals = [cluster.portal(node); 2];
+        let mut host = Host::new("other", &target, portals, 4096..4100);
+        host.check(0);
+        for asked in NODES {
+            refused(&rollback(asked, "one"), "is in use by 1 sessions");
+        }
+        drop(host);
+        cluster.wait_until("the host has gone", || {
+            NODES
+                .iter()
+                .all(|node| cluster.try_ask(node, &["volume", "show", VOLUME]).unwrap()["sessions"] == 0)
+        });
+    }
+    let done = rollback("b", "one");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let kept: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let kept = kept["name"].as_str().unwrap().to_owned();
+    // It need not have ended for that.
+    cluster.kill("a");
+    cluster.wait_until("b serves", || cluster.volume("b", VOLUME, "primary") == "b");
+    cluster.wait_until("hosts are served", || is_at(&cluster, "b", &target, &old));
+    cluster.wait_until("it ends", || is_restored(&cluster, "b"));
+    assert!(is_at(&cluster, "b", &target, &old));
+    assert_eq!(names(&cluster, "b", &[VOLUME]), ["one", &kept]);
+    cluster.spawn("a");
+    cluster.wait_in_sync("b", VOLUME);
+    cluster.move_volume(VOLUME, "a");
+    assert!(is_at(&cluster, "a", &target, &old));
+
+    // Undone, with hosts logged in.
+    let mut host = Host::new("other", &target, NODES.map(|node| cluster.portal(node)), 4096..4100);
+    host.check(0);
+    cluster.administer(
+        "b",
+        &["snapshot", "rollback", &format!("{VOLUME}@{kept}"), "--confirm", VOLUME, "--force"],
+    );
+    host.check(0);
+    assert!(is_at(&cluster, "a", &target, &new));
+    cluster.wait_until("it ends", || is_restored(&cluster, "a"));
+    cluster.kill("b");
+    cluster.wait_until("a is alone", || cluster.volume("a", VOLUME, "state") == "solo");
+    assert!(is_at(&cluster, "a", &target, &new));
+    cluster.spawn("b");
+    cluster.wait_in_sync("a", VOLUME);
+    cluster.kill("a");
+    cluster.wait_until("b serves", || cluster.volume("b", VOLUME, "primary") == "b");
+    cluster.wait_until("hosts are served", || is_at(&cluster, "b", &target, &new));
 }

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::cluster::args::ClusterVerb;
 use super::drill::DrillArguments;
+use super::image::{ExportArguments, ImportArguments};
 use super::snapshot::SnapshotVerb;
 use super::support::SupportVerb;
 use super::user::UserVerb;
@@ -208,6 +209,10 @@ pub enum VolumeVerb {
         #[arg(long)]
         shrink: bool,
     },
+    /// Write what a snapshot of a volume holds to a file: raw, or as an image of QEMU; all, or what changed.
+    Export(ExportArguments),
+    /// Fill a volume, new or not, with what a file holds.
+    Import(ImportArguments),
     /// Delete a volume and everything on it.
     Delete {
         /// Its name.
@@ -568,7 +573,8 @@ pub struct Sector {
     pub physical_bytes: u32,
 }
 
-fn sector(text: &str) -> Result<Sector, String> {
+/// Reads a sector size.
+pub fn sector(text: &str) -> Result<Sector, String> {
     match text {
         "512" | "512e" => Ok(Sector { bytes: 512, physical_bytes: 4096 }),
         "512n" => Ok(Sector { bytes: 512, physical_bytes: 512 }),

@@ -13,7 +13,7 @@ use super::args::{
 use super::cluster::args::ClusterVerb;
 use super::error::{CliError, REFUSED};
 use super::support::{self, SupportVerb};
-use super::{alert, client, cluster, demo, drill, manual, show, snapshot, user};
+use super::{alert, client, cluster, demo, drill, image, manual, show, snapshot, user};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
     AllowAccessRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential, ClearChapRequest,
@@ -180,6 +180,12 @@ impl Session {
             VolumeVerb::List => {
                 let response = self.client.list_volumes(ListVolumesRequest {}).await?.into_inner();
                 return self.output.list(&response.volumes, show::volumes);
+            }
+            VolumeVerb::Export(arguments) => {
+                return image::export(&mut self.client, self.output, arguments).await;
+            }
+            VolumeVerb::Import(arguments) => {
+                return image::import(&mut self.client, self.output, arguments).await;
             }
             VolumeVerb::Delete { name, force } => {
                 self.client.delete_volume(DeleteVolumeRequest { name: name.clone(), force }).await?;

@@ -12,6 +12,7 @@ mod commands;
 mod demo;
 mod drill;
 mod error;
+mod image;
 mod local_socket;
 mod manual;
 mod show;

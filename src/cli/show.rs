@@ -89,7 +89,8 @@ fn snapshots_of(volume: &Volume) -> String {
         let every = humantime::format_duration(std::time::Duration::from_secs(schedule.every_seconds));
         format!("one every {every}, {} kept", schedule.keep)
     });
-    [count, schedule.unwrap_or_default()]
+    let rollback = volume.rollback_percent.map(|percent| format!("a rollback is {percent} % done"));
+    [count, schedule.unwrap_or_default(), rollback.unwrap_or_default()]
         .into_iter()
         .filter(|text| !text.is_empty())
         .collect::<Vec<_>>()

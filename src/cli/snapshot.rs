@@ -8,21 +8,23 @@ use tonic::transport::Channel;
 
 use super::commands::Output;
 use super::error::CliError;
-use super::show;
+use super::image::DiffArguments;
+use super::{image, show};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
-    CreateSnapshotRequest, DeleteSnapshotRequest, ListSnapshotsRequest, SetSnapshotScheduleRequest,
-    SnapshotSchedule,
+    CreateSnapshotGroupRequest, CreateSnapshotRequest, DeleteSnapshotRequest, ListSnapshotsRequest,
+    RollBackSnapshotRequest, SetSnapshotScheduleRequest, SnapshotSchedule,
 };
 
 /// `gemel snapshot`
 #[derive(Debug, Subcommand)]
 pub enum SnapshotVerb {
-    /// Take a snapshot of a volume: its contents as they are now.
+    /// Take a snapshot of a volume: its contents as they are now. Or of several volumes, all at the same moment.
     Create {
-        /// The volume, and the snapshot's name; without one it is called by the time.
-        #[arg(value_name = "VOLUME[@NAME]")]
-        snapshot: String,
+        /// The volume, and the snapshot's name; without one it is called by the time. Several volumes have to be served by
+        /// one node; their snapshots have the name that is given with the last one.
+        #[arg(value_name = "VOLUME[@NAME]", required = true)]
+        snapshots: Vec<String>,
         /// Nobody can delete it before that day (2027-01-31) or time (2027-01-31T12:00:00Z), in UTC.
         #[arg(long, value_name = "DATE", value_parser = date)]
         protect_until: Option<SystemTime>,
@@ -38,6 +40,20 @@ pub enum SnapshotVerb {
         #[arg(value_name = "VOLUME@NAME")]
         snapshot: SnapshotName,
     },
+    /// Have a volume be what it was at a snapshot, at once. What it is now becomes another snapshot, so that this can be undone.
+    Rollback {
+        /// Which.
+        #[arg(value_name = "VOLUME@NAME")]
+        snapshot: SnapshotName,
+        /// The volume's name once more.
+        #[arg(long, value_name = "VOLUME")]
+        confirm: String,
+        /// Although hosts are logged in to it, which do not expect that.
+        #[arg(long)]
+        force: bool,
+    },
+    /// List the ranges in which two snapshots of a volume may differ: offset and length in bytes.
+    Diff(DiffArguments),
     /// Have snapshots of a volume taken by themselves, and the oldest of these deleted. Others are left alone.
     Schedule {
         /// The volume.
@@ -57,8 +73,10 @@ pub enum SnapshotVerb {
 /// A snapshot, as VOLUME@NAME.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotName {
-    volume: String,
-    name: String,
+    /// The volume.
+    pub volume: String,
+    /// The snapshot's name in it.
+    pub name: String,
 }
 
 impl FromStr for SnapshotName {
@@ -81,13 +99,26 @@ pub(super) async fn run(
     verb: SnapshotVerb,
 ) -> Result<(), CliError> {
     match verb {
-        SnapshotVerb::Create { snapshot, protect_until } => {
-            let (volume, name) = snapshot.split_once('@').unwrap_or((&snapshot, ""));
+        SnapshotVerb::Create { mut snapshots, protect_until } => {
+            let last = snapshots.pop().unwrap_or_default();
+            let (volume, name) = last.split_once('@').unwrap_or((&last, ""));
             let since_epoch =
                 |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let protected_until_ms =
                 protect_until.map(|time| u64::try_from(since_epoch(time).as_millis()).unwrap_or(u64::MAX));
             let (volume, name) = (volume.to_owned(), name.to_owned());
+            if snapshots.iter().any(|volume| volume.contains('@')) {
+                return Err(CliError::Usage(
+                    "the snapshots of several volumes have one name, which is given with the last one: VOLUME VOLUME@NAME"
+                        .to_owned(),
+                ));
+            }
+            if !snapshots.is_empty() {
+                snapshots.push(volume);
+                let request = CreateSnapshotGroupRequest { volumes: snapshots, name, protected_until_ms };
+                let taken = client.create_snapshot_group(request).await?.into_inner();
+                return output.list(&taken.snapshots, show::snapshots);
+            }
             let request = CreateSnapshotRequest { volume, name, protected_until_ms };
             let taken = client.create_snapshot(request).await?.into_inner();
             output.one(&taken, |taken| show::snapshots(std::slice::from_ref(taken)))
@@ -102,6 +133,20 @@ pub(super) async fn run(
             client.delete_snapshot(DeleteSnapshotRequest { volume, name }).await?;
             output.done("deleted", &shown)
         }
+        SnapshotVerb::Rollback { snapshot: SnapshotName { volume, name }, confirm, force } => {
+            if confirm != volume {
+                return Err(CliError::Usage(format!("--confirm must be {volume}: nothing was done")));
+            }
+            let request = RollBackSnapshotRequest { volume, name: name.clone(), force };
+            let kept = client.roll_back_snapshot(request).await?.into_inner();
+            output.one(&kept, |kept| {
+                format!(
+                    "volume {} is what it was at {name}; what it was before that is {}@{}\n",
+                    kept.volume, kept.volume, kept.name
+                )
+            })
+        }
+        SnapshotVerb::Diff(arguments) => image::diff(client, output, arguments).await,
         SnapshotVerb::Schedule { volume, every, keep, off: _ } => {
             let schedule = every
                 .zip(keep)

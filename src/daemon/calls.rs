@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures::Stream;
 use serde_json::Value;
 use tonic::transport::server::UdsConnectInfo;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::event_log::EventReporter;
 use super::management::ManagementService;
@@ -154,6 +154,8 @@ macro_rules! calls {
         #[tonic::async_trait]
         impl Management for Calls {
             type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
+            type ReadVolumeStream = <ManagementService as Management>::ReadVolumeStream;
+            type WriteVolumeStream = <ManagementService as Management>::WriteVolumeStream;
 
             $(async fn $method(&self, mut request: Request<$Request>) -> Answer<$Answer> {
                 let actor = actor_of(&mut request)?;
@@ -183,6 +185,35 @@ macro_rules! calls {
             ) -> Answer<Self::StreamEventsStream> {
                 actor_of(&mut request)?;
                 self.service.stream_events(request).await
+            }
+
+            async fn read_volume(
+                &self,
+                mut request: Request<ReadVolumeRequest>,
+            ) -> Answer<Self::ReadVolumeStream> {
+                let (actor, message) = (actor_of(&mut request)?, request.get_ref());
+                let (least, act) = if message.ranges_only {
+                    (Role::Viewer, None)
+                } else {
+                    (Role::Operator, say(format!("volume export {}@{}", message.volume, message.snapshot)))
+                };
+                self.admit(&actor, least, act.as_deref(), "read_volume")?;
+                let answered = self.service.read_volume(request).await;
+                self.note_answer(&actor, act, answered.as_ref().err());
+                answered
+            }
+
+            async fn write_volume(
+                &self,
+                mut request: Request<Streaming<WriteVolumeRequest>>,
+            ) -> Answer<Self::WriteVolumeStream> {
+                let actor = actor_of(&mut request)?;
+                // Its name comes with the stream.
+                let act = say("volume import".to_owned());
+                self.admit(&actor, Role::Administrator, act.as_deref(), "write_volume")?;
+                let answered = self.service.write_volume(request).await;
+                self.note_answer(&actor, act, answered.as_ref().err());
+                answered
             }
         }
 
@@ -249,6 +280,10 @@ calls! {
             let until = until.map_or_else(String::new, |until| format!(" --protect-until {until}"));
             say(format!("snapshot create {}{name}{until}", m.volume))
         };
+        create_snapshot_group(CreateSnapshotGroupRequest) -> ListSnapshotsResponse, operate,
+            |m| say(format!("snapshot create {}@{}", m.volumes.join(" "), m.name));
+        roll_back_snapshot(RollBackSnapshotRequest) -> Snapshot, administer,
+            |m| say(format!("snapshot rollback {}@{}{}", m.volume, m.name, forced(m.force)));
         delete_snapshot(DeleteSnapshotRequest) -> DeleteSnapshotResponse, administer,
             |m| say(format!("snapshot delete {}@{}", m.volume, m.name));
         set_snapshot_schedule(SetSnapshotScheduleRequest) -> Volume, operate, |m| {

@@ -4,8 +4,10 @@
 //! through one bounded queue and carry the way back with them. They are never on the path of an I/O.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::data::disk_book::{Priority, ScrubPages};
@@ -13,7 +15,9 @@ pub use super::data::disk_changes::DiskChange;
 use crate::base::units::{Version, VolumeId};
 use crate::pair::PartReport;
 use crate::peer::mirror_stream::DirectionStatus;
+use crate::store::interface::BlockRun;
 use crate::volume::SnapshotError;
+use crate::volume::device::DeviceError;
 use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::statistics::VolumeStatistics;
 
@@ -98,8 +102,17 @@ pub enum Request {
     /// Drop a snapshot, named by its version, of a volume that this node serves. The time is what its protection is
     /// compared with.
     DropSnapshot(VolumeId, Version, u64, Reply<()>),
+    /// Have a volume that this node serves show what it was at a snapshot, named by its version, and keep what it is before
+    /// that as another one with this record.
+    RollBack(VolumeId, Version, SnapshotRecord, Reply<VolumeSnapshot>),
     /// The snapshots of a volume that this node serves, oldest first.
     ListSnapshots(VolumeId, Reply<Vec<VolumeSnapshot>>),
+    /// Look for runs of blocks in a view of a volume that this node serves.
+    LookAtRanges(RangesWanted, Reply<RangesFound>),
+    /// Read so many blocks from one on, of a volume that this node serves, as they are at a snapshot.
+    ReadSnapshot(VolumeId, Version, Range<u64>, Reply<Vec<Bytes>>),
+    /// Write whole blocks to a volume that this node serves, from this one on.
+    Fill(VolumeId, u64, Filling, Reply<()>),
     /// Stop the mirrored volumes that this node serves on purpose, and begin none for so long; the control state shows how
     /// far that is. Zero ends it.
     StopVolumes(Duration, Reply<()>),
@@ -123,13 +136,16 @@ pub enum EngineError {
     NoSuchVolume(VolumeId),
     /// The other node serves the volume, or nobody does at the moment.
     #[error(
-        "this node does not serve volume {0}; snapshots are taken by the node that does, those of a group only when one \
+        "this node does not serve volume {0}; snapshots are taken and read by the node that does, those of a group only when one \
          node serves all of its volumes (`gemel volume list` shows them, `gemel volume move` moves one)"
     )]
     NotServedHere(String),
     /// Something about a snapshot.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Reading or writing a volume failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Volume or pool failed.
     #[error("{0}")]
     Failed(String),
@@ -144,6 +160,31 @@ pub struct VolumeSnapshot {
     pub version: Version,
     /// What is kept about it.
     pub record: SnapshotRecord,
+}
+
+/// A question about blocks of a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangesWanted {
+    /// Which volume.
+    pub volume: VolumeId,
+    /// The snapshot in whose view; none for what it is now.
+    pub at: Option<Version>,
+    /// Only what changed after this snapshot.
+    pub since: Option<Version>,
+    /// Which blocks.
+    pub blocks: Range<u64>,
+}
+
+/// Runs of blocks, ascending, and where to go on, if there may be more.
+pub type RangesFound = (Vec<BlockRun>, Option<u64>);
+
+/// What blocks are filled with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filling {
+    /// These bytes.
+    Data(Bytes),
+    /// So many blocks of zeros, which take no space.
+    Zeros(u64),
 }
 
 /// The control thread's end of the queue.
@@ -233,6 +274,8 @@ pub struct VolumeReport {
     pub snapshots: u64,
     /// Bytes that are kept for these alone, before parity.
     pub snapshot_bytes: u64,
+    /// How much of a rollback is done, in blocks of the volume, and how many it has.
+    pub rollback: Option<(u64, u64)>,
     /// What this node does with it, if it is mirrored.
     pub part: Option<PartReport>,
     /// What it has done since the start.

@@ -178,6 +178,7 @@ mod tests {
             used_bytes: 0,
             snapshots: 0,
             snapshot_bytes: 0,
+            rollback: None,
             part: None,
             statistics,
         };

@@ -11,12 +11,13 @@ use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::alerts::Alerts;
 use super::cluster_stop;
 use super::control::{Control, Refusal};
 use super::event_log::EventLog;
+use super::images::Answers;
 use super::others::{Others, is_passed_on, passed_on};
 use crate::cluster::name::{NameError, NodeName};
 use crate::peer::backup::Backup;
@@ -33,7 +34,7 @@ const EVENT_LIMIT: u32 = 100_000;
 
 /// The service.
 pub struct ManagementService {
-    control: Arc<Control>,
+    pub(super) control: Arc<Control>,
     events: EventLog,
     alerts: Arc<Alerts>,
     desk: Option<Arc<Desk>>,
@@ -57,7 +58,7 @@ impl ManagementService {
     }
 
     /// Who has to do what is asked for: another node, or this one.
-    async fn elsewhere(
+    pub(super) async fn elsewhere(
         &self,
         node: Option<NodeName>,
         is_passed_on: bool,
@@ -141,6 +142,8 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Management for ManagementService {
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<messages::Event, Status>> + Send>>;
+    type ReadVolumeStream = Answers<messages::VolumePiece>;
+    type WriteVolumeStream = Answers<messages::WriteVolumeResponse>;
 
     async fn get_status(&self, request: Request<messages::GetStatusRequest>) -> Answer<messages::Status> {
         let mut status = self.control.status().await.map_err(status)?;
@@ -282,6 +285,24 @@ impl Management for ManagementService {
         )
     }
 
+    async fn create_snapshot_group(
+        &self,
+        request: Request<messages::CreateSnapshotGroupRequest>,
+    ) -> Answer<messages::ListSnapshotsResponse> {
+        let create = async |message: messages::CreateSnapshotGroupRequest| {
+            let snapshots = self.control.create_snapshot_group(message).await;
+            snapshots.map(|snapshots| messages::ListSnapshotsResponse { snapshots })
+        };
+        // The first by name, as the node looks at them in that order.
+        where_it_belongs!(
+            self,
+            request,
+            create_snapshot_group,
+            |message| message.volumes.iter().min().and_then(|volume| self.control.primary_of(volume)),
+            create
+        )
+    }
+
     async fn list_snapshots(
         &self,
         request: Request<messages::ListSnapshotsRequest>,
@@ -328,11 +349,39 @@ impl Management for ManagementService {
         )
     }
 
+    async fn roll_back_snapshot(
+        &self,
+        request: Request<messages::RollBackSnapshotRequest>,
+    ) -> Answer<messages::Snapshot> {
+        let sessions = self.sessions_of(&request.get_ref().volume).await?;
+        where_it_belongs!(
+            self,
+            request,
+            roll_back_snapshot,
+            |message| self.control.primary_of(&message.volume),
+            |message| self.control.roll_back(message, sessions)
+        )
+    }
+
     async fn set_snapshot_schedule(
         &self,
         request: Request<messages::SetSnapshotScheduleRequest>,
     ) -> Answer<messages::Volume> {
         answer(self.control.set_snapshot_schedule(request.into_inner()).await)
+    }
+
+    async fn read_volume(
+        &self,
+        request: Request<messages::ReadVolumeRequest>,
+    ) -> Answer<Self::ReadVolumeStream> {
+        self.read_pieces(request).await
+    }
+
+    async fn write_volume(
+        &self,
+        request: Request<Streaming<messages::WriteVolumeRequest>>,
+    ) -> Answer<Self::WriteVolumeStream> {
+        self.write_pieces(request).await
     }
 
     async fn resize_volume(
@@ -666,6 +715,11 @@ impl ManagementService {
         let backup = self.control.look(|state| Backup::new(state, desk.members(), &authority));
         let contents = backup.and_then(|backup| backup.encode()).map_err(|error| failed(&error))?;
         Ok(messages::Backup { contents })
+    }
+
+    /// The other nodes.
+    pub(super) fn names_of_others(&self) -> impl Iterator<Item = NodeName> {
+        self.others.iter().flat_map(Others::names).cloned()
     }
 
     /// The other nodes, unless one of them asks.

@@ -215,6 +215,7 @@ mod tests {
             commands: 0,
             snapshots: 0,
             snapshot_bytes: 0,
+            rollback: None,
             part: None,
             used_bytes: 4096,
             statistics: Default::default(),

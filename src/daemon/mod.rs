@@ -18,6 +18,7 @@ pub mod event_log;
 pub mod floating;
 pub mod gateway;
 pub mod history;
+mod images;
 pub mod iscsi_server;
 pub mod listen;
 pub mod management;

@@ -9,7 +9,7 @@ use super::mutant::{self, Mutant};
 use super::primary::Requirement;
 use crate::base::runtime::Instant;
 use crate::base::units::{BlockAddress, Version};
-use crate::store::interface::BlockWrite;
+use crate::store::interface::{BlockWrite, rollback_of};
 
 /// What is in flight, oldest first. Epochs and sequence numbers grow, and each side has a version only
 /// with all before it.
@@ -198,7 +198,11 @@ impl Chain {
             let (first, count) = match write {
                 BlockWrite::Data { address, .. } => (address.0, 1),
                 BlockWrite::Hole { address, count } => (address.0, *count),
-                BlockWrite::Snapshot { .. } | BlockWrite::SnapshotDropped { .. } => return false,
+                // A rollback changes what the volume shows, anywhere.
+                BlockWrite::Snapshot { record } => {
+                    return rollback_of(record).is_some() && !mutant::is(Mutant::RollbackInFlightShown);
+                }
+                BlockWrite::SnapshotDropped { .. } => return false,
             };
             first < end && address.0 < first.saturating_add(count)
         };

@@ -23,7 +23,7 @@ use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
 use crate::base::runtime::Instant;
 use crate::base::units::{BlockAddress, VolumeId};
-use crate::store::interface::{BlockStore, BlockWrite, StoreError};
+use crate::store::interface::{BlockStore, BlockWrite, StoreError, rollback_of};
 
 /// What a primary does for damaged blocks at present.
 #[derive(Default)]
@@ -206,7 +206,9 @@ fn touches(write: &BlockWrite, block: BlockAddress) -> bool {
     match write {
         BlockWrite::Data { address, .. } => *address == block,
         BlockWrite::Hole { address, count } => *address <= block && block.0 - address.0 < *count,
-        BlockWrite::Snapshot { .. } | BlockWrite::SnapshotDropped { .. } => false,
+        // A rollback changes what the volume shows, anywhere.
+        BlockWrite::Snapshot { record } => rollback_of(record).is_some(),
+        BlockWrite::SnapshotDropped { .. } => false,
     }
 }
 

@@ -50,6 +50,10 @@ seeded_bugs! {
         HoleNotRestated,
         /// The last consistent state of a replica is dropped before it has another one.
         KeptStateDroppedEarly,
+        /// A rollback is shown before both replicas have it.
+        RollbackInFlightShown,
+        /// A replica that goes away in the middle of a rollback keeps what it has as its last consistent state.
+        KeptStateInRollback,
         /// A block that came from the replica is written though an append has changed it meanwhile.
         HealStale,
     }

@@ -20,7 +20,9 @@ use super::message::{FromReplica, ReplicaFailure};
 use super::mutant::{self, Mutant};
 use super::replica::{Chain, MOST_REPORTED_RUNS, Shared};
 use crate::base::units::{BlockAddress, Version};
-use crate::store::interface::{BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError};
+use crate::store::interface::{
+    BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError, rollback_of,
+};
 use crate::volume::snapshot::{SnapshotKind, SnapshotRecord};
 
 /// What a stream has to do with snapshots that are not the source's.
@@ -41,7 +43,10 @@ impl<S: SnapshotStore + ChangeLog + 'static> Shared<S> {
             return;
         }
         let is_there = |entry: &SnapshotEntry| entry.version == latest;
+        let is_rollback = |entry: &SnapshotEntry| rollback_of(&entry.record).is_some();
         let is_taken = match self.store.snapshots(volume) {
+            // A view is not what the volume shows then; and the mark goes when the source is done.
+            Ok(own) if own.iter().any(is_rollback) && !mutant::is(Mutant::KeptStateInRollback) => false,
             Ok(own) if own.iter().any(is_there) => true,
             Ok(_) => self.append_statement(chain, latest, self.kept_record()).await.is_ok(),
             Err(_) => false,

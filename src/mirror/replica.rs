@@ -313,7 +313,11 @@ impl<S: SnapshotStore + ChangeLog + 'static> ReplicaStream<S> {
         let (shared, chain) = (self.shared.clone(), chain.clone());
         self.shared.runtime.spawn(Box::pin(async move {
             let (volume, stream) = (chain.volume, chain.stream);
-            let read = shared.store.read(volume, address, 1).await;
+            // What was taken is settled first: a rollback may be among it.
+            let read = match shared.store.flush().await {
+                Ok(()) => shared.store.read(volume, address, 1).await,
+                Err(error) => Err(error),
+            };
             let block = read.ok().and_then(|blocks| blocks.into_iter().next());
             if !chain.has_ended.get() {
                 (chain.answer)(FromReplica::Fetched { volume, stream, number, block });

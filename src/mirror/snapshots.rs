@@ -57,7 +57,10 @@ impl<S: SnapshotStore + 'static> SnapshotStore for Mirror<S> {
     ) -> Result<Changes, StoreError> {
         self.shared.check_open()?;
         let changes = self.shared.local.changed_between(volume, since, at, from, limit).await?;
-        self.shared.until_settled_through(at).await?;
+        match at {
+            Version::GREATEST => self.shared.until_settled(BlockAddress(0), u64::MAX).await?,
+            at => self.shared.until_settled_through(at).await?,
+        }
         Ok(changes)
     }
 

@@ -25,6 +25,7 @@ use crate::mirror::{
 };
 use crate::store::interface::{BlockStore, ChangeLog, SnapshotStore};
 use crate::volume::device::DeviceGeometry;
+use crate::volume::mutant as volume_mutant;
 use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::{Volume, VolumeParameters, VolumeServices};
 
@@ -508,8 +509,13 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             _ => return,
         };
         let record = self.record.borrow().clone();
-        let is_attached = match node.services.hosts.attach(&record, volume).await {
-            Ok(()) => true,
+        let is_attached = match node.services.hosts.attach(&record, volume.clone()).await {
+            Ok(()) => {
+                if !volume_mutant::is(volume_mutant::Mutant::RollbackForgotten) {
+                    volume.go_on_with_rollback();
+                }
+                true
+            }
             Err(why) => {
                 self.complain(node, &record, &why);
                 false

@@ -202,6 +202,11 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.attention_to_all(AdditionalSense::CAPACITY_DATA_HAS_CHANGED);
     }
 
+    /// To be called when the device has other contents than hosts have put there.
+    pub fn contents_changed(&self) {
+        self.attention_to_all(AdditionalSense::MEDIUM_MAY_HAVE_CHANGED);
+    }
+
     /// The names of the logical unit.
     pub fn identity(&self) -> &Identity {
         &self.identity

@@ -63,6 +63,7 @@ impl AdditionalSense {
     pub const BUS_DEVICE_RESET_FUNCTION_OCCURRED: Self = Self(0x2903);
     pub const NEXUS_LOSS_OCCURRED: Self = Self(0x2907);
     pub const MODE_PARAMETERS_CHANGED: Self = Self(0x2a01);
+    pub const MEDIUM_MAY_HAVE_CHANGED: Self = Self(0x2800);
     pub const RESERVATIONS_PREEMPTED: Self = Self(0x2a03);
     pub const RESERVATIONS_RELEASED: Self = Self(0x2a04);
     pub const REGISTRATIONS_PREEMPTED: Self = Self(0x2a05);

@@ -205,7 +205,7 @@ impl SnapshotStore for MemoryStore {
         from: BlockAddress,
         limit: usize,
     ) -> Result<Changes, StoreError> {
-        let at = self.shared.view(volume, Some(at))?;
+        let at = self.shared.view(volume, Some(at).filter(|at| *at != Version::GREATEST))?;
         Ok(self.shared.changes(volume, since, at, from, limit))
     }
 

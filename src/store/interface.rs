@@ -8,6 +8,11 @@
 //! A snapshot is a statement of the volume's history like a write, with a version of its own. The *view at* a
 //! version shows of each block the newest entry that is not newer than it. The view at a snapshot stays as it
 //! is until the snapshot is dropped, whatever is written meanwhile ([`SnapshotStore`]).
+//!
+//! A *rollback* is a snapshot R whose record names an older one, T ([`rollback_record`]). While both are there, the volume
+//! as it is now shows of each block whose newest entry is newer than T, and not newer than R, what the view at T shows:
+//! [`BlockStore::read`] and [`BlockStore::allocation`] do. Nothing else knows of it: entries, views and what has changed are
+//! what they are. Who rolls a volume back appends what those blocks show, as ordinary writes, and then drops R.
 
 use std::future::Future;
 
@@ -118,7 +123,8 @@ pub trait SnapshotStore: BlockStore {
     ) -> Result<Vec<BlockRun>, StoreError>;
     /// [`ChangeLog::changed_since`] in the view at the snapshot `at`: runs of blocks whose entry in that view
     /// `since` does not cover, with the versions that the view shows, holes among them as long as they are
-    /// remembered. With the version of an older snapshot as `since`, it is what changed between the two.
+    /// remembered. With the version of an older snapshot as `since`, it is what changed between the two. With
+    /// [`Version::GREATEST`] as `at`, the volume is looked at as it is now.
     ///
     /// # Errors
     /// As [`SnapshotStore::read_at`].
@@ -158,6 +164,29 @@ pub struct SnapshotEntry {
     /// What whoever took it wrote down about it.
     pub record: Bytes,
 }
+
+/// The record of a rollback to the snapshot `to`, with whatever else is to be written down about it.
+#[must_use]
+pub fn rollback_record(to: Version, about: &[u8]) -> Vec<u8> {
+    let mut record = vec![ROLLBACK];
+    record.extend(to.epoch.to_le_bytes());
+    record.extend(to.sequence.to_le_bytes());
+    record.extend(about);
+    record
+}
+
+/// The snapshot to which a record says that the volume is rolled back, and what else it says; none when it is that of an
+/// ordinary snapshot.
+#[must_use]
+pub fn rollback_of(record: &[u8]) -> Option<(Version, &[u8])> {
+    let (head, about) = record.split_first_chunk::<13>()?;
+    let [ROLLBACK, e0, e1, e2, e3, sequence @ ..] = *head else { return None };
+    let to = Version { epoch: u32::from_le_bytes([e0, e1, e2, e3]), sequence: u64::from_le_bytes(sequence) };
+    Some((to, about))
+}
+
+/// First byte of the record of a rollback.
+const ROLLBACK: u8 = 2;
 
 /// Most bytes of a snapshot's record.
 pub const MAX_SNAPSHOT_RECORD_BYTES: usize = BLOCK_SIZE;

@@ -25,6 +25,7 @@ mod pool;
 mod read;
 mod rebuild;
 mod recovery;
+mod rollback;
 mod scrub;
 mod shared;
 mod snapshots;

@@ -347,7 +347,7 @@ impl BlockStore for Store {
         address: BlockAddress,
         count: u64,
     ) -> Result<Vec<Bytes>, StoreError> {
-        super::read::read(&self.shared, volume, None, address, count).await
+        super::rollback::read_now(&self.shared, volume, address, count).await
     }
 
     async fn allocation(
@@ -357,7 +357,7 @@ impl BlockStore for Store {
         count: u64,
         limit: usize,
     ) -> Result<Vec<BlockRun>, StoreError> {
-        self.runs(volume, None, address, count, limit).await
+        super::rollback::runs_now(self, volume, address, count, limit).await
     }
 
     async fn flush(&self) -> Result<(), StoreError> {

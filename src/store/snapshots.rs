@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use crate::base::units::Version;
 
-use super::interface::{MAX_SNAPSHOTS, SnapshotEntry};
+use super::interface::{MAX_SNAPSHOTS, SnapshotEntry, rollback_of};
+use crate::base::mutant::{self, Mutant};
 
 /// Snapshots in the order of their versions.
 #[derive(Clone, Debug, Default)]
@@ -18,9 +19,35 @@ pub(super) struct Snapshots {
     /// Whose drop was appended, and is not settled yet.
     dropping: Vec<Version>,
     record_bytes: u64,
+    /// Those that are rollbacks, as far as they are settled.
+    rollbacks: Vec<Rollback>,
+}
+
+/// What a volume shows otherwise than it has it: of blocks whose newest entry lies behind `to`, through `mark`, what they
+/// were at `to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rollback {
+    /// The snapshot that says so.
+    pub(super) mark: Version,
+    /// The one that is shown.
+    pub(super) to: Version,
+}
+
+impl Rollback {
+    /// Whether a block whose newest entry has this version is shown as it was.
+    pub(super) fn returns(&self, newest: Version) -> bool {
+        newest > self.to && (newest <= self.mark || mutant::is(Mutant::RollbackReturnsLaterWrites))
+    }
 }
 
 impl Snapshots {
+    /// The rollback that is under way.
+    pub(super) fn rollback(&self) -> Option<Rollback> {
+        let newest = self.rollbacks.last().filter(|_| !mutant::is(Mutant::RollbackNotShown))?;
+        // Without what it names there is nothing that could be shown.
+        Some(*newest).filter(|rollback| self.contains(rollback.to))
+    }
+
     /// Their versions, ascending.
     pub(super) fn versions(&self) -> &[Version] {
         &self.versions
@@ -65,6 +92,11 @@ impl Snapshots {
     pub(super) fn insert(&mut self, snapshot: Version, record: Bytes) {
         self.pending.retain(|pending| *pending != snapshot);
         self.record_bytes += record.len() as u64;
+        self.rollbacks.retain(|rollback| rollback.mark != snapshot);
+        if let Some((to, _)) = rollback_of(&record) {
+            self.rollbacks.push(Rollback { mark: snapshot, to });
+            self.rollbacks.sort_unstable_by_key(|rollback| rollback.mark);
+        }
         match self.versions.binary_search(&snapshot) {
             Ok(index) => {
                 let replaced = std::mem::replace(&mut self.records[index], record);
@@ -81,6 +113,7 @@ impl Snapshots {
     pub(super) fn remove(&mut self, snapshot: Version) -> bool {
         self.dropping.retain(|dropping| *dropping != snapshot);
         let Ok(index) = self.versions.binary_search(&snapshot) else { return false };
+        self.rollbacks.retain(|rollback| rollback.mark != snapshot);
         self.versions.remove(index);
         self.record_bytes -= self.records.remove(index).len() as u64;
         true

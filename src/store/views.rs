@@ -50,7 +50,8 @@ impl SnapshotStore for Store {
         from: BlockAddress,
         limit: usize,
     ) -> Result<Changes, StoreError> {
-        self.changes(volume, since, Some(at), from, limit).await
+        let at = Some(at).filter(|at| *at != Version::GREATEST);
+        self.changes(volume, since, at, from, limit).await
     }
 
     fn start_append_at(

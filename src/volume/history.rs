@@ -8,20 +8,23 @@
 //! Who holds it alone finds that the list of the store is the list of the volume: nothing of it is in flight, and
 //! nothing changes it.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{Either, LocalBoxFuture, join_all, select};
 
 use super::Volume;
-use super::blocks::{ByteRange, Cursor};
+use super::blocks::{BLOCK_BYTES, ByteRange, Cursor};
 use super::device::DeviceError;
 use super::gate::Operation;
+use super::mutant::{self, Mutant};
 use super::range_lock::{LockMode, RangeGuard};
+use super::rollback::Rollback;
 use super::snapshot::SnapshotRecord;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BlockAddress, Version};
-use crate::store::interface::{BlockWrite, SnapshotEntry, SnapshotStore, StoreError};
+use crate::store::interface::{BlockRun, BlockWrite, ChangedRun, SnapshotEntry, SnapshotStore, StoreError};
 
 /// Why something could not be done with a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +35,9 @@ pub enum SnapshotError {
     /// It has none of this version.
     #[error("there is no such snapshot")]
     Unknown,
+    /// A rollback is under way: none is taken, and the one that it goes back to stays.
+    #[error("the volume is being rolled back to a snapshot: wait until that is done")]
+    RollingBack,
     /// Nobody may delete it yet.
     #[error("the snapshot is protected until {until_unix_ms} ms after 1970 (UTC)")]
     Protected {
@@ -67,9 +73,10 @@ impl<S: SnapshotStore + 'static> Volume<S> {
     /// # Errors
     /// As in [`SnapshotError`]; after an error of the store it may come about all the same, as any write.
     pub async fn take_snapshot(&self, record: &SnapshotRecord) -> Result<Version, SnapshotError> {
-        self.check_name(record)?;
+        self.check_new(record)?;
         let _operation = self.shared.gate.enter().ok_or(SnapshotError::Closed)?;
         let guard = self.shared.snapshot_turn.acquire(0..1, LockMode::Shared).await;
+        self.check_new(record)?;
         let (version, durable) = self.start_snapshot(record, guard);
         durable.await?;
         Ok(version)
@@ -87,6 +94,10 @@ impl<S: SnapshotStore + 'static> Volume<S> {
             record.protected_until_unix_ms.filter(|_| record.is_protected(now_unix_ms))
         {
             return Err(SnapshotError::Protected { until_unix_ms });
+        }
+        let is_needed = |rollback: Rollback| snapshot == rollback.to || snapshot == rollback.mark;
+        if self.rollback()?.is_some_and(is_needed) {
+            return Err(SnapshotError::RollingBack);
         }
         Ok(self.settle(vec![BlockWrite::SnapshotDropped { snapshot }], guard).await?)
     }
@@ -120,6 +131,51 @@ impl<S: SnapshotStore + 'static> Volume<S> {
         Ok(part_of(&pieces, range))
     }
 
+    /// Runs of blocks of `range`, as they are at the snapshot `at`, or now: those that were written or unmapped after
+    /// the snapshot `since`, or all of them without it. A part of them, and where to go on: at the end of what they are
+    /// about, if that is not the end of the range.
+    ///
+    /// # Errors
+    /// As in [`SnapshotError`].
+    pub async fn ranges(
+        &self,
+        at: Option<Version>,
+        since: Option<Version>,
+        range: Range<u64>,
+    ) -> Result<(Vec<BlockRun>, Option<u64>), SnapshotError> {
+        let _operation = self.shared.gate.enter().ok_or(SnapshotError::Closed)?;
+        let end = range.end.min(self.size_bytes() / BLOCK_BYTES);
+        if range.start >= end {
+            return Ok((Vec::new(), None));
+        }
+        let (store, id, from) = (&self.shared.services.store, self.shared.id, BlockAddress(range.start));
+        let (mut runs, next) = match since {
+            Some(since) => {
+                let at = at.unwrap_or(Version::GREATEST);
+                let changes = store.changed_between(id, since, at, from, RUNS_AT_A_TIME).await?;
+                let run = |run: ChangedRun| BlockRun {
+                    address: run.address,
+                    count: run.count,
+                    mapped: run.is_mapped,
+                };
+                (changes.runs.into_iter().map(run).collect(), changes.next.map(|next| next.0))
+            }
+            None => {
+                let count = end - range.start;
+                let runs = match at {
+                    Some(at) => store.allocation_at(id, at, from, count, RUNS_AT_A_TIME).await?,
+                    None => store.allocation(id, from, count, RUNS_AT_A_TIME).await?,
+                };
+                let next = runs.last().map(|last| last.address.0 + last.count);
+                (runs, next)
+            }
+        };
+        self.shared.gate.thawed().await;
+        runs.retain(|run| run.address.0 < end);
+        runs.iter_mut().for_each(|run| run.count = run.count.min(end - run.address.0));
+        Ok((runs, next.filter(|next| *next < end)))
+    }
+
     /// Waits until no snapshot is being taken or dropped, and lets none be. None when the volume was closed.
     pub async fn hold_snapshots(&self) -> Option<HeldSnapshots> {
         let operation = self.shared.gate.enter()?;
@@ -142,7 +198,11 @@ impl<S: SnapshotStore + 'static> Volume<S> {
         let _ = self.settle(vec![BlockWrite::SnapshotDropped { snapshot }], guard).await;
     }
 
-    fn check_name(&self, record: &SnapshotRecord) -> Result<(), SnapshotError> {
+    /// Whether a snapshot with this record can be taken.
+    pub(super) fn check_new(&self, record: &SnapshotRecord) -> Result<(), SnapshotError> {
+        if self.rollback()?.is_some() && !mutant::is(Mutant::SnapshotDuringRollback) {
+            return Err(SnapshotError::RollingBack);
+        }
         let known = self.shared.services.store.snapshots(self.shared.id)?;
         let has_name = |entry: &SnapshotEntry| {
             SnapshotRecord::decode(&entry.record).is_ok_and(|known| known.name == record.name)
@@ -153,7 +213,7 @@ impl<S: SnapshotStore + 'static> Volume<S> {
         }
     }
 
-    fn record_of(&self, snapshot: Version) -> Result<SnapshotRecord, SnapshotError> {
+    pub(super) fn record_of(&self, snapshot: Version) -> Result<SnapshotRecord, SnapshotError> {
         let known = self.shared.services.store.snapshots(self.shared.id)?;
         let entry = known.iter().find(|entry| entry.version == snapshot).ok_or(SnapshotError::Unknown)?;
         // What can't be read may be protected.
@@ -179,9 +239,12 @@ pub async fn take_group_snapshot<S: SnapshotStore + 'static>(
     in_order.sort_by_key(|index| members[*index].0.id());
     let mut turns = Vec::new();
     for (volume, record) in in_order.iter().map(|index| &members[*index]) {
-        volume.check_name(record)?;
+        volume.check_new(record)?;
         let operation = volume.shared.gate.enter().ok_or(SnapshotError::Closed)?;
         turns.push((operation, volume.shared.snapshot_turn.acquire(0..1, LockMode::Shared).await));
+    }
+    for (volume, record) in members {
+        volume.check_new(record)?;
     }
     let mut versions = vec![Version::default(); members.len()];
     let mut durable = Vec::new();
@@ -219,3 +282,6 @@ fn part_of(pieces: &[Bytes], range: ByteRange) -> Vec<Bytes> {
     cursor.skip(range.head_offset());
     cursor.slices(range.length() as usize)
 }
+
+/// Runs of a volume that are looked for together.
+const RUNS_AT_A_TIME: usize = 256;

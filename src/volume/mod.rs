@@ -20,9 +20,11 @@ mod copying;
 pub mod device;
 mod gate;
 mod history;
+pub mod mutant;
 mod operations;
 pub mod range_lock;
 mod resize;
+mod rollback;
 pub mod snapshot;
 pub mod statistics;
 
@@ -34,6 +36,7 @@ pub use self::copying::HeldBlocks;
 pub use self::gate::Freeze;
 pub use self::history::{HeldSnapshots, SnapshotError, take_group_snapshot};
 pub use self::resize::{ResizeError, Shrinking};
+pub use self::rollback::Rollback;
 
 use self::blocks::BLOCK_BYTES;
 use self::device::DeviceGeometry;
@@ -77,6 +80,8 @@ impl<S: BlockStore + 'static> Volume<S> {
                 locks: Rc::default(),
                 resizing: Rc::default(),
                 snapshot_turn: Rc::default(),
+                is_restoring: Cell::new(false),
+                restored_until: Cell::new(0),
                 gate: Rc::default(),
                 statistics: RefCell::default(),
             }),
@@ -185,6 +190,10 @@ struct Shared<S> {
     resizing: Rc<RangeLock>,
     /// One claim for all who take or drop snapshots together, or for who needs the list alone.
     snapshot_turn: Rc<RangeLock>,
+    /// A task goes on with a rollback.
+    is_restoring: Cell<bool>,
+    /// The block that it has come to.
+    restored_until: Cell<u64>,
     gate: Rc<Gate>,
     statistics: RefCell<VolumeStatistics>,
 }

@@ -41,6 +41,9 @@ pub enum ResizeError {
         /// Size asked for.
         to_bytes: u64,
     },
+    /// A rollback is under way.
+    #[error("the volume is being rolled back to a snapshot: wait until that is done")]
+    RollingBack,
     /// The store failed. A shrink has taken effect for hosts; calling again goes on giving back space.
     #[error("the resize was not completed: {0}")]
     Device(#[from] DeviceError),
@@ -58,6 +61,10 @@ impl<S: BlockStore + 'static> Volume<S> {
             return Err(ResizeError::NotWholeBlocks { size_bytes });
         }
         let _turn = shared.resizing.acquire(0..1, LockMode::Exclusive).await;
+        // What lies beyond the end would be put back.
+        if shared.is_restoring.get() {
+            return Err(ResizeError::RollingBack);
+        }
         let from_bytes = shared.size_bytes.get();
         if size_bytes < from_bytes {
             if shrinking == Shrinking::Refuse {

@@ -2,9 +2,13 @@
 //!
 //! The store and the mirror carry it as bytes that they do not look into; a snapshot is named by the version of its
 //! statement. Format 1, little-endian: format, kind, length of the name in bytes (a byte each), id, time of taking,
-//! end of protection (0: none), group (0: none) as u64 each, then the name. What a newer format says is not guessed.
+//! end of protection (0: none), group (0: none) as u64 each, then the name. What a newer format says is not guessed. Format 2 is
+//! the mark of a rollback: format, epoch (u32) and sequence number (u64) of the snapshot that is gone back to, then a record of
+//! format 1; the store knows it too ([`rollback_of`]).
 
 use crate::base::codec::{CutShort, Reader, Writer};
+use crate::base::units::Version;
+use crate::store::interface::{rollback_of, rollback_record};
 
 /// A snapshot, for people and for schedules.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,12 @@ pub enum SnapshotKind {
     /// A replica, of what it had before it was brought up to date. It is no part of the volume's list, unless an
     /// operator makes that replica the volume.
     BeforeResync,
+    /// The mark of a rollback: from here on the volume shows an older snapshot, whose name this one has. It is no part of the
+    /// volume's list.
+    Rollback {
+        /// That snapshot.
+        to: Version,
+    },
 }
 
 /// Why bytes are no record.
@@ -70,8 +80,11 @@ impl SnapshotRecord {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         assert!(Self::is_name(&self.name) && self.id > 0 && self.group != Some(0), "{self:?}");
+        if let SnapshotKind::Rollback { to } = self.kind {
+            return rollback_record(to, &Self { kind: SnapshotKind::Manual, ..self.clone() }.encode());
+        }
         let kind = match self.kind {
-            SnapshotKind::Manual => 0,
+            SnapshotKind::Manual | SnapshotKind::Rollback { .. } => 0,
             SnapshotKind::Schedule => 1,
             SnapshotKind::BeforeResync => 2,
         };
@@ -89,6 +102,13 @@ impl SnapshotRecord {
     /// # Errors
     /// When it is something else.
     pub fn decode(bytes: &[u8]) -> Result<Self, SnapshotRecordError> {
+        if let Some((to, about)) = rollback_of(bytes) {
+            let about = match rollback_of(about) {
+                Some(_) => return Err(SnapshotRecordError::Malformed),
+                None => Self::decode(about)?,
+            };
+            return Ok(Self { kind: SnapshotKind::Rollback { to }, ..about });
+        }
         let mut reader = Reader::new(bytes);
         let format = reader.u8()?;
         if format != FORMAT {
@@ -115,6 +135,14 @@ impl SnapshotRecord {
             }),
             _ => Err(SnapshotRecordError::Malformed),
         }
+    }
+
+    /// Whether these bytes are the record of what is for no list: what a replica or a rollback keeps for itself.
+    #[must_use]
+    pub fn is_hidden(bytes: &[u8]) -> bool {
+        let is_hidden =
+            |record: Self| matches!(record.kind, SnapshotKind::BeforeResync | SnapshotKind::Rollback { .. });
+        Self::decode(bytes).is_ok_and(is_hidden)
     }
 
     /// Whether these bytes are the record of what a replica had before it was brought up to date.
@@ -144,13 +172,21 @@ mod tests {
 
     #[test]
     fn what_is_encoded_is_decoded_again() {
-        let kinds = [SnapshotKind::Manual, SnapshotKind::Schedule, SnapshotKind::BeforeResync];
-        for (kind, group) in kinds.into_iter().zip([None, Some(7), Some(u64::MAX)]) {
+        let to = Version { epoch: 3, sequence: u64::MAX - 1 };
+        let kinds = [
+            SnapshotKind::Manual,
+            SnapshotKind::Schedule,
+            SnapshotKind::BeforeResync,
+            SnapshotKind::Rollback { to },
+        ];
+        for (kind, group) in kinds.into_iter().zip([None, Some(7), Some(u64::MAX), None]) {
             let protected_until_unix_ms = group.map(|group| group / 2);
             let record = SnapshotRecord { kind, group, protected_until_unix_ms, ..record() };
             let bytes = record.encode();
             assert_eq!(SnapshotRecord::decode(&bytes), Ok(record));
             assert_eq!(SnapshotRecord::is_before_resync(&bytes), kind == SnapshotKind::BeforeResync);
+            let is_hidden = !matches!(kind, SnapshotKind::Manual | SnapshotKind::Schedule);
+            assert_eq!(SnapshotRecord::is_hidden(&bytes), is_hidden);
         }
     }
 
@@ -186,7 +222,14 @@ mod tests {
             other[at] = value;
             SnapshotRecord::decode(&other)
         };
-        assert_eq!(with(0, 2), Err(SnapshotRecordError::UnknownFormat(2)));
+        assert_eq!(with(0, 3), Err(SnapshotRecordError::UnknownFormat(3)));
+        let mark =
+            SnapshotRecord { kind: SnapshotKind::Rollback { to: Version::default() }, ..record() }.encode();
+        for length in 1..mark.len() {
+            assert!(SnapshotRecord::decode(&mark[..length]).is_err(), "{length}");
+        }
+        let twice = rollback_record(Version::default(), &mark);
+        assert_eq!(SnapshotRecord::decode(&twice), Err(SnapshotRecordError::Malformed));
         for (at, value) in [(1, 3), (2, 5), (bytes.len() - 1, 0xff), (bytes.len() - 1, b' ')] {
             assert_eq!(with(at, value), Err(SnapshotRecordError::Malformed), "{at}");
         }

@@ -55,6 +55,8 @@ pub const ROUTES: &[Route] = &[
     route("POST", "/volumes/{name}/force-primary", "force_primary"),
     route("PUT", "/volumes/{volume}/snapshot-schedule", "set_snapshot_schedule"),
     route("POST", "/volumes/{volume}/snapshots", "create_snapshot"),
+    route("POST", "/snapshot-groups", "create_snapshot_group"),
+    route("POST", "/volumes/{volume}/snapshots/{name}/rollback", "roll_back_snapshot"),
     route("DELETE", "/volumes/{volume}/snapshots/{name}", "delete_snapshot"),
     route("GET", "/snapshots", "list_snapshots"),
     route("GET", "/access", "list_access"),

@@ -10,6 +10,7 @@ pub mod attention;
 mod decisions;
 mod disks;
 mod follow;
+pub mod images;
 mod machine;
 mod members;
 mod operation;
@@ -39,6 +40,7 @@ use crate::cluster::state::volume::{Redundancy, Transition, VolumeRecord};
 use crate::cluster::state::{Command, ControlState, Outcome, Rejection};
 use crate::peer::quorum::QuorumHandle;
 use crate::volume::SnapshotError;
+use crate::volume::device::DeviceError;
 pub use machine::spec as volume_spec;
 use machine::{LocalMachine, Machine};
 
@@ -294,9 +296,12 @@ impl From<EngineError> for Refusal {
             EngineError::NoSuchDisk(_)
             | EngineError::NoSuchVolume(_)
             | EngineError::Snapshot(SnapshotError::Unknown) => Self::NotFound(text),
-            EngineError::NotServedHere(_) => Self::Elsewhere(text),
+            EngineError::NotServedHere(_)
+            | EngineError::Device(DeviceError::NotServing | DeviceError::Gone) => Self::Elsewhere(text),
             EngineError::Ended => Self::Broken(text),
-            EngineError::Failed(_) | EngineError::Snapshot(_) => Self::Impossible(text),
+            EngineError::Failed(_) | EngineError::Snapshot(_) | EngineError::Device(_) => {
+                Self::Impossible(text)
+            }
         }
     }
 }

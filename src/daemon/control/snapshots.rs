@@ -1,6 +1,6 @@
 //! Snapshots: taken, listed and deleted by the node that serves their volume, on demand and by schedule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,22 +24,49 @@ impl Control {
     ) -> Result<messages::Snapshot, Refusal> {
         let volume: VolumeName = request.volume.parse()?;
         let (id, _) = self.find(&volume)?;
-        let now_ms = now_ms();
-        let name = if request.name.is_empty() { show_seconds(now_ms) } else { request.name };
-        if !SnapshotRecord::is_name(&name) {
-            return Err(Refusal::Invalid(format!(
-                "{name:?} is no name of a snapshot: that has 1 to 128 letters, digits, '.', '_', '-' or ':', and does not \
-                 begin with '-'"
-            )));
-        }
-        let protected_until_unix_ms = request.protected_until_ms.filter(|until| *until > now_ms);
-        if protected_until_unix_ms != request.protected_until_ms {
-            return Err(Refusal::Invalid("the time of protection is over already".to_owned()));
-        }
+        let (name, protected_until_unix_ms) = checked(request.name, request.protected_until_ms)?;
         let taken = self.take(id, &volume, &name, (SnapshotKind::Manual, protected_until_unix_ms)).await?;
         let message = format!("snapshot {volume}@{name} was taken");
         self.events.info("snapshot-created", message, &[("volume", volume.to_string())]);
         Ok(message_of(&volume, &taken))
+    }
+
+    /// Takes a snapshot of each of several volumes, all of which this node serves, at one cut.
+    pub async fn create_snapshot_group(
+        &self,
+        request: messages::CreateSnapshotGroupRequest,
+    ) -> Result<Vec<messages::Snapshot>, Refusal> {
+        let (name, protected_until_unix_ms) = checked(request.name, request.protected_until_ms)?;
+        let volumes = request.volumes.iter().map(|volume| volume.parse());
+        let volumes = volumes.collect::<Result<BTreeSet<VolumeName>, _>>()?;
+        if !(1..=MOST_IN_GROUP).contains(&volumes.len()) {
+            return Err(Refusal::Invalid(format!("a group has 1 to {MOST_IN_GROUP} volumes")));
+        }
+        let mut wanted = Vec::new();
+        let mut group = None;
+        for volume in &volumes {
+            let id = match self.find(volume) {
+                // The first one is where the request was sent to; looking for it again would not help the others.
+                Err(Refusal::Elsewhere(text)) if !wanted.is_empty() => {
+                    return Err(Refusal::Impossible(format!(
+                        "{text}, and others of the group by node {}: one cut takes one node (`gemel volume move` moves a \
+                         volume)",
+                        self.node
+                    )));
+                }
+                found => found?.0,
+            };
+            let record = Self::record(&name, (SnapshotKind::Manual, protected_until_unix_ms))?;
+            let group = *group.get_or_insert(record.id);
+            wanted.push((id, SnapshotRecord { group: Some(group), ..record }));
+        }
+        let taken = self.engine.ask(|reply| Request::TakeSnapshots(wanted, reply)).await;
+        let first = volumes.first().ok_or_else(|| Refusal::Invalid("a group has volumes".to_owned()))?;
+        let taken = taken.map_err(|error| refusal(first, &name, error))?;
+        let names: Vec<String> = volumes.iter().map(|volume| format!("{volume}@{name}")).collect();
+        let message = format!("snapshots {} were taken at one cut", names.join(", "));
+        self.events.info("snapshot-created", message, &[]);
+        Ok(volumes.iter().zip(&taken).map(|(volume, snapshot)| message_of(volume, snapshot)).collect())
     }
 
     /// The snapshots of a volume that this node serves, or of all of these; oldest first.
@@ -65,18 +92,54 @@ impl Control {
     pub async fn delete_snapshot(&self, request: messages::DeleteSnapshotRequest) -> Result<(), Refusal> {
         let volume: VolumeName = request.volume.parse()?;
         let (id, _) = self.find(&volume)?;
-        let listed = self.list(id, &volume).await?;
-        let wanted = listed.into_iter().find(|snapshot| snapshot.record.name == request.name);
-        let wanted = wanted.ok_or_else(|| {
-            Refusal::NotFound(format!(
-                "volume {volume} has no snapshot {}: `gemel snapshot list {volume}` shows them",
-                request.name
-            ))
-        })?;
+        let wanted = self.snapshot_named(id, &volume, &request.name).await?;
         self.drop_snapshot(&volume, &wanted).await?;
         let message = format!("snapshot {volume}@{} was deleted", request.name);
         self.events.info("snapshot-deleted", message, &[("volume", volume.to_string())]);
         Ok(())
+    }
+
+    /// Has a volume that this node serves show what it was at a snapshot; what is kept of it as it was before. `sessions` are
+    /// those of hosts that have it now, on all nodes.
+    pub async fn roll_back(
+        &self,
+        request: messages::RollBackSnapshotRequest,
+        sessions: u64,
+    ) -> Result<messages::Snapshot, Refusal> {
+        let volume: VolumeName = request.volume.parse()?;
+        let (id, _) = self.find(&volume)?;
+        let wanted = self.snapshot_named(id, &volume, &request.name).await?;
+        if sessions > 0 && !request.force {
+            return Err(Refusal::Impossible(format!(
+                "volume {volume} is in use by {sessions} sessions, whose hosts would find other contents under what they have                  in memory: log the initiators out, or do it all the same with --force"
+            )));
+        }
+        let name = format!("before-rollback-{}", show_seconds(now_ms()));
+        let before = Self::record(&name, (SnapshotKind::Manual, None))?;
+        let (to, name) = (wanted.version, &wanted.record.name);
+        let kept = self.engine.ask(|reply| Request::RollBack(id, to, before, reply)).await;
+        let kept = kept.map_err(|error| refusal(&volume, name, error))?;
+        let message = format!(
+            "volume {volume} was rolled back to snapshot {volume}@{name}; what it was before is {volume}@{}",
+            kept.record.name
+        );
+        self.events.warning("volume-rolled-back", message, &[("volume", volume.to_string())]);
+        Ok(message_of(&volume, &kept))
+    }
+
+    /// The snapshot of this name.
+    pub(super) async fn snapshot_named(
+        &self,
+        id: VolumeId,
+        volume: &VolumeName,
+        name: &str,
+    ) -> Result<VolumeSnapshot, Refusal> {
+        let listed = self.list(id, volume).await?;
+        listed.into_iter().find(|snapshot| snapshot.record.name == name).ok_or_else(|| {
+            Refusal::NotFound(format!(
+                "volume {volume} has no snapshot {name}: `gemel snapshot list {volume}` shows them"
+            ))
+        })
     }
 
     /// Refuses while a volume has a snapshot that nobody may delete yet, also where that cannot be told. A volume of
@@ -201,27 +264,35 @@ impl Control {
         name: &str,
         (kind, protected_until_unix_ms): (SnapshotKind, Option<u64>),
     ) -> Result<VolumeSnapshot, Refusal> {
+        let wanted = vec![(id, Self::record(name, (kind, protected_until_unix_ms))?)];
+        let taken = self.engine.ask(|reply| Request::TakeSnapshots(wanted, reply)).await;
+        let taken = taken.map_err(|error| refusal(volume, name, error))?.into_iter().next();
+        taken.ok_or_else(|| Refusal::Broken(format!("snapshot {volume}@{name} is not there")))
+    }
+
+    fn record(
+        name: &str,
+        (kind, protected_until_unix_ms): (SnapshotKind, Option<u64>),
+    ) -> Result<SnapshotRecord, Refusal> {
         let number = getrandom::u64()
             .map_err(|error| Refusal::Broken(format!("the system gives no random bytes: {error}")))?;
-        let record = SnapshotRecord {
+        Ok(SnapshotRecord {
             id: number.max(1),
             name: name.to_owned(),
             taken_unix_ms: now_ms(),
             protected_until_unix_ms,
             kind,
             group: None,
-        };
-        let wanted = vec![(id, record)];
-        let taken = self.engine.ask(|reply| Request::TakeSnapshots(wanted, reply)).await;
-        let taken = taken.map_err(|error| refusal(volume, name, error))?.into_iter().next();
-        taken.ok_or_else(|| Refusal::Broken(format!("snapshot {volume}@{name} is not there")))
+        })
     }
 
     async fn list(&self, id: VolumeId, volume: &VolumeName) -> Result<Vec<VolumeSnapshot>, Refusal> {
         let listed = self.engine.ask(|reply| Request::ListSnapshots(id, reply)).await;
         let listed = listed.map_err(|error| refusal(volume, "", error))?;
-        // What a replica keeps for itself is no snapshot of the volume.
-        let is_of_volume = |snapshot: &VolumeSnapshot| snapshot.record.kind != SnapshotKind::BeforeResync;
+        // What a rollback keeps for itself is no snapshot of the volume. What a replica has kept is one, once an operator has
+        // made that replica the volume.
+        let is_of_volume =
+            |snapshot: &VolumeSnapshot| !matches!(snapshot.record.kind, SnapshotKind::Rollback { .. });
         Ok(listed.into_iter().filter(is_of_volume).collect())
     }
 
@@ -234,6 +305,22 @@ impl Control {
             error => refusal(volume, &record.name, error),
         })
     }
+}
+
+/// A name, the time if there is none, and the end of protection, if they can be.
+fn checked(name: String, protected_until_ms: Option<u64>) -> Result<(String, Option<u64>), Refusal> {
+    let now_ms = now_ms();
+    let name = if name.is_empty() { show_seconds(now_ms) } else { name };
+    if !SnapshotRecord::is_name(&name) {
+        return Err(Refusal::Invalid(format!(
+            "{name:?} is no name of a snapshot: that has 1 to 128 letters, digits, '.', '_', '-' or ':', and does not begin \
+             with '-'"
+        )));
+    }
+    if protected_until_ms.is_some_and(|until| until <= now_ms) {
+        return Err(Refusal::Invalid("the time of protection is over already".to_owned()));
+    }
+    Ok((name, protected_until_ms))
 }
 
 /// Of those that a schedule made, oldest first, the ones that it does not keep any more.
@@ -258,6 +345,10 @@ fn refusal(volume: &VolumeName, name: &str, error: EngineError) -> Refusal {
         | EngineError::Snapshot(SnapshotError::Closed) => Refusal::Elsewhere(format!(
             "volume {volume} is not served at this moment: `gemel status` says why"
         )),
+        EngineError::Snapshot(SnapshotError::RollingBack) => Refusal::Impossible(format!(
+            "volume {volume} is being rolled back to a snapshot: `gemel volume show {volume}` tells how far that is; until then \
+             none is taken, and the one that it goes back to stays"
+        )),
         EngineError::Snapshot(SnapshotError::NameTaken(_)) => {
             Refusal::Exists(format!("volume {volume} has a snapshot {name} already: choose another name"))
         }
@@ -272,10 +363,17 @@ fn message_of(volume: &VolumeName, snapshot: &VolumeSnapshot) -> messages::Snaps
         name: record.name.clone(),
         taken_ms: record.taken_unix_ms,
         protected_until_ms: record.protected_until_unix_ms,
-        kind: if record.kind == SnapshotKind::Schedule { "schedule" } else { "manual" }.to_owned(),
+        kind: match record.kind {
+            SnapshotKind::Schedule => "schedule",
+            SnapshotKind::BeforeResync => "resync",
+            SnapshotKind::Manual | SnapshotKind::Rollback { .. } => "manual",
+        }
+        .to_owned(),
     }
 }
 
+/// Most volumes of a group.
+const MOST_IN_GROUP: usize = 64;
 /// Between two looks at what is due.
 const SCHEDULE_TICK: Duration = Duration::from_secs(1);
 /// When what failed is tried again.

@@ -83,6 +83,9 @@ impl Control {
                 every_seconds: schedule.every_seconds,
                 keep: schedule.keep,
             }),
+            rollback_percent: served.and_then(|served| served.rollback).map(|(done, all)| {
+                clamp(u64::try_from(u128::from(done) * 100 / u128::from(all.max(1))).unwrap_or(100))
+            }),
             trouble: part.and_then(|part| part.problem.clone()).unwrap_or_default(),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Nothing of an I/O ever leaves this thread. Invariant: what changes which volumes there are, who may
 //! use them or which disks serve happens one change after the other, in the order of the requests;
-//! only reports and what concerns snapshots overtake.
+//! only reports, and what concerns snapshots and the contents of volumes, overtake.
 
 pub mod access;
 pub mod disk_book;
@@ -10,6 +10,7 @@ pub mod disk_changes;
 pub mod disk_pool;
 pub mod driver;
 pub mod healing;
+mod images;
 pub mod memory_pool;
 pub mod mirrored;
 pub mod pool;
@@ -285,9 +286,25 @@ impl<P: Pool> DataThread<P> {
                     let thread = self.clone();
                     self.beside(reply, async move { thread.drop_snapshot(id, snapshot, now_unix_ms).await });
                 }
+                Request::RollBack(id, to, before, reply) => {
+                    let thread = self.clone();
+                    self.beside(reply, async move { thread.roll_back(id, to, before).await });
+                }
                 Request::ListSnapshots(id, reply) => {
                     let thread = self.clone();
                     self.beside(reply, async move { thread.snapshots(id).await });
+                }
+                Request::LookAtRanges(wanted, reply) => {
+                    let thread = self.clone();
+                    self.beside(reply, async move { thread.look_at_ranges(wanted).await });
+                }
+                Request::ReadSnapshot(id, at, blocks, reply) => {
+                    let thread = self.clone();
+                    self.beside(reply, async move { thread.read_snapshot(id, at, blocks).await });
+                }
+                Request::Fill(id, block, filling, reply) => {
+                    let thread = self.clone();
+                    self.beside(reply, async move { thread.fill(id, block, filling).await });
                 }
                 // The queue ends only with this function.
                 change => drop(changes.send(change).await),
@@ -354,7 +371,17 @@ impl<P: Pool> DataThread<P> {
                 Request::DropSnapshot(id, snapshot, now_unix_ms, reply) => {
                     answer(reply, self.drop_snapshot(id, snapshot, now_unix_ms).await);
                 }
+                Request::RollBack(id, to, before, reply) => {
+                    answer(reply, self.roll_back(id, to, before).await);
+                }
                 Request::ListSnapshots(id, reply) => answer(reply, self.snapshots(id).await),
+                Request::LookAtRanges(wanted, reply) => answer(reply, self.look_at_ranges(wanted).await),
+                Request::ReadSnapshot(id, at, blocks, reply) => {
+                    answer(reply, self.read_snapshot(id, at, blocks).await);
+                }
+                Request::Fill(id, block, filling, reply) => {
+                    answer(reply, self.fill(id, block, filling).await);
+                }
                 Request::Stop(reply) => answer(reply, Err(EngineError::Ended)),
             }
         }

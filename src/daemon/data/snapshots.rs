@@ -41,6 +41,23 @@ impl<P: Pool> DataThread<P> {
         within_patience(volume.drop_snapshot(snapshot, now_unix_ms)).await
     }
 
+    /// Has a volume show what it was at a snapshot, and tells its initiators. What is kept of it as it was before.
+    pub(super) async fn roll_back(
+        &self,
+        id: VolumeId,
+        to: Version,
+        before: SnapshotRecord,
+    ) -> Result<VolumeSnapshot, EngineError> {
+        let _turn = self.snapshot_turn.lock().await;
+        let volume = self.device(id)?;
+        let rolled_back = within_patience(volume.roll_back(to, &before)).await;
+        // After an error it may have come about all the same.
+        if let Some(served) = self.volumes.get(id) {
+            served.unit.contents_changed();
+        }
+        Ok(VolumeSnapshot { volume: id, version: rolled_back?, record: before })
+    }
+
     /// The snapshots of a volume, ascending.
     pub(super) async fn snapshots(&self, id: VolumeId) -> Result<Vec<VolumeSnapshot>, EngineError> {
         let volume = self.device(id)?;
@@ -49,7 +66,8 @@ impl<P: Pool> DataThread<P> {
         Ok(snapshots.map(|(version, record)| VolumeSnapshot { volume: id, version, record }).collect())
     }
 
-    fn device(&self, id: VolumeId) -> Result<Volume<ServedStore<P>>, EngineError> {
+    /// A volume that this node serves.
+    pub(super) fn device(&self, id: VolumeId) -> Result<Volume<ServedStore<P>>, EngineError> {
         let served = self.volumes.get(id).ok_or(EngineError::NoSuchVolume(id))?;
         let device = served.unit.device();
         device.map(|device| (*device).clone()).ok_or_else(|| EngineError::NotServedHere(served.name.clone()))

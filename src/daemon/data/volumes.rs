@@ -138,6 +138,9 @@ impl<P: Pool> Volumes<P> {
         let services = self.services(&spec, Rc::new(Cell::new(epoch)), Rc::new(OnlyNode));
         let unit = LogicalUnit::new(identity(&spec), volume, services, &restored)
             .map_err(|error| unreadable(&spec, &error))?;
+        if let Some(volume) = unit.device() {
+            volume.go_on_with_rollback();
+        }
         self.add(spec, unit);
         Ok(())
     }
@@ -244,6 +247,7 @@ impl<P: Pool> Volumes<P> {
                 used_bytes: self.pool.used_bytes(served.id),
                 snapshots: self.snapshot_count(served.id),
                 snapshot_bytes: self.pool.snapshot_bytes(served.id),
+                rollback: device.as_ref().and_then(|device| device.rollback_progress()),
                 part: None,
                 statistics: device.map(|device| device.statistics()).unwrap_or_default(),
             }
@@ -254,7 +258,7 @@ impl<P: Pool> Volumes<P> {
     /// Those that people see: what a replica keeps for itself is none of them.
     fn snapshot_count(&self, volume: VolumeId) -> u64 {
         let listed = self.pool.snapshots(volume).unwrap_or_default();
-        listed.iter().filter(|entry| !SnapshotRecord::is_before_resync(&entry.record)).count() as u64
+        listed.iter().filter(|entry| !SnapshotRecord::is_hidden(&entry.record)).count() as u64
     }
 }
 

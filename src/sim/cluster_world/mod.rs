@@ -70,6 +70,8 @@ fn micros(count: u64) -> Duration {
 struct Setting {
     /// Nothing goes wrong by chance, so that a scenario is what it says.
     is_orderly: bool,
+    /// Volumes are rolled back now and then.
+    rolls_back: bool,
     /// Longest that a message takes, in microseconds.
     latency: u64,
     /// Longest that the thread of the data takes to see what the thread of the quorum says, in microseconds.
@@ -112,6 +114,7 @@ impl Cluster {
         let random = Random::new(seed ^ 0x9a12);
         let setting = Setting {
             is_orderly,
+            rolls_back: seed.is_multiple_of(4),
             latency: if is_orderly { 60 } else { [30, 100, 100, 500][random.index(4)] },
             handling: if is_orderly { 50 } else { [20, 200, 2000][random.index(3)] },
         };

@@ -14,6 +14,7 @@ use crate::cluster::mutant as cluster;
 use crate::mirror::mutant as mirror;
 use crate::pair::mutant as pair;
 use crate::scsi::mutant as scsi;
+use crate::volume::mutant as volume;
 
 #[derive(Clone, Copy, Debug)]
 enum Mutant {
@@ -21,6 +22,7 @@ enum Mutant {
     Scsi(scsi::Mutant),
     Mirror(mirror::Mutant),
     Cluster(cluster::Mutant),
+    Volume(volume::Mutant),
 }
 
 impl Mutant {
@@ -29,7 +31,9 @@ impl Mutant {
     fn all() -> Vec<Self> {
         let pair = pair::Mutant::ALL.into_iter().map(Self::Pair);
         let scsi = scsi::FOUND_IN_CLUSTER_WORLD.into_iter().map(Self::Scsi);
-        pair.chain(scsi).chain(MIRROR.map(Self::Mirror)).chain(CLUSTER.map(Self::Cluster)).collect()
+        let volume = volume::Mutant::ALL.into_iter().map(Self::Volume);
+        let (mirror, cluster) = (MIRROR.map(Self::Mirror), CLUSTER.map(Self::Cluster));
+        pair.chain(scsi).chain(mirror).chain(cluster).chain(volume).collect()
     }
 
     fn name(self) -> String {
@@ -38,6 +42,7 @@ impl Mutant {
             Self::Scsi(mutant) => format!("scsi {mutant:?}"),
             Self::Mirror(mutant) => format!("mirror {mutant:?}"),
             Self::Cluster(mutant) => format!("cluster {mutant:?}"),
+            Self::Volume(mutant) => format!("volume {mutant:?}"),
         }
     }
 
@@ -47,6 +52,7 @@ impl Mutant {
             Self::Scsi(mutant) => scsi::with(mutant, work),
             Self::Mirror(mutant) => mirror::with(mutant, work),
             Self::Cluster(mutant) => cluster::with(mutant, work),
+            Self::Volume(mutant) => volume::with(mutant, work),
         }
     }
 
@@ -77,6 +83,12 @@ impl Mutant {
             Self::Cluster(cluster::Mutant::HandedOverTwice) => {
                 Some(|| scenarios::epochs_handed_to_former_lives().map(drop))
             }
+            Self::Volume(volume::Mutant::RestoreTrustsVersions) => {
+                Some(|| scenarios::try_scenario(1, scenarios::a_rollback_over_a_resync))
+            }
+            Self::Mirror(mirror::Mutant::KeptStateInRollback) => {
+                Some(|| scenarios::try_scenario(1, scenarios::a_kept_state_in_a_rollback))
+            }
             Self::Cluster(cluster::Mutant::CertificateKept) => {
                 Some(|| planned::try_all(planned::a_certificate_that_was_used))
             }
@@ -91,7 +103,9 @@ impl Mutant {
     }
 }
 
-const MIRROR: [mirror::Mutant; 6] = [
+const MIRROR: [mirror::Mutant; 8] = [
+    mirror::Mutant::RollbackInFlightShown,
+    mirror::Mutant::KeptStateInRollback,
     mirror::Mutant::GapTaken,
     mirror::Mutant::LocalNotAwaited,
     mirror::Mutant::AnswerBeforeDurable,

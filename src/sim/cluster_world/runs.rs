@@ -89,6 +89,11 @@ async fn live(cluster: Rc<Cluster>) -> Result<(), String> {
     for volume in VOLUMES {
         cluster.look_into_all(volume).await?;
         until_level(&cluster, volume).await?;
+        if cluster.setting.rolls_back {
+            cluster.until_restored(volume).await?;
+            look_at_all(&cluster, &Host::new(&cluster, 2 * HOSTS, volume)).await?;
+            until_level(&cluster, volume).await?;
+        }
         compare(&cluster, volume).await?;
     }
     cluster.oracle.check(&cluster.snapshots)?;
@@ -366,7 +371,8 @@ pub(super) fn number(name: &str) -> Option<u64> {
 }
 
 /// What a full run has to meet.
-const SOMETIMES: [&str; 42] = [
+const SOMETIMES: [&str; 43] = [
+    "rollbacks",
     "snapshots taken",
     "snapshots dropped",
     "snapshots read",

@@ -29,6 +29,17 @@ use crate::volume::{SnapshotError, Volume};
 #[derive(Default)]
 pub(super) struct Snapshots {
     known: RefCell<Vec<Rc<Known>>>,
+    rollbacks: RefCell<Vec<Rc<RolledBack>>>,
+}
+
+/// A rollback that somebody wanted: of each sector, a write of what the snapshot shows.
+struct RolledBack {
+    volume: VolumeId,
+    asked: u64,
+    turn: u64,
+    acknowledged: Cell<Option<u64>>,
+    /// By sector.
+    shown: BTreeMap<u64, u64>,
 }
 
 /// What is known of a snapshot.
@@ -80,6 +91,15 @@ impl Snapshots {
                 events.push((known.volume, *sector, event));
             }
         }
+        for rollback in &*self.rollbacks.borrow() {
+            let RolledBack { volume, asked: called, turn, .. } = **rollback;
+            let acknowledged = rollback.acknowledged.get();
+            let ended = acknowledged.unwrap_or_else(|| end_of_turn(volume, turn).max(called + 1));
+            for (sector, value) in &rollback.shown {
+                let (action, is_optional) = (Action::Write(*value), acknowledged.is_none());
+                events.push((volume, *sector, Event { called, ended, action, is_optional }));
+            }
+        }
         events
     }
 }
@@ -117,29 +137,7 @@ impl Cluster {
     /// Takes a snapshot; its version, when that was acknowledged.
     pub(super) async fn take_snapshot(&self, volume: VolumeId) -> Option<Version> {
         let served = self.served(volume)?;
-        let known = {
-            let mut all = self.snapshots.known.borrow_mut();
-            let known = Rc::new(Known {
-                volume,
-                name: format!("s{}", all.len()),
-                asked: self.oracle.tick(),
-                turn: served.turn,
-                acknowledged: Cell::default(),
-                state: Cell::new(State::InDoubt),
-                version: Cell::default(),
-                seen: RefCell::default(),
-            });
-            all.push(known.clone());
-            known
-        };
-        let record = SnapshotRecord {
-            id: known.asked,
-            name: known.name.clone(),
-            taken_unix_ms: self.clock.now().0,
-            protected_until_unix_ms: None,
-            kind: SnapshotKind::Manual,
-            group: None,
-        };
+        let (known, record) = self.want_snapshot(volume, &served);
         let taken =
             self.with_served(&served, |volume| async move { volume.take_snapshot(&record).await }).await;
         let version = taken?.ok()?;
@@ -149,6 +147,74 @@ impl Cluster {
         known.state.set(State::There);
         known.version.set(Some(version));
         Some(version)
+    }
+
+    /// A snapshot of which nobody knows yet whether it comes about, and its record.
+    fn want_snapshot(&self, volume: VolumeId, served: &Served) -> (Rc<Known>, SnapshotRecord) {
+        let mut all = self.snapshots.known.borrow_mut();
+        let known = Rc::new(Known {
+            volume,
+            name: format!("s{}", all.len()),
+            asked: self.oracle.tick(),
+            turn: served.turn,
+            acknowledged: Cell::default(),
+            state: Cell::new(State::InDoubt),
+            version: Cell::default(),
+            seen: RefCell::default(),
+        });
+        all.push(known.clone());
+        let record = SnapshotRecord {
+            id: known.asked,
+            name: known.name.clone(),
+            taken_unix_ms: self.clock.now().0,
+            protected_until_unix_ms: None,
+            kind: SnapshotKind::Manual,
+            group: None,
+        };
+        (known, record)
+    }
+
+    /// Rolls a volume back to one of its snapshots, once everything of that has been seen. Whether that was acknowledged.
+    pub(super) async fn roll_back(&self, volume: VolumeId, to: Version) -> bool {
+        let there = self.snapshots.of(volume, State::There);
+        let Some(target) = there.into_iter().find(|known| known.version.get() == Some(to)) else {
+            return false;
+        };
+        for blocks in USED {
+            if !self.look_into(&target, blocks).await {
+                return false;
+            }
+        }
+        let Some(served) = self.served(volume) else { return false };
+        let (known, record) = self.want_snapshot(volume, &served);
+        let rolled_back = Rc::new(RolledBack {
+            volume,
+            asked: self.oracle.tick(),
+            turn: served.turn,
+            acknowledged: Cell::default(),
+            shown: target.seen.borrow().clone(),
+        });
+        self.snapshots.rollbacks.borrow_mut().push(rolled_back.clone());
+        self.tell(|| format!("volume {} is to be rolled back to {} {to:?}", volume.0, target.name));
+        let outcome =
+            self.with_served(&served, move |volume| async move { volume.roll_back(to, &record).await }).await;
+        self.tell(|| format!("volume {} is rolled back to {to:?}: {outcome:?}", volume.0));
+        let Some(Ok(version)) = outcome else { return false };
+        self.meet("rollbacks");
+        rolled_back.acknowledged.set(Some(self.oracle.tick()));
+        known.acknowledged.set(rolled_back.acknowledged.get());
+        known.state.set(State::There);
+        known.version.set(Some(version));
+        true
+    }
+
+    /// Waits until no rollback of a volume is under way any more.
+    pub(super) async fn until_restored(&self, volume: VolumeId) -> Result<(), String> {
+        let is_restored = || {
+            let served = self.served(volume);
+            served.is_some_and(|served| matches!(served.volume.rollback(), Ok(None)))
+        };
+        self.until("the rollback ends", 5000, is_restored).await
     }
 
     /// Drops one of a volume's snapshots.
@@ -174,7 +240,8 @@ impl Cluster {
     pub(super) async fn check_list(&self, volume: VolumeId) -> bool {
         let Some(served) = self.served(volume) else { return false };
         let listed = self.with_served(&served, |volume| async move { volume.snapshots().await }).await;
-        let Some(Ok(listed)) = listed else { return false };
+        let Some(Ok(mut listed)) = listed else { return false };
+        listed.retain(|(_, record)| !matches!(record.kind, SnapshotKind::Rollback { .. }));
         let all = self.snapshots.known.borrow().clone();
         for known in all.iter().filter(|known| known.volume == volume) {
             let found = listed.iter().find(|(_, record)| record.name == known.name);
@@ -336,6 +403,11 @@ async fn do_something(cluster: &Cluster, volume: VolumeId) {
             }
         }
         5 => drop(cluster.check_list(volume).await),
+        6 if cluster.setting.rolls_back => {
+            if let Some(version) = chosen().and_then(|known| known.version.get()) {
+                cluster.roll_back(volume, version).await;
+            }
+        }
         _ => {
             if let Some(known) = chosen() {
                 let (first, count) = USED[random.index(2)];

@@ -41,6 +41,9 @@ pub(super) struct Site {
     pub(super) late_writes: Cell<u64>,
     pub(super) clones: Cell<u64>,
     pub(super) drops_refused: Cell<u64>,
+    pub(super) rollbacks: Cell<u64>,
+    pub(super) rollbacks_ended: Cell<u64>,
+    pub(super) put_backs_refused: Cell<u64>,
 }
 
 impl Site {
@@ -48,6 +51,7 @@ impl Site {
         let (oracle, problem, pending_blocks, starved, refusals, medium_errors, drops) = Default::default();
         let (snapshots, snapshot_drops, snapshot_reads, late_writes, clones, drops_refused) =
             Default::default();
+        let (rollbacks, rollbacks_ended, put_backs_refused) = Default::default();
         let expelled = Cell::new(MemberSet::EMPTY);
         let site = Self {
             theme,
@@ -67,6 +71,9 @@ impl Site {
             late_writes,
             clones,
             drops_refused,
+            rollbacks,
+            rollbacks_ended,
+            put_backs_refused,
         };
         Rc::new(site)
     }
@@ -100,6 +107,7 @@ pub(super) struct Client {
     pub(super) random: Random,
     pub(super) epoch: u32,
     pub(super) keeps_snapshots: bool,
+    pub(super) rolls_back: bool,
 }
 
 /// Why a client stops early.
@@ -129,6 +137,12 @@ impl Client {
 
     /// Creates volumes, uses them, and drops them.
     pub(super) async fn keep_tenants(self) {
+        if self.rolls_back {
+            let done = self.go_on_with_rollbacks().await;
+            if self.ends(done) {
+                return;
+            }
+        }
         for _ in 0..1 + self.random.below(4) {
             let done = self.keep_one_tenant().await;
             if self.ends(done) {
@@ -150,7 +164,9 @@ impl Client {
         for _ in 0..self.random.below(30) {
             let extent = self.extent(volume, blocks);
             match self.random.below(16) {
+                0 if self.rolls_back && self.site.oracle.borrow().rollback(volume).is_some() => {}
                 0 if self.keeps_snapshots => self.take_snapshot(volume).await?,
+                1 if self.rolls_back => self.roll_back(volume, blocks).await?,
                 0..=3 => self.read(extent).await?,
                 4 | 5 if self.keeps_snapshots => self.unmap(extent).await?,
                 _ => self.write(extent).await?,
@@ -185,7 +201,7 @@ impl Client {
         Extent { volume, address, count }
     }
 
-    async fn write(&self, extent: Extent) -> Result<(), End> {
+    pub(super) async fn write(&self, extent: Extent) -> Result<(), End> {
         let takes_no_space = self.site.oracle.borrow_mut().is_mapped(extent);
         let sequence = self.site.oracle.borrow_mut().submit(extent, false);
         let block = |n: u64| {
@@ -216,7 +232,7 @@ impl Client {
         Ok(())
     }
 
-    async fn unmap(&self, extent: Extent) -> Result<(), End> {
+    pub(super) async fn unmap(&self, extent: Extent) -> Result<(), End> {
         let sequence = self.site.oracle.borrow_mut().submit(extent, true);
         let count = (extent.count - 1) * self.site.stride + 1;
         let hole = BlockWrite::Hole { address: self.site.block_address(extent.address), count };
@@ -224,7 +240,12 @@ impl Client {
         self.expect(done, "unmap")
     }
 
-    async fn append(&self, extent: Extent, sequence: u64, writes: Vec<BlockWrite>) -> Result<(), StoreError> {
+    pub(super) async fn append(
+        &self,
+        extent: Extent,
+        sequence: u64,
+        writes: Vec<BlockWrite>,
+    ) -> Result<(), StoreError> {
         let version = Version { epoch: self.epoch, sequence };
         let array = self.store.array();
         let left = array.geometry().all_slots().difference(array.live());
@@ -240,7 +261,7 @@ impl Client {
         done
     }
 
-    async fn read(&self, extent: Extent) -> Result<(), End> {
+    pub(super) async fn read(&self, extent: Extent) -> Result<(), End> {
         if self.site.stride == 1 {
             return self.read_consecutive(extent).await;
         }

@@ -17,6 +17,7 @@ mod oracle;
 mod past;
 mod plan;
 mod report;
+mod rollback;
 mod scrub;
 mod snapshot_check;
 
@@ -63,7 +64,10 @@ pub fn run(seed: u64) -> Result<Report, String> {
 pub fn run_theme(seed: u64, theme: Theme) -> Result<Report, String> {
     let executor = Executor::new(seed);
     let random = Random::new(seed ^ 0x5eed);
-    let pool = PoolUnderTest::new(Plan::new(theme, &random), &random);
+    let mut plan = Plan::new(theme, &random);
+    plan.rolls_back = plan.snapshots && plan.has_room_for_tenants && seed.is_multiple_of(4);
+    plan.tenants |= plan.rolls_back;
+    let pool = PoolUnderTest::new(plan, &random);
     let limit = executor_sleep(&executor, LONGEST_RUN);
     let result = executor.block_on(async {
         match select(Box::pin(pool.live_and_die(&executor, &random)), limit).await {
@@ -316,6 +320,7 @@ impl PoolUnderTest {
             let checked = self.check_snapshots(store, volume, blocks, is_whole).await;
             checked.map_err(|problem| format!("life {life}, volume {volume}: {problem}"))?;
             let is_followed = !self.plan.forges || volume != forger::VOLUME;
+            let is_followed = is_followed && self.site.oracle.borrow().is_followed(volume);
             if is_whole && is_followed && mapped * BLOCK_SIZE as u64 != used {
                 return Err(format!(
                     "life {life}: volume {volume} has {mapped} blocks and uses {used} bytes"
@@ -453,6 +458,7 @@ impl PoolUnderTest {
             random: random.fork(),
             epoch,
             keeps_snapshots: self.plan.snapshots,
+            rolls_back: self.plan.rolls_back,
         };
         let mut work: Vec<LocalBoxFuture<'static, ()>> = Vec::new();
         for _ in 0..1 + random.index(6) {
@@ -509,6 +515,9 @@ impl PoolUnderTest {
             report.late_writes += self.site.late_writes.take();
             report.clones += self.site.clones.take();
             report.drops_refused += self.site.drops_refused.take();
+            report.rollbacks += self.site.rollbacks.take();
+            report.rollbacks_ended += self.site.rollbacks_ended.take();
+            self.site.put_backs_refused.take();
             report.moved_older_blocks += statistics.moved_older_blocks.get();
         });
         self.cut_power(world);

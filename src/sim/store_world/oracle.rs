@@ -19,6 +19,10 @@ struct Volume {
     past: Past,
     /// Of a clone: volume and snapshot that it was made of.
     origin: Option<(u32, Version)>,
+    /// The latest rollback, if it may be under way: the mark, and what it goes back to.
+    rollback: Option<(Version, Version)>,
+    /// It was rolled back at some time: which entries its blocks have is not followed any more.
+    was_rolled_back: bool,
 }
 
 /// What is known of a volume.
@@ -46,6 +50,8 @@ struct Block {
     is_doubtful: bool,
     /// What a clone shows before the first write: the stamp of the origin's block. 0 for zeros.
     origin: u64,
+    /// Of those candidates that are a rollback, or what one has put back: the stamp that they show.
+    returned: BTreeMap<u64, u64>,
 }
 
 /// Consecutive blocks of a volume.
@@ -61,8 +67,9 @@ impl Oracle {
     pub(super) fn create(&mut self, volume: u32, blocks: u64) {
         let blank = || Block { candidates: BTreeMap::from([(0, true)]), ..Block::default() };
         let blocks = (0..blocks).map(|_| blank()).collect();
-        let (past, origin) = Default::default();
-        self.volumes.insert(volume, Volume { state: VolumeState::Creating, blocks, past, origin });
+        let (past, origin, rollback, was_rolled_back) = Default::default();
+        let state = VolumeState::Creating;
+        self.volumes.insert(volume, Volume { state, blocks, past, origin, rollback, was_rolled_back });
     }
 
     /// A volume of `blocks` blocks is about to be made of a snapshot. Not when it is in doubt what that shows.
@@ -157,17 +164,63 @@ impl Oracle {
     pub(super) fn take(&mut self, volume: u32, epoch: u32) -> Version {
         let version = Version { epoch, sequence: self.next_sequence() };
         let Some(volume) = self.volumes.get_mut(&volume) else { return version };
-        let shown = |block: &Block| {
-            let (sequence, is_hole) = block.candidates.last_key_value().map_or((0, true), |(s, h)| (*s, *h));
-            let stamp = match (is_hole, sequence) {
-                (true, 0) => block.origin,
-                (true, _) => 0,
-                (false, _) => sequence,
-            };
-            Shown { version: sequence, stamp, is_doubtful: block.is_doubtful, ..Shown::default() }
-        };
-        volume.past.take(version, volume.blocks.iter().map(shown).collect());
+        volume.past.take(version, volume.blocks.iter().map(Block::shown).collect());
         version
+    }
+
+    /// A rollback is about to begin: its mark.
+    pub(super) fn roll_back(&mut self, number: u32, epoch: u32, to: Version) -> Version {
+        let mark = Version { epoch, sequence: self.next_sequence() };
+        let volume = self.volume_mut(number);
+        let view: Vec<Shown> = volume.blocks.iter().map(Block::shown).collect();
+        for (address, block) in (0..).zip(&mut volume.blocks) {
+            // What was not written since shows that already.
+            let is_newer = block.candidates.last_key_value().is_some_and(|(newest, _)| *newest > to.sequence);
+            if let Some(stamp) = volume.past.certain(to, address).filter(|_| is_newer) {
+                block.candidates.insert(mark.sequence, stamp == 0);
+                block.returned.insert(mark.sequence, stamp);
+            }
+        }
+        volume.past.take_as(mark, view, super::past::rollback_record(mark, to));
+        (volume.rollback, volume.was_rolled_back) = (Some((mark, to)), true);
+        mark
+    }
+
+    /// The mark was acknowledged.
+    pub(super) fn rolled_back(&mut self, number: u32, mark: Version) {
+        let is_concerned = |block: &&mut Block| block.returned.contains_key(&mark.sequence);
+        let blocks = self.volume_mut(number).blocks.iter_mut().filter(is_concerned);
+        blocks.for_each(|block| block.raise(mark.sequence));
+    }
+
+    /// What a block shows is about to be written again.
+    pub(super) fn put_back(&mut self, extent: Extent, stamp: u64) -> u64 {
+        let sequence = self.submit(extent, stamp == 0);
+        for block in self.blocks(extent) {
+            block.returned.insert(sequence, stamp);
+        }
+        sequence
+    }
+
+    /// The rollback of a volume that is under way for certain: mark, and snapshot.
+    pub(super) fn rollback(&self, number: u32) -> Option<(Version, Version)> {
+        let volume = self.volumes.get(&number).filter(|volume| volume.state == VolumeState::Exists)?;
+        volume.rollback.filter(|(mark, _)| volume.past.exists(*mark))
+    }
+
+    /// The volumes of which that is so, and how many blocks they have.
+    pub(super) fn rollbacks(&self) -> Vec<(u32, u64)> {
+        let volumes = self.volumes.iter().filter(|(number, _)| self.rollback(**number).is_some());
+        volumes.map(|(number, volume)| (*number, volume.blocks.len() as u64)).collect()
+    }
+
+    /// Whether the entries of a volume's blocks are followed.
+    pub(super) fn is_followed(&self, number: u32) -> bool {
+        !self.volumes[&number].was_rolled_back
+    }
+
+    fn volume_mut(&mut self, number: u32) -> &mut Volume {
+        self.volumes.get_mut(&number).expect("clients use volumes that were created")
     }
 
     /// The snapshots of a volume.
@@ -269,7 +322,11 @@ impl Oracle {
         let seen = self.seen(volume, address, data)?;
         let block = &mut self.blocks(Extent { volume, address, count: 1 })[0];
         let at = format!("block {volume}/{address}");
-        let sequence = if seen == block.origin && seen != 0 {
+        let returned = block.returned_as(seen, floor);
+        let is_own = seen >= floor && seen != block.origin;
+        let sequence = if let Some(sequence) = returned.filter(|returned| !is_own || *returned < seen) {
+            sequence
+        } else if seen == block.origin && seen != 0 {
             if floor > 0 {
                 return Err(format!("{at} is what its origin was, but {floor} was settled"));
             }
@@ -320,6 +377,25 @@ impl Oracle {
 }
 
 impl Block {
+    /// What a snapshot that is taken now shows of it.
+    fn shown(&self) -> Shown {
+        let (sequence, is_hole) = self.candidates.last_key_value().map_or((0, true), |(s, h)| (*s, *h));
+        let stamp = match (is_hole, sequence) {
+            (true, 0) => self.origin,
+            (true, _) => 0,
+            (false, _) => self.returned.get(&sequence).copied().unwrap_or(sequence),
+        };
+        Shown { version: sequence, stamp, is_doubtful: self.is_doubtful, ..Shown::default() }
+    }
+
+    /// The oldest candidate, `floor` or newer, by which a rollback shows this stamp.
+    fn returned_as(&self, stamp: u64, floor: u64) -> Option<u64> {
+        let of_stamp = |(sequence, returned): &(&u64, &u64)| {
+            **returned == stamp && stamp != 0 && self.candidates.contains_key(*sequence)
+        };
+        self.returned.range(floor..).find(of_stamp).map(|(sequence, _)| *sequence)
+    }
+
     /// `sequence` is settled: what is older is gone.
     fn raise(&mut self, sequence: u64) {
         if sequence > self.floor {

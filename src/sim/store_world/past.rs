@@ -17,6 +17,7 @@ pub(super) struct Past {
 
 struct Snapshot {
     version: Version,
+    record: Vec<u8>,
     state: SnapshotState,
     view: Vec<Shown>,
 }
@@ -59,7 +60,13 @@ pub(super) struct Settled {
 impl Past {
     /// A snapshot is about to be taken.
     pub(super) fn take(&mut self, version: Version, view: Vec<Shown>) {
-        self.snapshots.insert(version.sequence, Snapshot { version, state: SnapshotState::Taking, view });
+        self.take_as(version, view, record(version));
+    }
+
+    /// The same, with a record of its own.
+    pub(super) fn take_as(&mut self, version: Version, view: Vec<Shown>, record: Vec<u8>) {
+        let state = SnapshotState::Taking;
+        self.snapshots.insert(version.sequence, Snapshot { version, record, state, view });
     }
 
     pub(super) fn set_state(&mut self, snapshot: Version, state: SnapshotState) {
@@ -156,7 +163,7 @@ impl Past {
             let Some(known) = self.snapshots.get_mut(&entry.version.sequence) else {
                 return Err(format!("{entry:?} came back, or was never taken"));
             };
-            if known.version != entry.version || entry.record != record(entry.version) {
+            if known.version != entry.version || entry.record != known.record {
                 return Err(format!("{entry:?} is not what was taken as {:?}", known.version));
             }
             settled.survived += 1;
@@ -203,6 +210,11 @@ impl Past {
 /// What is written down about a snapshot.
 pub(super) fn record(snapshot: Version) -> Vec<u8> {
     format!("snapshot {} of life {}", snapshot.sequence, snapshot.epoch).into_bytes()
+}
+
+/// The record of a rollback.
+pub(super) fn rollback_record(mark: Version, to: Version) -> Vec<u8> {
+    crate::store::interface::rollback_record(to, &record(mark))
 }
 
 #[cfg(test)]

@@ -93,8 +93,12 @@ pub(super) struct Plan {
     pub(super) forges: bool,
     /// Tell the disks which segments are free: they forget them at once.
     pub(super) discards: bool,
+    /// There is room for what tenants write.
+    pub(super) has_room_for_tenants: bool,
     /// Take, use and drop snapshots.
     pub(super) snapshots: bool,
+    /// Roll volumes back to them.
+    pub(super) rolls_back: bool,
     /// Some reads take long enough for the cleaner to come round.
     pub(super) slow_reads: bool,
 }
@@ -146,6 +150,8 @@ impl Plan {
             slow_reads: theme != Theme::WritesOnly && random.below(5) == 0,
             tenants: theme != Theme::WritesOnly && tenths < 8 && random.coin(),
             snapshots: theme != Theme::WritesOnly && random.coin(),
+            has_room_for_tenants: theme != Theme::WritesOnly && tenths < 8,
+            rolls_back: false,
         }
     }
 }

@@ -35,6 +35,10 @@ pub struct Report {
     pub late_writes: u64,
     pub clones: u64,
     pub drops_refused: u64,
+    /// Rollbacks that were acknowledged.
+    pub rollbacks: u64,
+    /// Those that came to their ends.
+    pub rollbacks_ended: u64,
     pub held_blocks: u64,
     pub moved_older_blocks: u64,
     pub scrubbed_rows: u64,
@@ -53,7 +57,7 @@ pub struct Report {
 impl Report {
     /// Every count with its name, the trace's hash apart.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 43] {
+    pub fn counts(&self) -> [(&'static str, u64); 45] {
         [
             ("writes", self.writes),
             ("reads", self.reads),
@@ -86,6 +90,8 @@ impl Report {
             ("writes into the past", self.late_writes),
             ("clones", self.clones),
             ("drops refused for clones", self.drops_refused),
+            ("rollbacks", self.rollbacks),
+            ("rollbacks ended", self.rollbacks_ended),
             ("blocks held for snapshots at restarts", self.held_blocks),
             ("older blocks moved", self.moved_older_blocks),
             ("rows scrubbed", self.scrubbed_rows),

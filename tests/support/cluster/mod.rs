@@ -332,16 +332,17 @@ impl Cluster {
 
     /// Runs the command line against a node.
     pub fn gemel(&self, node: &str, arguments: &[&str]) -> Output {
-        self.command_line(node, arguments).output().expect("gemel can be run")
+        self.command(node, arguments).output().expect("gemel can be run")
     }
 
     /// Starts the command line against a node.
     pub fn start_gemel(&self, node: &str, arguments: &[&str]) -> Child {
-        let mut command = self.command_line(node, arguments);
+        let mut command = self.command(node, arguments);
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("gemel can be run")
     }
 
-    fn command_line(&self, node: &str, arguments: &[&str]) -> Command {
+    /// The command line against a node, to be run.
+    pub fn command(&self, node: &str, arguments: &[&str]) -> Command {
         let mut command = self.network.command(node, "timeout");
         command.args(["--signal", "KILL", "10", env!("CARGO_BIN_EXE_gemel")]);
         let socket = format!("unix:{}", self.folder.join(node).join("gemeld.sock").display());

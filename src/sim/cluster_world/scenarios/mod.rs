@@ -7,6 +7,7 @@ mod failover;
 mod hosts;
 mod lives;
 mod resync;
+mod rollback;
 mod rooms;
 mod snapshots;
 mod versions;
@@ -20,6 +21,7 @@ pub(super) use self::failover::{
     a_promise_and_a_crash, a_read_of_what_is_in_doubt, a_read_past_the_unit,
 };
 pub(super) use self::lives::{epochs_handed_to_former_lives, epochs_of_former_lives};
+pub(super) use self::rollback::{a_kept_state_in_a_rollback, a_rollback_over_a_resync};
 use super::hosts::Host;
 use super::runs::{compare, heal, look_at_all, run_with, until_level};
 use super::{Cluster, VOLUMES, WITNESS, micros, name};

@@ -16,7 +16,7 @@ pub(super) fn begin_take(cluster: &Rc<Cluster>) -> Rc<Cell<Option<Option<Version
 }
 
 /// Everything is well again, and every snapshot is what it was, on both nodes.
-async fn heals_with_snapshots(cluster: &Rc<Cluster>) {
+pub(super) async fn heals_with_snapshots(cluster: &Rc<Cluster>) {
     heals(cluster).await;
     cluster.look_into_all(VOLUME).await.unwrap();
 }
