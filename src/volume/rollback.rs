@@ -146,7 +146,10 @@ impl<S: SnapshotStore + 'static> Volume<S> {
             next = changes.next;
             let end = self.size_bytes() / BLOCK_BYTES;
             let runs = changes.runs.iter().map(|run| run.address.0..run.end().0.min(end));
-            let pieces: Vec<Range<u64>> = runs.flat_map(pieces_of).collect();
+            let mut pieces: Vec<Range<u64>> = runs.flat_map(pieces_of).collect();
+            if mutant::is(Mutant::MarkDroppedEarly) {
+                pieces.truncate(pieces.len() / 2);
+            }
             for together in pieces.chunks(PIECES_AT_A_TIME) {
                 for put_back in
                     join_all(together.iter().map(|blocks| self.put_back(blocks.clone(), mark))).await
@@ -158,9 +161,6 @@ impl<S: SnapshotStore + 'static> Volume<S> {
                         put_back => put_back?,
                     }
                 }
-            }
-            if mutant::is(Mutant::MarkDroppedEarly) {
-                break;
             }
         }
         if let Some(error) = unreadable {

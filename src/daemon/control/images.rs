@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, FuturesOrdered, StreamExt};
@@ -16,10 +17,11 @@ use tonic::Status;
 use super::{Control, Refusal};
 use crate::base::units::{BLOCK_SIZE, Version, VolumeId};
 use crate::cluster::name::VolumeName;
-use crate::daemon::engine::{EngineHandle, Filling, RangesFound, RangesWanted, Request};
+use crate::daemon::engine::{EngineError, EngineHandle, Filling, RangesFound, RangesWanted, Request};
 use crate::daemon::management::status;
 use crate::rpc::management as messages;
 use crate::rpc::management::{ReadVolumeRequest, VolumePiece, WriteVolumeRequest, WriteVolumeResponse};
+use crate::volume::SnapshotError;
 
 /// What goes to whoever asked.
 pub type Sending<T> = mpsc::Receiver<Result<T, Status>>;
@@ -122,6 +124,16 @@ pub fn refuse_in_use(name: &VolumeName, sessions: u64) -> Result<(), Refusal> {
     }
 }
 
+/// A volume that is not served at the moment is to be looked for again.
+fn refusal(error: EngineError) -> Refusal {
+    match error {
+        EngineError::NoSuchVolume(_) | EngineError::Snapshot(SnapshotError::Closed) => {
+            Refusal::Elsewhere("the volume is not served at this moment: `gemel status` says why".to_owned())
+        }
+        error => error.into(),
+    }
+}
+
 /// Why a stream ended early.
 enum Stopped {
     /// Nobody takes any more.
@@ -219,7 +231,7 @@ impl Reading {
             async move {
                 let blocks = first..end.min(first + PIECE_BLOCKS);
                 let read = engine.ask(|reply| Request::ReadSnapshot(volume, at, blocks, reply)).await;
-                read.map(|data: Vec<Bytes>| (first, data.concat()))
+                read.map(|data: Vec<Bytes>| (first, data.concat())).map_err(refusal)
             }
         });
         let mut reads = stream::iter(reads).buffered(READS_AHEAD);
@@ -245,7 +257,7 @@ impl Reading {
 
     async fn look(&self, since: Option<Version>, blocks: Range<u64>) -> Result<RangesFound, Refusal> {
         let wanted = RangesWanted { volume: self.volume, at: self.at, since, blocks };
-        Ok(self.engine.ask(|reply| Request::LookAtRanges(wanted, reply)).await?)
+        self.engine.ask(|reply| Request::LookAtRanges(wanted, reply)).await.map_err(refusal)
     }
 
     /// In whole granules, as far as there are any.
@@ -331,9 +343,18 @@ impl Writing {
         Ok((offset / BLOCK_BYTES, filling, end))
     }
 
+    /// A volume that was just made, or that begins anew, is waited for. Nobody else writes to it, so it may be done twice.
     async fn fill(&self, block: u64, filling: Filling) -> Result<(), Refusal> {
-        let volume = self.volume;
-        Ok(self.control.engine.ask(|reply| Request::Fill(volume, block, filling, reply)).await?)
+        let mut tries = 0;
+        loop {
+            let (volume, filling) = (self.volume, filling.clone());
+            let filled = self.control.engine.ask(|reply| Request::Fill(volume, block, filling, reply)).await;
+            tries += 1;
+            match filled.map_err(refusal) {
+                Err(Refusal::Elsewhere(_)) if tries < MOST_TRIES => tokio::time::sleep(BETWEEN_TRIES).await,
+                filled => return filled,
+            }
+        }
     }
 }
 
@@ -347,5 +368,8 @@ const READS_AHEAD: usize = 4;
 const WRITES_AHEAD: usize = 8;
 /// Blocks whose allocation is looked at together: 256 MiB.
 const BLOCKS_AT_A_TIME: u64 = 1 << 16;
+/// How often a volume that is not served at the moment is tried: a take-over goes by.
+const MOST_TRIES: u32 = 30;
+const BETWEEN_TRIES: Duration = Duration::from_millis(300);
 /// Blocks that are given up together: 1 GiB.
 const CLEARED_AT_A_TIME: u64 = 1 << 18;

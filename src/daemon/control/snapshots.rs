@@ -111,7 +111,8 @@ impl Control {
         let wanted = self.snapshot_named(id, &volume, &request.name).await?;
         if sessions > 0 && !request.force {
             return Err(Refusal::Impossible(format!(
-                "volume {volume} is in use by {sessions} sessions, whose hosts would find other contents under what they have                  in memory: log the initiators out, or do it all the same with --force"
+                "volume {volume} is in use by {sessions} sessions, whose hosts would find other contents under what they have \
+                 in memory: log the initiators out, or do it all the same with --force"
             )));
         }
         let name = format!("before-rollback-{}", show_seconds(now_ms()));
