@@ -22,6 +22,7 @@ mod raw;
 mod report;
 #[path = "../../tests/support/initiator/mod.rs"]
 mod session;
+mod stream;
 mod tgtd;
 
 use std::error::Error;
@@ -70,7 +71,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         report.print(case);
     }
     report.print_goals();
-    report.print_mirror();
+    if report.has_mirror() {
+        report.print_mirror(stream::round_trip(folder.path())?);
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Medians of the rounds, and how they stand to the goals.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::case::{CASES, Case};
 use crate::load::Measurement;
@@ -34,6 +35,9 @@ const GOALS: &[Goal] = &[
 /// What a mirrored volume has to reach of a local one's rate, with both nodes on one disk and two processors.
 const MIRROR_CASE: &str = "random-write-32";
 const MIRROR_GOAL: f64 = 0.4;
+/// What it may add to the latency at depth 1 beside a round trip of the stream.
+const MIRROR_LATENCY_CASE: &str = "random-write-1";
+const MIRROR_LATENCY_GOAL: Duration = Duration::from_micros(150);
 /// CPU time an I/O, of tgtd's with O_DIRECT, in the cases at depth 32.
 const CPU_GOAL: f64 = 0.6;
 const CPU_CASES: &[&str] = &["random-read-32", "random-write-32"];
@@ -105,8 +109,17 @@ impl Report {
         }
     }
 
-    /// What the mirror costs: for each case the ratio of the rates, and what it adds to the latency.
-    pub fn print_mirror(&self) {
+    /// Whether a mirrored volume was measured beside a local one.
+    pub fn has_mirror(&self) -> bool {
+        CASES
+            .iter()
+            .any(|case| self.rounds(case.name, MIRRORED).is_some() && self.rounds(case.name, LOCAL).is_some())
+    }
+
+    /// What the mirror costs: for each case both rates, their ratio, and what the mirror adds to the latency.
+    pub fn print_mirror(&self, round_trip: Duration) {
+        println!("a round trip of the mirror's stream takes {} us", round_trip.as_micros());
+        let most_added = (round_trip + MIRROR_LATENCY_GOAL).as_secs_f64() * 1e6;
         for case in CASES {
             let (Some(mirrored), Some(local)) =
                 (self.rounds(case.name, MIRRORED), self.rounds(case.name, LOCAL))
@@ -123,9 +136,19 @@ impl Report {
             let verdict = match case.name {
                 MIRROR_CASE if ratio >= MIRROR_GOAL => format!(", of at least {MIRROR_GOAL}x: reached"),
                 MIRROR_CASE => format!(", of at least {MIRROR_GOAL}x: MISSED"),
+                MIRROR_LATENCY_CASE if added <= most_added => {
+                    format!(", of at most {most_added:+.0} us: reached")
+                }
+                MIRROR_LATENCY_CASE => format!(", of at most {most_added:+.0} us: MISSED"),
                 _ => String::new(),
             };
-            println!("mirrored/local {:<17} {ratio:>6.2}x, {added:>+7.0} us{verdict}", case.name);
+            let rate = |rounds: &[Measurement]| median(rounds.iter().map(Measurement::per_second));
+            println!(
+                "mirrored/local {:<17} {:>8.0} / {:>8.0} IOPS: {ratio:>5.2}x, {added:>+7.0} us{verdict}",
+                case.name,
+                rate(mirrored),
+                rate(local)
+            );
         }
     }
 
