@@ -12,7 +12,7 @@ mod initiator;
 
 use std::time::{Duration, Instant};
 
-use cluster::rooms::Rooms;
+use cluster::rooms::{LAN, Rooms};
 use cluster::{Cluster, ClusterSettings, NODES, Network, other};
 use host::{Host, Load};
 
@@ -171,6 +171,55 @@ fn a_host_that_loses_one_of_its_paths() {
         site.cluster.wait_in_sync("a", VOLUME);
     }
     site.end();
+}
+
+/// A host without multipath, which knows one address: that is where the volume is served.
+#[test]
+fn a_floating_address_follows_the_volume() {
+    let rooms = match Rooms::build().and_then(|rooms| rooms.build_lan().map(|()| rooms)) {
+        Ok(rooms) => rooms,
+        Err(reason) => return println!("floating is skipped: no network namespaces here: {reason}"),
+    };
+    let enter = rooms.host_entrance();
+    let settings = ClusterSettings {
+        portal: Some(([0, 0, 0, 0], 3260).into()),
+        sections: format!("[floating]\ninterface = \"{LAN}\"\naddresses = [\"10.77.9.100/24\"]\n"),
+        ..ClusterSettings::default()
+    };
+    let cluster = Cluster::start_on(Network::Rooms(rooms), settings);
+    let target = cluster.create_volume(VOLUME, "64M", &["--primary", "a"]);
+    cluster.wait_in_sync("a", VOLUME);
+    let floating = [([10, 77, 9, 100], 3260).into(); 2];
+    let single = |number: u64| {
+        let first = number * 4096;
+        Host::new(&format!("single-{number}"), &target, floating, first..first + 200)
+    };
+    let load = Load::start((0..2).map(single).collect(), enter);
+    load.settle();
+    let mut moves = Vec::new();
+    for round in 0..3 {
+        let serving = cluster.volume("a", VOLUME, "primary");
+        let to = other(&serving);
+        cluster.kill(&serving);
+        load.wait_for_more();
+        let stall = load.take_longest();
+        println!("floating, round {round}: {serving} was killed, {stall:?} without an answer");
+        assert!(stall < LONGEST_STALL, "a host waited for {stall:?}");
+        assert_eq!(cluster.volume(to, VOLUME, "primary"), to);
+        cluster.spawn(&serving);
+        cluster.wait_in_sync(to, VOLUME);
+        // And by plan.
+        cluster.move_volume(VOLUME, &serving);
+        load.wait_for_more();
+        let stall = load.take_longest();
+        println!("floating, round {round}: moved to {serving}, {stall:?} without an answer");
+        assert!(stall < LONGEST_STALL, "a host waited for {stall:?}");
+        moves.push(stall);
+    }
+    // The host is told that the address goes, and does not lose its patience first; now and then the network takes a
+    // second to believe in the new place.
+    assert!(moves.iter().min().is_some_and(|stall| *stall < Duration::from_secs(2)), "{moves:?}");
+    load.finish();
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,7 +80,18 @@ pub struct Mirrored<P: Pool> {
     /// Volumes that this node was in sync with, by the control state, and whose data was gone when it was started.
     lost: RefCell<BTreeSet<VolumeId>>,
     faces: Rc<Faces<P>>,
-    floating: RefCell<Option<FloatingAddresses>>,
+    floating: RefCell<Option<Floating>>,
+}
+
+/// Ends the sessions at these addresses, and lets none begin there.
+pub type RefuseAt = Box<dyn Fn(&[IpAddr])>;
+
+/// Addresses that float.
+struct Floating {
+    addresses: FloatingAddresses,
+    refuse_at: RefuseAt,
+    /// That was done, so that the addresses may be given up.
+    is_refusing: bool,
 }
 
 /// The volumes as this node presents them, and both ends of what is forwarded.
@@ -252,8 +264,9 @@ impl<P: Pool> Mirrored<P> {
     }
 
     /// Has this node hold floating addresses from now on, whenever it is the one to do so.
-    pub fn hold_floating(&self, config: FloatingConfig) {
-        *self.floating.borrow_mut() = Some(FloatingAddresses::new(config));
+    pub fn hold_floating(&self, config: FloatingConfig, refuse_at: RefuseAt) {
+        let addresses = FloatingAddresses::new(config);
+        *self.floating.borrow_mut() = Some(Floating { addresses, refuse_at, is_refusing: false });
     }
 
     fn tick_floating(&self, state: &ControlState) {
@@ -262,7 +275,16 @@ impl<P: Pool> Mirrored<P> {
             // Whoever may not serve knows the state late, perhaps: the other node may be the one by now.
             let has_right = self.quorum.lease().is_held(clock_ms(), self.seen_index.get()) || serves();
             let may_hold = has_right && !self.is_leaving.get() && is_chosen(state, &self.own);
-            floating.tick(may_hold, Instant::now());
+            if !may_hold && floating.addresses.are_held() && !floating.is_refusing {
+                // Their end is said while the address is there, the rest in the next tick.
+                (floating.refuse_at)(&floating.addresses.addresses());
+                floating.is_refusing = true;
+                return;
+            }
+            if may_hold && std::mem::take(&mut floating.is_refusing) {
+                (floating.refuse_at)(&[]);
+            }
+            floating.addresses.tick(may_hold, Instant::now());
         }
     }
 

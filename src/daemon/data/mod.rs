@@ -229,9 +229,6 @@ impl<P: Pool> DataThread<P> {
         let connections = match (&mirrored, &config.pair) {
             (Some(mirrored), Some(settings)) => {
                 let connections = mirrored.connect(settings).map_err(StartError)?;
-                if let Some(floating) = config.floating.clone() {
-                    mirrored.hold_floating(floating);
-                }
                 tokio::task::spawn_local(mirrored.clone().follow());
                 tokio::task::spawn_local(healing::heal_from_peer(pool.clone(), mirrored.clone(), told));
                 Some(connections)
@@ -248,6 +245,15 @@ impl<P: Pool> DataThread<P> {
             buffers,
         );
         server.listen().map_err(|error| StartError(error.to_string()))?;
+        if let (Some(mirrored), Some(floating)) = (&mirrored, config.floating.clone()) {
+            let server = Rc::downgrade(&server);
+            let refuse_at = Box::new(move |addresses: &[std::net::IpAddr]| {
+                if let Some(server) = server.upgrade() {
+                    server.refuse_at(addresses);
+                }
+            });
+            mirrored.hold_floating(floating, refuse_at);
+        }
         let drain_timeout = config.drain_timeout();
         Ok((
             Rc::new(Self {

@@ -5,7 +5,9 @@
 //! not renew it for [`VALID_S`] seconds: killed, stopped or stuck it does not keep it. A node that takes an address
 //! tells the network (gratuitous ARP, unsolicited neighbour advertisement).
 //!
-//! Left to others: who may hold it when ([`is_chosen`] and the lease), and which portals listen on it: those on all
+//! A session at an address that has left is not even told of its end, so whoever gives one up ends them before.
+//!
+//! Left to others: ending sessions, who may hold it when ([`is_chosen`] and the lease), and which portals listen on it: those on all
 //! addresses do.
 
 mod announce;
@@ -89,6 +91,11 @@ impl FloatingAddresses {
         let mut addresses = Self { config, renewed: None, announcements: 0, said: None };
         addresses.give_up();
         addresses
+    }
+
+    /// Which they are.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.config.addresses.iter().map(|address| address.ip).collect()
     }
 
     /// Whether they are held.

@@ -12,7 +12,7 @@ mod pulse;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -61,7 +61,8 @@ pub struct IscsiServer<P: Pool> {
     buffers: BufferPool,
     budget: DataBudget,
     sessions: RefCell<Sessions>,
-    connections: RefCell<HashMap<ConnectionId, Mailbox>>,
+    /// With the address at this end.
+    connections: RefCell<HashMap<ConnectionId, (Mailbox, IpAddr)>>,
     next_connection: Cell<u64>,
     portals: RefCell<Vec<SocketAddr>>,
     listeners: RefCell<Vec<JoinHandle<()>>>,
@@ -70,6 +71,8 @@ pub struct IscsiServer<P: Pool> {
     /// Sockets of connections that have ended.
     lingering: Lingering,
     is_stopping: Cell<bool>,
+    /// Addresses at which no session begins.
+    leaving: RefCell<Vec<IpAddr>>,
     /// In a pair, where hosts go on over another path while this node stands still.
     pulse: Option<Pulse>,
     counters: Counters,
@@ -116,6 +119,7 @@ impl<P: Pool> IscsiServer<P> {
             connection_ended: Notify::new(),
             lingering: Lingering::default(),
             is_stopping: Cell::new(false),
+            leaving: RefCell::default(),
             pulse: config.pair.is_some().then(Pulse::new),
             counters: Counters::default(),
         })
@@ -195,6 +199,10 @@ impl<P: Pool> IscsiServer<P> {
         peer: SocketAddr,
         policy: Rc<dyn LoginPolicy>,
     ) -> std::io::Result<()> {
+        let local = unmapped(stream.local_addr()?);
+        if self.leaving.borrow().contains(&local.ip()) {
+            return Ok(());
+        }
         stream.set_nodelay(true)?;
         if let Some(algorithm) = &self.config.congestion_control {
             SockRef::from(&stream).set_tcp_congestion(algorithm.as_bytes())?;
@@ -208,14 +216,14 @@ impl<P: Pool> IscsiServer<P> {
             policy,
             pool: self.buffers.clone(),
             budget: self.budget.clone(),
-            portal: Portal { address: unmapped(stream.local_addr()?).to_string(), group_tag: self.group_tag },
+            portal: Portal { address: local.to_string(), group_tag: self.group_tag },
             random: LoginRandom::from_bytes(random),
             wake: Rc::new(move || wake.poke()),
         };
         let machine = Connection::new(context, self.now());
         let id = ConnectionId(self.next_connection.get());
         self.next_connection.set(id.0 + 1);
-        self.connections.borrow_mut().insert(id, mailbox.clone());
+        self.connections.borrow_mut().insert(id, (mailbox.clone(), local.ip()));
         add(&self.counters.logins_in_progress, 1);
         tokio::task::spawn_local(connection::run(self.clone(), id, stream, peer, machine, mailbox));
         Ok(())
@@ -240,6 +248,13 @@ impl<P: Pool> IscsiServer<P> {
             denied.iter().flat_map(|d| sessions.connections_of(&d.initiator, &d.target)).collect()
         })
         .await;
+    }
+
+    /// Ends the sessions at addresses that are about to leave this node, and takes none there from now on, until other
+    /// addresses are named: once they have left, nothing that is said there arrives, not even that the session is over.
+    pub fn refuse_at(&self, addresses: &[IpAddr]) {
+        *self.leaving.borrow_mut() = addresses.to_vec();
+        self.send_to_those(Message::Drop(CloseReason::Dropped), |local| addresses.contains(&local));
     }
 
     /// Accepts nothing more, asks initiators to log out, and ends what is left after `timeout`.
@@ -301,8 +316,13 @@ impl<P: Pool> IscsiServer<P> {
     }
 
     fn send_to_all(&self, message: Message) {
+        self.send_to_those(message, |_| true);
+    }
+
+    fn send_to_those(&self, message: Message, are_meant: impl Fn(IpAddr) -> bool) {
         let mailboxes: Vec<_> = self.connections.borrow().values().cloned().collect();
-        mailboxes.iter().for_each(|mailbox| mailbox.send(message));
+        let meant = mailboxes.iter().filter(|(_, local)| are_meant(*local));
+        meant.for_each(|(mailbox, _)| mailbox.send(message));
     }
 }
 
@@ -332,7 +352,7 @@ impl<P: Pool> IscsiServer<P> {
 
     fn send(&self, connection: ConnectionId, message: Message) {
         let mailbox = self.connections.borrow().get(&connection).cloned();
-        if let Some(mailbox) = mailbox {
+        if let Some((mailbox, _)) = mailbox {
             mailbox.send(message);
         }
     }

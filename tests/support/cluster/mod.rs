@@ -39,6 +39,10 @@ pub struct ClusterSettings {
     pub cpus: BTreeMap<&'static str, usize>,
     /// Lines added to the `[pool]` section of the nodes' configurations.
     pub pool: String,
+    /// Where the nodes' portals listen, if not at the addresses that hosts are told.
+    pub portal: Option<SocketAddr>,
+    /// Sections added to the nodes' configurations.
+    pub sections: String,
 }
 
 impl Default for ClusterSettings {
@@ -49,6 +53,8 @@ impl Default for ClusterSettings {
             allocation: Allocation::Sparse,
             cpus: BTreeMap::new(),
             pool: String::new(),
+            portal: None,
+            sections: String::new(),
         }
     }
 }
@@ -219,10 +225,11 @@ impl Cluster {
                     (0..self.settings.disks).map(|number| self.disk_path(member, number)).collect();
                 format!(
                     "node = \"{member}\"\ncluster = \"test\"\nstate_dir = {state:?}\n[pool]\ndisks = {disks:?}\n{}\n\
-                     [iscsi]\nportals = [\"{}\"]\n[management]\nsocket = {:?}\n[console]\nlisten = []\n",
+                     [iscsi]\nportals = [\"{}\"]\n[management]\nsocket = {:?}\n[console]\nlisten = []\n{}",
                     self.settings.pool,
-                    self.network.portal(member),
+                    self.settings.portal.unwrap_or_else(|| self.network.portal(member)),
                     home.join("gemeld.sock"),
+                    self.settings.sections,
                 )
             }
         };

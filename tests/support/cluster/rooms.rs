@@ -65,6 +65,23 @@ impl Rooms {
         Ok(rooms)
     }
 
+    /// Connects both nodes and the host by one more network, on interfaces called [`LAN`].
+    pub fn build_lan(&self) -> Result<(), String> {
+        let host = self.name("h");
+        ip(&["-n", &host, "link", "add", LAN, "type", "bridge"])?;
+        for node in ["a", "b"] {
+            let (namespace, port) = (self.name(node), format!("{LAN}-{node}"));
+            ip(&[
+                "link", "add", LAN, "netns", &namespace, "type", "veth", "peer", "name", &port, "netns",
+                &host,
+            ])?;
+            ip(&["-n", &host, "link", "set", &port, "master", LAN, "up"])?;
+            ip(&["-n", &namespace, "link", "set", LAN, "up"])?;
+        }
+        ip(&["-n", &host, "addr", "add", "10.77.9.9/24", "dev", LAN])?;
+        ip(&["-n", &host, "link", "set", LAN, "up"])
+    }
+
     /// Name of a member's namespace.
     pub fn name(&self, member: &str) -> String {
         format!("{}-{member}", self.prefix)
@@ -144,6 +161,9 @@ impl Drop for Rooms {
         ALL.iter().for_each(|member| drop(ip(&["netns", "del", &self.name(member)])));
     }
 }
+
+/// The interface of the network that [`Rooms::build_lan`] makes.
+pub const LAN: &str = "lan";
 
 const NOBODY: &str = "02:00:00:00:00:00";
 
