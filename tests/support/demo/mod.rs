@@ -19,7 +19,8 @@ impl Demo {
     pub fn start(arguments: &[&str]) -> Self {
         let nodes: &[&str] = if arguments.contains(&"--nodes") { &[] } else { &["--nodes", "1"] };
         let mut process = Command::new(env!("CARGO_BIN_EXE_gemel"))
-            .args(["demo", "--port", "0", "--disk-size", "256M", "--size", "64M"])
+            .args(["demo", "--port", "0", "--size", "64M"])
+            .args(if arguments.contains(&"--disk-size") { &[][..] } else { &["--disk-size", "256M"] })
             .args(nodes)
             .args(arguments)
             .stdin(Stdio::null())

@@ -23,9 +23,15 @@ pub struct Pair {
 
 impl Pair {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more arguments of `gemel demo`.
+    pub fn start_with(more: &[&str]) -> Self {
         let place = tempfile::tempdir().unwrap();
         let dir = place.path().join("demo");
-        let demo = Demo::start(&["--nodes", "2", "--dir", &dir.display().to_string()]);
+        let folder = dir.display().to_string();
+        let demo = Demo::start(&[&["--nodes", "2", "--dir", &folder], more].concat());
         let portal: SocketAddr = demo.fact("portal").parse().unwrap();
         let pair = Self { demo, dir, portal, management: portal.port() + 1, _place: place };
         wait_until("all three vote", || ["a", "b"].iter().all(|node| pair.voters(node) == ["a", "b", "w"]));
