@@ -346,8 +346,11 @@ impl Life {
     pub(super) async fn propose(self: Rc<Self>, command: Command) -> Option<Answer> {
         let cluster = &self.cluster;
         let mut delay = micros(cluster.random.below(cluster.setting.handling));
+        let is_watched =
+            matches!(&command, Command::BeginEpoch { volume, .. } if *volume == super::VOLUMES[0]);
         if matches!(command, Command::BeginEpoch { .. }) {
-            if let Some(held) = cluster.hold_next_proposal[self.index].take() {
+            let of_first = if is_watched { cluster.hold_next_of_first[self.index].take() } else { None };
+            if let Some(held) = of_first.or_else(|| cluster.hold_next_proposal[self.index].take()) {
                 delay = held;
             } else if !cluster.setting.is_orderly && cluster.random.below(25) == 0 {
                 cluster.meet("late proposals");
@@ -357,8 +360,6 @@ impl Life {
         self.world.sleep(delay).await;
         cluster.tell(|| format!("{} proposes {command:?}", super::NAMES[self.index]));
         let decided = self.member.propose(command.clone());
-        let is_watched =
-            matches!(&command, Command::BeginEpoch { volume, .. } if *volume == super::VOLUMES[0]);
         if is_watched && self.index == 0 {
             for (from, to) in cluster.cut_after_proposal.take() {
                 cluster.set_passes(*from, *to, false);

@@ -92,6 +92,8 @@ struct Cluster {
     setting: Setting,
     /// How long what this node proposes next lies in its own queue.
     hold_next_proposal: [Cell<Option<Duration>>; 2],
+    /// The same for what it proposes next for the first volume.
+    hold_next_of_first: [Cell<Option<Duration>>; 2],
     /// How long this node's data takes to see the next control state.
     hold_next_state: [Cell<Option<Duration>>; 2],
     /// How long this node takes to save the next promise for the first volume.
@@ -129,6 +131,7 @@ impl Cluster {
             setting,
             random,
             hold_next_proposal: Default::default(),
+            hold_next_of_first: Default::default(),
             hold_next_state: Default::default(),
             hold_next_promise: Default::default(),
             cut_after_proposal: Cell::default(),

@@ -26,8 +26,8 @@ enum Mutant {
 }
 
 impl Mutant {
-    /// Those that this world has to find. Of the mirror and the control plane, those that show in what hosts see: each is
-    /// found in a world of its own too.
+    /// Those that this world has to find. Of the mirror and the control plane, those that show in what hosts see. All of
+    /// these two are found in worlds of their own; here a vote that is forgotten, for one, shows too rarely.
     fn all() -> Vec<Self> {
         let pair = pair::Mutant::ALL.into_iter().map(Self::Pair);
         let scsi = scsi::FOUND_IN_CLUSTER_WORLD.into_iter().map(Self::Scsi);
@@ -74,6 +74,9 @@ impl Mutant {
             Self::Pair(pair::Mutant::NoDrain) => {
                 Some(|| scenarios::try_scenario(1, scenarios::a_late_local_snapshot))
             }
+            Self::Pair(pair::Mutant::ServeAfterFollow) => {
+                Some(|| scenarios::try_scenario(1, scenarios::a_paused_primary))
+            }
             Self::Pair(pair::Mutant::ReadWithoutPermit) => {
                 Some(|| scenarios::try_scenario(1, scenarios::a_read_past_the_unit))
             }
@@ -103,22 +106,18 @@ impl Mutant {
     }
 }
 
-const MIRROR: [mirror::Mutant; 8] = [
+const MIRROR: [mirror::Mutant; 7] = [
     mirror::Mutant::RollbackInFlightShown,
     mirror::Mutant::KeptStateInRollback,
     mirror::Mutant::GapTaken,
     mirror::Mutant::LocalNotAwaited,
-    mirror::Mutant::AnswerBeforeDurable,
     mirror::Mutant::ReplicaChangesKept,
     mirror::Mutant::HolesNotCopied,
     mirror::Mutant::JoinNotRecorded,
 ];
 
-const CLUSTER: [cluster::Mutant; 7] = [
+const CLUSTER: [cluster::Mutant; 4] = [
     cluster::Mutant::DeposeAtOnce,
-    cluster::Mutant::VoteNotStored,
-    cluster::Mutant::MessagesBeforeSync,
-    cluster::Mutant::RestartedVoterDoesNotWait,
     cluster::Mutant::CertificateKept,
     cluster::Mutant::ForeignEpochTaken,
     cluster::Mutant::HandedOverTwice,
@@ -164,7 +163,7 @@ fn every_mutant_is_found() {
 }
 
 /// Those that a scenario or a few seeds find.
-const QUICK: [&str; 15] = [
+const QUICK: [&str; 17] = [
     "pair TakeOverWithoutPromise",
     "pair BeginAlone",
     "pair GoOnAlone",
@@ -178,8 +177,10 @@ const QUICK: [&str; 15] = [
     "pair AttachUnsettled",
     "pair HandOverUndrained",
     "pair LeaseForNewerRecord",
+    "pair NoDrain",
     "pair PromiseNotSaved",
     "pair ReadWithoutPermit",
+    "pair ServeAfterFollow",
 ];
 
 /// Most seeds for a mutant when time is short.

@@ -4,7 +4,7 @@
 //! for and the one at which it was acknowledged; so it takes part in the sector's history ([`super::oracle`]), whenever it
 //! was looked at. What was seen once stays. One that was acknowledged is there until somebody wants it dropped, on both
 //! nodes at the same cut; one without an acknowledgement is there or not, and that stays so once somebody has looked
-//! (I19).
+//! (I19), unless the node that was asked is still about to do it: one that stands still does so when it goes on.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -51,6 +51,10 @@ pub(super) struct Known {
     turn: u64,
     acknowledged: Cell<Option<u64>>,
     state: Cell<State>,
+    /// How many that it be taken or dropped are still to be done by the node that was asked.
+    under_way: Cell<u32>,
+    /// In which turn of service that was asked last.
+    asked_in: Cell<u64>,
     version: Cell<Option<Version>>,
     /// What it shows, by sector.
     seen: RefCell<BTreeMap<u64, u64>>,
@@ -63,6 +67,23 @@ enum State {
     There,
     DropAsked,
     Gone,
+}
+
+/// Something that was asked is still to be done, until this is dropped; with the node it is over.
+struct UnderWay(Rc<Known>);
+
+impl UnderWay {
+    fn new(known: &Rc<Known>, served: &Served) -> Self {
+        known.asked_in.set(served.turn);
+        known.under_way.set(known.under_way.get() + 1);
+        Self(known.clone())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+    }
 }
 
 /// A volume where it is served, and the turn of service.
@@ -138,8 +159,12 @@ impl Cluster {
     pub(super) async fn take_snapshot(&self, volume: VolumeId) -> Option<Version> {
         let served = self.served(volume)?;
         let (known, record) = self.want_snapshot(volume, &served);
-        let taken =
-            self.with_served(&served, |volume| async move { volume.take_snapshot(&record).await }).await;
+        let under_way = UnderWay::new(&known, &served);
+        let take = |volume: Volume<_>| async move {
+            let _under_way = under_way;
+            volume.take_snapshot(&record).await
+        };
+        let taken = self.with_served(&served, take).await;
         let version = taken?.ok()?;
         self.meet("snapshots taken");
         self.tell(|| format!("snapshot {} of volume {} is taken: {version:?}", known.name, volume.0));
@@ -159,6 +184,8 @@ impl Cluster {
             turn: served.turn,
             acknowledged: Cell::default(),
             state: Cell::new(State::InDoubt),
+            under_way: Cell::default(),
+            asked_in: Cell::default(),
             version: Cell::default(),
             seen: RefCell::default(),
         });
@@ -196,8 +223,12 @@ impl Cluster {
         });
         self.snapshots.rollbacks.borrow_mut().push(rolled_back.clone());
         self.tell(|| format!("volume {} is to be rolled back to {} {to:?}", volume.0, target.name));
-        let outcome =
-            self.with_served(&served, move |volume| async move { volume.roll_back(to, &record).await }).await;
+        let under_way = UnderWay::new(&known, &served);
+        let roll_back = move |volume: Volume<_>| async move {
+            let _under_way = under_way;
+            volume.roll_back(to, &record).await
+        };
+        let outcome = self.with_served(&served, roll_back).await;
         self.tell(|| format!("volume {} is rolled back to {to:?}: {outcome:?}", volume.0));
         let Some(Ok(version)) = outcome else { return false };
         self.meet("rollbacks");
@@ -225,9 +256,12 @@ impl Cluster {
         let Some(known) = known else { return false };
         known.state.set(State::DropAsked);
         self.tell(|| format!("snapshot {} of volume {} is to be dropped: {version:?}", known.name, volume.0));
-        let dropped = self
-            .with_served(&served, move |volume| async move { volume.drop_snapshot(version, 0).await })
-            .await;
+        let under_way = UnderWay::new(&known, &served);
+        let drop = move |volume: Volume<_>| async move {
+            let _under_way = under_way;
+            volume.drop_snapshot(version, 0).await
+        };
+        let dropped = self.with_served(&served, drop).await;
         if dropped == Some(Ok(())) {
             self.meet("snapshots dropped");
             self.tell(|| format!("snapshot {} of volume {} is dropped", known.name, volume.0));
@@ -248,6 +282,11 @@ impl Cluster {
             let found = found.map(|(version, _)| *version);
             let name = &known.name;
             match (known.state.get(), found) {
+                (State::InDoubt | State::DropAsked, _)
+                    if known.under_way.get() > 0 && known.asked_in.get() == served.turn =>
+                {
+                    self.meet("snapshots looked for before their turn");
+                }
                 (State::There, None) => {
                     self.fail(format!("snapshot {name} of {volume:?} is not there (I19)"))
                 }

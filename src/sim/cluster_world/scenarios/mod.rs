@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub(super) use self::failover::{
     a_late_local_snapshot, a_lease_that_comes_with_the_deposition, a_move_with_a_write_on_its_way,
-    a_promise_and_a_crash, a_read_of_what_is_in_doubt, a_read_past_the_unit,
+    a_paused_primary, a_promise_and_a_crash, a_read_of_what_is_in_doubt, a_read_past_the_unit,
 };
 pub(super) use self::lives::{epochs_handed_to_former_lives, epochs_of_former_lives};
 pub(super) use self::rollback::{a_kept_state_in_a_rollback, a_rollback_over_a_resync};
