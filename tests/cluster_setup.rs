@@ -223,9 +223,10 @@ fn nobody_manages_or_joins_the_quorum_without_a_certificate_for_that() {
         };
         let b = || keys("b").client(&a);
         assert_eq!(greet(b(), good.clone()).await, Ok(()));
+        let newer = Hello { protocol_version: 2, oldest_protocol_version: 2, ..good.clone() };
         let other_cluster = Hello { cluster_uuid: "0".repeat(32), ..good.clone() };
         let cases = [
-            (b(), Hello { protocol_version: 2, ..good.clone() }, "FailedPrecondition: b speaks version 2"),
+            (b(), newer, "speaks version 2 of the control protocol"),
             (b(), other_cluster, "FailedPrecondition: b belongs to cluster 0000"),
             (keys("w").client(&a), good.clone(), "PermissionDenied: the caller's certificate is not"),
             (guest, good, "Unauthenticated: the caller has no certificate"),
