@@ -59,9 +59,8 @@ impl Permit {
         self.look_again();
     }
 
-    /// What was read, once this node may serve: else it does not count (I5, I9).
-    async fn counted<T>(&self, read: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-        let found = read.await?;
+    /// Gives `found`, which was read, once this node may serve: else it does not count (I5, I9).
+    async fn counted<T>(&self, found: T) -> Result<T, StoreError> {
         self.until_given().await?;
         Ok(found)
     }
@@ -97,7 +96,9 @@ impl<S: BlockStore + 'static> BlockStore for ServedStore<S> {
     ) -> Result<Vec<Bytes>, StoreError> {
         match self {
             Self::Local(store) => store.read(volume, address, count).await,
-            Self::Mirrored(mirror, permit) => permit.counted(mirror.read(volume, address, count)).await,
+            Self::Mirrored(mirror, permit) => {
+                permit.counted(mirror.read(volume, address, count).await?).await
+            }
         }
     }
 
@@ -111,7 +112,7 @@ impl<S: BlockStore + 'static> BlockStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.allocation(volume, address, count, limit).await,
             Self::Mirrored(mirror, permit) => {
-                permit.counted(mirror.allocation(volume, address, count, limit)).await
+                permit.counted(mirror.allocation(volume, address, count, limit).await?).await
             }
         }
     }
@@ -144,7 +145,7 @@ impl<S: SnapshotStore + 'static> SnapshotStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.read_at(volume, at, address, count).await,
             Self::Mirrored(mirror, permit) => {
-                permit.counted(mirror.read_at(volume, at, address, count)).await
+                permit.counted(mirror.read_at(volume, at, address, count).await?).await
             }
         }
     }
@@ -160,7 +161,7 @@ impl<S: SnapshotStore + 'static> SnapshotStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.allocation_at(volume, at, address, count, limit).await,
             Self::Mirrored(mirror, permit) => {
-                permit.counted(mirror.allocation_at(volume, at, address, count, limit)).await
+                permit.counted(mirror.allocation_at(volume, at, address, count, limit).await?).await
             }
         }
     }
@@ -176,7 +177,7 @@ impl<S: SnapshotStore + 'static> SnapshotStore for ServedStore<S> {
         match self {
             Self::Local(store) => store.changed_between(volume, since, at, from, limit).await,
             Self::Mirrored(mirror, permit) => {
-                permit.counted(mirror.changed_between(volume, since, at, from, limit)).await
+                permit.counted(mirror.changed_between(volume, since, at, from, limit).await?).await
             }
         }
     }

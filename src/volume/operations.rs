@@ -74,7 +74,7 @@ impl<S: BlockStore + 'static> BlockDevice for Volume<S> {
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
-        self.account(OperationKind::Flush, 0, async {
+        self.account(OperationKind::Flush, 0, async || {
             self.shared.services.store.flush().await.map_err(|error| self.device_error(error, 0))
         })
         .await
@@ -110,11 +110,9 @@ impl<S: BlockStore + 'static> Volume<S> {
     ) -> Result<T, DeviceError> {
         // The product matters only for ranges that exist.
         let bytes = count.saturating_mul(self.shared.logical_block_bytes);
-        self.account(kind, bytes, async {
-            match self.range(address, count)? {
-                Some(range) => work(range).await,
-                None => Ok(T::default()),
-            }
+        self.account(kind, bytes, async || match self.range(address, count)? {
+            Some(range) => work(range).await,
+            None => Ok(T::default()),
         })
         .await
     }
@@ -125,12 +123,12 @@ impl<S: BlockStore + 'static> Volume<S> {
         &self,
         kind: OperationKind,
         bytes: u64,
-        work: impl Future<Output = Result<T, DeviceError>>,
+        work: impl AsyncFnOnce() -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
         let shared = &self.shared;
         let _operation = shared.gate.enter().ok_or(DeviceError::Gone)?;
         let started = shared.services.runtime.now();
-        let result = work.await;
+        let result = work().await;
         shared.gate.thawed().await;
         let latency = shared.services.runtime.now().since(started);
         shared.statistics.borrow_mut().record(kind, bytes, latency, result.is_err());
@@ -152,7 +150,8 @@ impl<S: BlockStore + 'static> Volume<S> {
     async fn put(&self, range: ByteRange, source: Source<'_>) -> Result<(), DeviceError> {
         let mode = if range.is_whole() { LockMode::Shared } else { LockMode::Exclusive };
         let guard = self.shared.locks.acquire(range.blocks(), mode).await;
-        let edges = self.read_edges(range).await?;
+        // What a read keeps is large, and most writes cover whole blocks: it is not part of every write.
+        let edges = if range.is_whole() { Edges::NONE } else { Box::pin(self.read_edges(range)).await? };
         self.append(range, edges, source, guard).await
     }
 
@@ -250,9 +249,6 @@ impl<S: BlockStore + 'static> Volume<S> {
 
     /// The blocks at the edges of `range` that it covers in part.
     async fn read_edges(&self, range: ByteRange) -> Result<Edges, DeviceError> {
-        if range.is_whole() {
-            return Ok(Edges { head: None, tail: None });
-        }
         let blocks = range.blocks();
         let edge = async |covered: Option<_>, block| match covered {
             Some(_) => self.read_edge(range, block).await.map(Some),
@@ -320,6 +316,11 @@ impl<S: BlockStore + 'static> Volume<S> {
 struct Edges {
     head: Option<AlignedBuf>,
     tail: Option<AlignedBuf>,
+}
+
+impl Edges {
+    /// Of a range of whole blocks.
+    const NONE: Self = Self { head: None, tail: None };
 }
 
 /// An append on its way, with the locks that it needs. When the caller drops it, it goes on as a
