@@ -185,6 +185,36 @@ fn a_full_pool_refuses_only_what_needs_new_space_and_gives_space_back() {
 }
 
 #[test]
+fn writes_of_a_full_pool_wait_for_slow_reads_without_an_alarm() {
+    let rig = Rig::new(516, 3);
+    let store = rig.open();
+    let filled = store.usage().capacity_bytes / BLOCK_SIZE as u64 / 50 * 50;
+    (0..filled / 50).for_each(|n| rig.write(&store, n * 50, 50, 1));
+    // Reads are in half of the segments, and take longer than it does to overwrite everything.
+    let stall = Fault::always(Operation::Read, Effect::Stall(Duration::from_millis(400)));
+    rig.media.iter().for_each(|medium| medium.inject(stall.clone()));
+    let rounds = Rc::new(RefCell::new(Vec::new()));
+    for address in (0..filled / 2).step_by(20) {
+        let (store, rounds) = (store.clone(), rounds.clone());
+        rig.world.borrow().spawn(Box::pin(async move {
+            let data = store.read(VOLUME, BlockAddress(address), 1).await.unwrap().concat();
+            rounds.borrow_mut().push(u64::from_le_bytes(data[8..16].try_into().unwrap()));
+        }));
+    }
+    rig.wait(Duration::from_micros(50));
+    rig.media.iter().for_each(|medium| medium.clear_faults());
+    let start = rig.executor.now();
+    for round in 2..4 {
+        (0..filled / 50).for_each(|n| rig.write(&store, n * 50, 50, round));
+    }
+    assert!(rig.executor.now().since(start) > Duration::from_millis(350), "the writes waited for the reads");
+    assert!(rounds.borrow().len() > 30 && rounds.borrow().iter().all(|round| *round == 1));
+    assert!(rig.events.borrow().iter().all(|event| event.kind != "pool-stuck"), "{:?}", rig.events.borrow());
+    (0..filled).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(3)));
+    assert_eq!(store.audit(), Ok(()));
+}
+
+#[test]
 fn a_snapshot_keeps_what_it_shows_until_it_is_dropped() {
     let rig = Rig::new(28, 4);
     let mut store = rig.open();

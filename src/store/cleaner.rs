@@ -45,16 +45,21 @@ async fn run(shared: Rc<Shared>) {
     }
 }
 
-/// By the space accounting (see `USABLE_PERCENT`) there is always something to gain while writes wait.
-/// Should it be wrong, nobody must wait in silence.
+/// By the space accounting (see `USABLE_PERCENT`) there is always something to gain while writes wait, if not
+/// now, then when the reads have ended that are in emptied segments: no new ones begin there, and each is
+/// bounded by what a disk may take. Should it be wrong, nobody must wait in silence.
 fn report_if_stuck(shared: &Shared) {
     let waits = {
         let log = shared.log.borrow();
         log.in_flight.is_empty() && !log.is_idle() && shared.stalled.get()
     };
-    let has_room = shared.contents.borrow().segments.free_count() > shared.keep_free()[FOREGROUND];
+    let (has_room, comes_free) = {
+        let contents = shared.contents.borrow();
+        let has_room = contents.segments.free_count() > shared.keep_free()[FOREGROUND];
+        (has_room, contents.segments.iter().any(|(_, segment)| segment.is_empty() && segment.readers > 0))
+    };
     let serves = !shared.stopped.get() && !shared.array.is_offline();
-    if waits && !has_room && serves && !shared.reported_stuck.replace(true) {
+    if waits && !has_room && !comes_free && serves && !shared.reported_stuck.replace(true) {
         (shared.events)(Event {
             severity: Severity::Critical,
             kind: "pool-stuck",
@@ -86,12 +91,8 @@ fn next_task(shared: &Shared) -> Option<Task> {
     }
     let durable = shared.log.borrow().durable;
     // What a checkpoint now would free.
-    let empty = |segment: &Segment| {
-        segment.state == SegmentState::Sealed
-            && segment.live_blocks == 0
-            && segment.last_batch <= durable
-            && segment.readers == 0
-    };
+    let empty =
+        |segment: &Segment| segment.is_empty() && segment.last_batch <= durable && segment.readers == 0;
     let releasable = contents.segments.iter().filter(|(_, segment)| empty(segment)).count();
     // A checkpoint gives back what is empty and costs the whole map: it has to be worth it, or nothing
     // else is left to do. (tests/store_sim_amplification.rs shows what these shares cost.)

@@ -40,6 +40,15 @@ pub struct Segment {
     pub readers: u32,
 }
 
+impl Segment {
+    /// Whether it was filled and nothing in it counts any more: once its last batch is durable and no read is
+    /// in it, a checkpoint gives it back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.state == SegmentState::Sealed && self.live_blocks == 0
+    }
+}
+
 /// All segments of the pool.
 pub struct SegmentTable {
     segments: Vec<Segment>,
