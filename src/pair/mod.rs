@@ -75,6 +75,8 @@ pub trait Hosts<S: crate::store::interface::BlockStore + 'static> {
     /// Hosts may not use it any more: no command begins from the call on. Complete when none is in progress; what
     /// they wait for in the volume is failed between the call and the first poll.
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()>;
+    /// This node has the right to serve the volume, perhaps again after a lapse: commands that wait for it begin.
+    fn permitted(&self, volume: VolumeId);
 }
 
 /// How long something is waited for before something else is done.

@@ -192,8 +192,12 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
     }
 
     pub(super) fn look_again(&self) {
-        if let Some(serving) = &*self.serving.borrow() {
+        let is_permitted = self.serving.borrow().as_ref().is_some_and(|serving| {
             serving.permit.look_again();
+            serving.is_attached && serving.permit.is_given()
+        });
+        if let Some(node) = self.node.upgrade().filter(|_| is_permitted) {
+            node.services.hosts.permitted(self.id);
         }
         self.changed.notify();
     }

@@ -286,6 +286,11 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
         self.asymmetric_access().wake();
     }
 
+    /// Lets commands that are held back begin if they may: the right to serve can come back without a change of state.
+    pub fn look_again(&self) {
+        self.asymmetric_access().wake();
+    }
+
     /// The state of a target port group as this node reports it now.
     pub fn access_state(&self, portal_group: u16) -> AccessState {
         let told = self.asymmetric_access().group(portal_group).access.state;

@@ -553,6 +553,12 @@ impl<P: Pool> Hosts<P> for Presented<P> {
         self.faces.front.serves_no_more(volume);
         detached
     }
+
+    fn permitted(&self, volume: VolumeId) {
+        if let Some(face) = self.faces.known.borrow().get(&volume) {
+            face.unit.look_again();
+        }
+    }
 }
 
 /// Who decides about access to a mirrored volume's logical unit.

@@ -2,7 +2,9 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::task::{Context, Waker};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Wake, Waker};
 
 use rand::{RngExt, SeedableRng};
 
@@ -21,6 +23,16 @@ const ALL: [AccessState; 5] = [
     AccessState::Unavailable,
     AccessState::Transitioning,
 ];
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
 
 /// A node that presents the unit in `state` and does not serve it.
 fn without_device(state: AccessState) -> Bench {
@@ -207,6 +219,22 @@ fn a_held_command_is_executed_when_its_node_serves() {
     assert_eq!(sense_of(&run(execution.as_mut()).unwrap()), (6, 0x2a06), "first things first");
     let write = [0x0a, 0, 0, 1, 1, 0];
     assert_eq!(bench.send_data(&write, &[7; 512]).status, Status::Good);
+}
+
+#[test]
+fn a_held_command_is_executed_when_the_right_to_serve_is_back() {
+    let bench = Bench::pair();
+    bench.runtime.time_stands.set(true);
+    bench.cluster.may_serve.set(false);
+    let task = bench.unit.admit(bench.nexus, 7, TaskAttribute::Simple).unwrap();
+    let write = Command::with_data(&[0x0a, 0, 0, 1, 1, 0], vec![bytes::Bytes::from_static(&[7; 512])]);
+    let mut execution = pin!(bench.unit.execute(task, write));
+    let wakes = Arc::new(Wakes::default());
+    assert!(execution.as_mut().poll(&mut Context::from_waker(&wakes.clone().into())).is_pending());
+    bench.cluster.may_serve.set(true);
+    bench.unit.look_again();
+    assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "nobody else would wake it");
+    assert_eq!(run(execution).unwrap().status, Status::Good);
 }
 
 #[test]

@@ -173,6 +173,12 @@ impl Hosts<Store> for Presented {
         face.unit.set_access_states(&face.access(life.index, AccessState::Transitioning));
         face.unit.detach_device()
     }
+
+    fn permitted(&self, volume: VolumeId) {
+        if let Some(face) = self.faces.borrow().get(&volume) {
+            face.unit.look_again();
+        }
+    }
 }
 
 struct Authority {

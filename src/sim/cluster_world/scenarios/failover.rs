@@ -326,6 +326,26 @@ fn a_lease_counts_only_for_a_part_that_has_turned_to_the_newest_record() {
     scenario(a_lease_that_comes_with_the_deposition);
 }
 
+#[test]
+fn what_came_during_a_lapse_of_the_lease_goes_on_when_it_is_back() {
+    scenario(|cluster| async move {
+        let one = host(&cluster, 0);
+        assert!(one.write(P, sectors(1)).await);
+        // Too short for the other one to take over: it has no majority either.
+        cluster.set_isolated(P, false, false);
+        cluster.set_isolated(S, false, false);
+        until(&cluster, "the lease is over", || !cluster.serves(P, VOLUME)).await;
+        let held = begin_write(&cluster, &one, P, 0);
+        pass(&cluster, 20).await;
+        assert_eq!(held.get(), None);
+        cluster.mend_network();
+        until(&cluster, "the lease is back", || cluster.serves(P, VOLUME)).await;
+        pass(&cluster, 200).await;
+        assert_eq!(held.get(), Some(true), "it is not left waiting");
+        heals(&cluster).await;
+    });
+}
+
 /// Something reads a volume past its logical unit, as whoever exports it does, at a primary that has been replaced and does
 /// not know.
 pub(in crate::sim::cluster_world) async fn a_read_past_the_unit(cluster: Rc<Cluster>) {
