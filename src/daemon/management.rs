@@ -240,6 +240,16 @@ impl Management for ManagementService {
         answer(self.control.set_volume_home(request.into_inner()).await)
     }
 
+    async fn set_volume(&self, request: Request<messages::SetVolumeRequest>) -> Answer<messages::Volume> {
+        where_it_belongs!(
+            self,
+            request,
+            set_volume,
+            |message| self.control.primary_of(&message.name),
+            |message| self.control.set_volume(message)
+        )
+    }
+
     async fn force_primary(
         &self,
         request: Request<messages::ForcePrimaryRequest>,
@@ -360,6 +370,16 @@ impl Management for ManagementService {
             roll_back_snapshot,
             |message| self.control.primary_of(&message.volume),
             |message| self.control.roll_back(message, sessions)
+        )
+    }
+
+    async fn clone_volume(&self, request: Request<messages::CloneVolumeRequest>) -> Answer<messages::Volume> {
+        where_it_belongs!(
+            self,
+            request,
+            clone_volume,
+            |message| self.control.primary_of(&message.volume),
+            |message| self.control.clone_volume(message)
         )
     }
 

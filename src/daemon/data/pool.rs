@@ -18,13 +18,24 @@ pub trait Pool: SnapshotStore + ChangeLog + 'static {
     fn used_bytes(&self, volume: VolumeId) -> u64;
     /// Bytes that are kept for a volume's snapshots alone, before parity.
     fn snapshot_bytes(&self, volume: VolumeId) -> u64;
-    /// Gives the first sequence number for a volume's writes. A new volume is made known; one that is
-    /// not new and not known has lost its data, which is an error.
-    async fn open_volume(&self, volume: VolumeId, is_new: bool) -> Result<u64, PoolError>;
+    /// Gives the first sequence number for a volume's writes. A new volume is made known, as a clone of the
+    /// snapshot `origin` if there is one; one that is not new and not known has lost its data, which is an error.
+    async fn open_volume(
+        &self,
+        volume: VolumeId,
+        is_new: bool,
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<u64, PoolError>;
     /// The newest version of anything in a volume.
     fn newest(&self, volume: VolumeId) -> Version;
-    /// Makes a mirrored volume known, with this record if it is new.
-    async fn create_replica(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError>;
+    /// Makes a mirrored volume known, with this record if it is new; as a clone of the snapshot `origin` if there is
+    /// one, which has to be whole here.
+    async fn create_replica(
+        &self,
+        volume: VolumeId,
+        record: &[u8],
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<(), PoolError>;
     /// The record of a volume.
     fn volume_record(&self, volume: VolumeId) -> Option<Bytes>;
     /// Replaces it durably.

@@ -18,6 +18,7 @@ use crate::scsi::asymmetric_access::{AccessAuthority, OnlyNode};
 use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
+use crate::scsi::rate_limit::RateLimits;
 use crate::scsi::reservation::{PersistedReservations, ReservationStore, SaveFailed};
 use crate::scsi::space::{PoolSpace, Space};
 use crate::volume::device::DeviceGeometry;
@@ -75,7 +76,7 @@ impl<P: Pool> Volumes<P> {
     ) -> Result<(), EngineError> {
         let mut usable = Vec::new();
         for spec in specs {
-            match self.pool.open_volume(spec.id, spec.is_new).await {
+            match self.pool.open_volume(spec.id, spec.is_new, spec.origin).await {
                 Ok(first_sequence) => usable.push((spec, first_sequence)),
                 Err(error) => {
                     let message = format!("volume {} cannot be served: {error}", spec.name);
@@ -94,7 +95,7 @@ impl<P: Pool> Volumes<P> {
 
     /// Opens a volume and serves it.
     pub async fn open(self: &Rc<Self>, spec: VolumeSpec) -> Result<(), EngineError> {
-        let first_sequence = self.pool.open_volume(spec.id, spec.is_new).await?;
+        let first_sequence = self.pool.open_volume(spec.id, spec.is_new, spec.origin).await?;
         for (spec, epoch, first_sequence) in self.begin_epochs(vec![(spec, first_sequence)]).await? {
             self.serve(spec, epoch, first_sequence).await?;
         }
@@ -183,6 +184,7 @@ impl<P: Pool> Volumes<P> {
     }
 
     fn add(&self, spec: VolumeSpec, unit: Rc<Unit<P>>) {
+        unit.rate_limiter().set(spec.limits);
         let served = ServedVolume { id: spec.id, name: spec.name, target: spec.target, unit };
         self.served.borrow_mut().insert(served.id, Rc::new(served));
     }
@@ -190,6 +192,13 @@ impl<P: Pool> Volumes<P> {
     /// The pool below.
     pub fn pool(&self) -> &Rc<P> {
         &self.pool
+    }
+
+    /// Sets what a volume does in a second at most.
+    pub fn limit(&self, id: VolumeId, limits: RateLimits) -> Result<(), EngineError> {
+        let served = self.get(id).ok_or(EngineError::NoSuchVolume(id))?;
+        served.unit.rate_limiter().set(limits);
+        Ok(())
     }
 
     /// Changes the size of a volume in use and tells its initiators.
