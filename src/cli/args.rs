@@ -225,6 +225,12 @@ pub enum VolumeVerb {
         /// Most bytes in a second, such as 100M; 0 for no limit.
         #[arg(long, group = "what", value_parser = size)]
         bandwidth: Option<u64>,
+        /// Most space that it takes with its snapshots, such as 200G; 0 for no limit.
+        #[arg(long, group = "what", value_parser = size)]
+        quota: Option<u64>,
+        /// Space that is kept for it in the pools, whatever others write; 0 for none.
+        #[arg(long, group = "what", value_parser = size)]
+        reserve: Option<u64>,
     },
     /// Write what a snapshot of a volume holds to a file: raw, or as an image of QEMU; all, or what changed.
     Export(ExportArguments),

@@ -175,8 +175,14 @@ impl Session {
                 let home = if node == "none" { String::new() } else { node };
                 self.client.set_volume_home(SetVolumeHomeRequest { name, home }).await?
             }
-            VolumeVerb::Set { name, iops, bandwidth } => {
-                let request = SetVolumeRequest { name, iops, bandwidth_bytes_per_second: bandwidth };
+            VolumeVerb::Set { name, iops, bandwidth, quota, reserve } => {
+                let request = SetVolumeRequest {
+                    name,
+                    iops,
+                    bandwidth_bytes_per_second: bandwidth,
+                    quota_bytes: quota,
+                    reserved_bytes: reserve,
+                };
                 self.client.set_volume(request).await?
             }
             VolumeVerb::Show { name } => self.client.get_volume(GetVolumeRequest { name }).await?,

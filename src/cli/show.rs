@@ -80,6 +80,11 @@ pub fn snapshots(snapshots: &[Snapshot]) -> String {
     table(&["SNAPSHOT", "TAKEN", "BY", "PROTECTED UNTIL", "CLONES"], rows)
 }
 
+/// A size, if it is any.
+fn some_size(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { size(bytes) }
+}
+
 /// What a volume does in a second at most.
 fn limits_of(volume: &Volume) -> String {
     let operations = (volume.iops_limit > 0).then(|| format!("{} operations", volume.iops_limit));
@@ -246,6 +251,8 @@ pub fn volume(volume: &Volume) -> String {
         ("snapshots", snapshots_of(volume)),
         ("clone of", volume.origin.clone()),
         ("limits", limits_of(volume)),
+        ("quota", some_size(volume.quota_bytes)),
+        ("reserved", some_size(volume.reserved_bytes)),
         ("sector", sector(volume)),
         ("target", format!("{} LUN 0", volume.target)),
         ("primary", volume.primary.clone()),

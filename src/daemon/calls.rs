@@ -272,7 +272,10 @@ calls! {
         set_volume(SetVolumeRequest) -> Volume, operate, |m| {
             let iops = m.iops.map(|limit| format!(" --iops {limit}"));
             let bytes = m.bandwidth_bytes_per_second.map(|limit| format!(" --bandwidth {}", size(limit)));
-            say(format!("volume set {}{}{}", m.name, iops.unwrap_or_default(), bytes.unwrap_or_default()))
+            let quota = m.quota_bytes.map(|bytes| format!(" --quota {}", size(bytes)));
+            let reserved = m.reserved_bytes.map(|bytes| format!(" --reserve {}", size(bytes)));
+            let limits = [iops, bytes, quota, reserved].map(Option::unwrap_or_default);
+            say(format!("volume set {}{}", m.name, limits.concat()))
         };
         delete_volume(DeleteVolumeRequest) -> DeleteVolumeResponse, administer,
             |m| say(format!("volume delete {}{}", m.name, forced(m.force)));

@@ -17,6 +17,7 @@ use crate::pair::PartReport;
 use crate::peer::mirror_stream::DirectionStatus;
 use crate::scsi::rate_limit::RateLimits;
 use crate::store::interface::BlockRun;
+use crate::store::space::SpaceRule;
 use crate::volume::SnapshotError;
 use crate::volume::device::DeviceError;
 use crate::volume::snapshot::SnapshotRecord;
@@ -50,6 +51,8 @@ pub struct VolumeSpec {
     pub origin: Option<(VolumeId, Version)>,
     /// What it does in a second at most.
     pub limits: RateLimits,
+    /// What it takes of the pool at most, and what is kept for it.
+    pub space: SpaceRule,
     /// Persistent reservations, as they were last saved.
     pub reservations: Option<Vec<u8>>,
 }
@@ -90,7 +93,7 @@ pub enum Request {
     /// Change a volume's size, smaller ones included.
     ResizeVolume(VolumeId, u64, Reply<()>),
     /// From now on these limits hold for a volume.
-    SetLimits(VolumeId, RateLimits, Reply<()>),
+    SetLimits(VolumeId, RateLimits, SpaceRule, Reply<()>),
     /// End the volume's sessions, stop serving it and free its space.
     DeleteVolume(VolumeId, Reply<()>),
     /// From now on these rules hold; sessions that they do not allow end.

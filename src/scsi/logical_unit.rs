@@ -148,7 +148,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             task.start().await;
             let Some(path) = self.way_of(&task, &command) else {
                 // Whoever has waited looks again: another node may serve by now.
-                if is_counted || !self.rate_limiter.is_on() || self.count(&task, &command).await {
+                if is_counted || !self.rate_limiter.is_on() || Box::pin(self.count(&task, &command)).await {
                     break;
                 }
                 is_counted = true;

@@ -1,4 +1,4 @@
-//! Limits of a volume: how much it does in a second.
+//! Limits of a volume: how much it does in a second, and what it takes of the pools.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,12 +13,19 @@ pub struct VolumeLimits {
     pub iops: u64,
     /// Bytes that they transfer in a second.
     pub bytes_per_second: u64,
+    /// Space that it takes with its snapshots, before parity.
+    pub quota_bytes: u64,
+    /// Space that is kept for it in the pools: zero for none.
+    pub reserved_bytes: u64,
 }
 
 impl VolumeLimits {
     /// Whether a host would still be served before it gives up.
     pub(super) fn check(&self) -> Result<(), Rejection> {
         let in_range = |limit: u64, least: u64| limit == 0 || limit >= least;
+        if self.quota_bytes > 0 && self.reserved_bytes > self.quota_bytes {
+            return Err(Rejection::QuotaBelowReservation);
+        }
         if in_range(self.iops, LEAST_IOPS) && in_range(self.bytes_per_second, LEAST_BYTES_PER_SECOND) {
             return Ok(());
         }

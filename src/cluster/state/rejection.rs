@@ -219,6 +219,9 @@ pub enum Rejection {
         /// Least bytes a second.
         least_bytes_per_second: u64,
     },
+    /// More is to be kept for a volume than it may take.
+    #[error("a volume's quota is not less than what is reserved for it: change both together")]
+    QuotaBelowReservation,
     /// An alert that could never be sent.
     #[error(
         "an alert goes by mail, which takes a server, a sender and 1 to 32 recipients, or to a URL that begins with \

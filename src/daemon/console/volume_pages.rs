@@ -330,6 +330,8 @@ fn changes(view: View<'_>, volume: &Volume, here: &str) -> Markup {
                 (hidden("name", name))
                 (text("iops", view.say("Operations in a second (0: no limit)", "Opérations par seconde (0 : sans limite)"), &volume.iops_limit.to_string(), true))
                 (text("bandwidth_bytes_per_second", view.say("Bytes in a second (100M; 0: no limit)", "Octets par seconde (100M ; 0 : sans limite)"), &exact(volume.bytes_per_second_limit), true))
+                (text("quota_bytes", view.say("Most space with its snapshots (0: no limit)", "Espace maximal avec ses instantanés (0 : sans limite)"), &exact(volume.quota_bytes), true))
+                (text("reserved_bytes", view.say("Space kept for it (0: none)", "Espace réservé (0 : aucun)"), &exact(volume.reserved_bytes), true))
             },
         }))
         (view.folded(view.say("Enlarge…", "Agrandir…"), Form {

@@ -90,6 +90,8 @@ impl Control {
             origin: origin(state, record),
             iops_limit: record.limits.iops,
             bytes_per_second_limit: record.limits.bytes_per_second,
+            quota_bytes: record.limits.quota_bytes,
+            reserved_bytes: record.limits.reserved_bytes,
         }
     }
 

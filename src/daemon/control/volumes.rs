@@ -12,6 +12,7 @@ use crate::daemon::engine::{EngineError, Request};
 use crate::rpc::management as messages;
 use crate::rpc::size::show as show_size;
 use crate::scsi::rate_limit::RateLimits;
+use crate::store::space::SpaceRule;
 
 impl Control {
     /// Creates a volume and serves it.
@@ -182,7 +183,13 @@ impl Control {
     }
 
     /// Sets what a volume that this node serves may take of what all share.
-    pub async fn set_volume(&self, request: messages::SetVolumeRequest) -> Result<messages::Volume, Refusal> {
+    ///
+    /// `peer` is the pool of the other node, if there is one and it can be reached.
+    pub async fn set_volume(
+        &self,
+        request: messages::SetVolumeRequest,
+        peer: Option<messages::Pool>,
+    ) -> Result<messages::Volume, Refusal> {
         let name: VolumeName = request.name.parse()?;
         let _turn = self.turn().await;
         let (id, _) = self.find(&name)?;
@@ -190,22 +197,78 @@ impl Control {
         let mut limits = record.ok_or_else(|| Rejection::NoSuchVolume(name.clone()))?.limits;
         limits.iops = request.iops.unwrap_or(limits.iops);
         limits.bytes_per_second = request.bandwidth_bytes_per_second.unwrap_or(limits.bytes_per_second);
+        limits.quota_bytes = request.quota_bytes.unwrap_or(limits.quota_bytes);
+        limits.reserved_bytes = request.reserved_bytes.unwrap_or(limits.reserved_bytes);
+        if request.reserved_bytes.is_some() {
+            self.check_reservation(id, limits.reserved_bytes, peer).await?;
+        }
         let set = Command::SetVolumeLimits { volume: name.clone(), limits };
         if changed(&self.machine.apply(vec![set]).await?) {
             // Of a mirrored volume the data thread hears by the state, on whichever node serves it.
-            let told = self.engine.ask(|reply| Request::SetLimits(id, rate_limits(limits), reply)).await;
+            let told = self
+                .engine
+                .ask(|reply| Request::SetLimits(id, rate_limits(limits), space_rule(limits), reply))
+                .await;
             if !matches!(told, Ok(()) | Err(EngineError::NoSuchVolume(_))) {
                 told?;
             }
             let show = |limit: u64, shown: String| if limit == 0 { "no limit".to_owned() } else { shown };
             let message = format!(
-                "limits of volume {name} in a second are: operations {}, bytes {}",
+                "limits of volume {name} are: operations in a second {}, bytes in a second {}, space {}; reserved for it: {}",
                 show(limits.iops, limits.iops.to_string()),
-                show(limits.bytes_per_second, show_size(limits.bytes_per_second))
+                show(limits.bytes_per_second, show_size(limits.bytes_per_second)),
+                show(limits.quota_bytes, show_size(limits.quota_bytes)),
+                show_size(limits.reserved_bytes)
             );
             self.events.info("volume-limits", message, &[("volume", name.to_string())]);
         }
         self.volume(name.as_str()).await
+    }
+
+    /// Refuses what the pools could not keep for a volume beside what they keep for others.
+    async fn check_reservation(
+        &self,
+        id: VolumeId,
+        reserved_bytes: u64,
+        peer: Option<messages::Pool>,
+    ) -> Result<(), Refusal> {
+        let report = self.report().await?;
+        let taken = |id| report.volume(id).map_or(0, |volume| volume.used_bytes + volume.snapshot_bytes);
+        let (missing, is_mirrored) = self.machine.read(|state| {
+            // What is kept and not filled yet, of the volumes that are on the pool of this node.
+            let missing = |record: &VolumeRecord| {
+                let reserved = if record.id == id { reserved_bytes } else { record.limits.reserved_bytes };
+                let is_here = record.redundancy == Redundancy::Mirrored || record.primary == self.node;
+                if is_here { reserved.saturating_sub(taken(record.id)) } else { 0 }
+            };
+            let sum: u64 = state.volumes().map(missing).sum();
+            let record = state.volume_by_id(id);
+            (sum, record.is_some_and(|record| record.redundancy == Redundancy::Mirrored))
+        });
+        let too_much = |node: &str, free: u64| {
+            Refusal::Impossible(format!(
+                "the pool of node {node} has {} free, and {} would have to be kept for volumes: less can be reserved, or \
+                 space is to be made first",
+                show_size(free),
+                show_size(missing)
+            ))
+        };
+        let own = &report.pool;
+        let free = own.capacity_bytes.saturating_sub(own.used_bytes);
+        if reserved_bytes > 0 && missing > free {
+            return Err(too_much(self.node.as_str(), free));
+        }
+        match peer {
+            Some(pool) if is_mirrored && reserved_bytes > 0 => {
+                let free = pool.capacity_bytes.saturating_sub(pool.used_bytes);
+                if missing > free { Err(too_much(&pool.node, free)) } else { Ok(()) }
+            }
+            None if is_mirrored && reserved_bytes > 0 => Err(Refusal::Impossible(
+                "the other node cannot be asked whether its pool has the space: try again when it is there"
+                    .to_owned(),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Deletes a volume and gives its space back.
@@ -291,6 +354,11 @@ impl Control {
 
 /// Longest that a change of who serves a volume is waited for.
 const LONGEST_CHANGE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What a volume may take of the pool, as the data thread takes it.
+pub fn space_rule(limits: VolumeLimits) -> SpaceRule {
+    SpaceRule { quota_bytes: limits.quota_bytes, reserved_bytes: limits.reserved_bytes }
+}
 
 /// Limits as the data thread takes them.
 pub fn rate_limits(limits: VolumeLimits) -> RateLimits {

@@ -28,6 +28,7 @@ use crate::disk::{Disk, Engine, OpenOptions};
 use crate::store::interface::{
     BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError,
 };
+use crate::store::space::SpaceRule;
 use crate::store::{Store, StoreOptions};
 
 /// A store on disks.
@@ -357,7 +358,17 @@ impl Pool for DiskPool {
         self.store.keep_holes_after(volume, through);
     }
 
+    fn set_space_rule(&self, volume: VolumeId, rule: SpaceRule) {
+        self.store.set_space_rule(volume, rule);
+    }
+
+    fn bind_space(&self, volume: VolumeId, is_bound: bool) {
+        self.store.bind_space(volume, is_bound);
+    }
+
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError> {
+        self.store.set_space_rule(volume, SpaceRule::default());
+        self.store.bind_space(volume, false);
         match self.store.drop_volume(volume).await {
             Ok(()) | Err(StoreError::NoSuchVolume(_)) => Ok(()),
             Err(error) => Err(PoolError::Failed(error.to_string())),

@@ -14,6 +14,7 @@ use crate::daemon::engine::{DiskChange, PoolReport};
 use crate::store::interface::{
     BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError,
 };
+use crate::store::space::SpaceRule;
 
 /// Blocks by volume and address.
 pub struct MemoryPool {
@@ -279,6 +280,10 @@ impl Pool for MemoryPool {
     }
 
     fn keep_holes_after(&self, _: VolumeId, _: Version) {}
+
+    fn set_space_rule(&self, _: VolumeId, _: SpaceRule) {}
+
+    fn bind_space(&self, _: VolumeId, _: bool) {}
 
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError> {
         self.snapshots.borrow_mut().remove(&volume);

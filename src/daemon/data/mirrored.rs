@@ -155,7 +155,7 @@ impl<P: Pool> Mirrored<P> {
             runtime,
             buffers,
             surroundings: Rc::new(around),
-            hosts: Rc::new(Presented { faces: faces.clone() }),
+            hosts: Rc::new(Presented { faces: faces.clone(), pool: pool.clone() }),
             patience: Patience::LAN,
         });
         let is_leaving = Cell::new(false);
@@ -416,7 +416,9 @@ impl<P: Pool> Mirrored<P> {
                 face.unreached = Instant::now();
             }
             face.record = record.clone();
-            face.unit.rate_limiter().set((self.spec)(state, record).limits);
+            let spec = (self.spec)(state, record);
+            face.unit.rate_limiter().set(spec.limits);
+            self.pool.set_space_rule(record.id, spec.space);
             if !face.unit.has_device() {
                 face.unit.set_geometry(DeviceGeometry::of_bytes(record.size_bytes, record.sector.bytes()));
                 if let Ok(saved) = reservations(record)
@@ -543,6 +545,7 @@ impl<P: Pool> Faces<P> {
 /// Lets hosts use what the node serves.
 struct Presented<P: Pool> {
     faces: Rc<Faces<P>>,
+    pool: Rc<P>,
 }
 
 impl<P: Pool> Presented<P> {
@@ -559,6 +562,7 @@ impl<P: Pool> Presented<P> {
         // Deposed, the other node can't change anything any more: what is in limbo ends.
         self.faces.front.serves_itself(id);
         unit.attach_device(volume, &saved).map_err(|error| unreadable(&error))?;
+        self.pool.bind_space(id, true);
         self.faces.tell(id);
         self.faces.service.serve(id, &unit);
         Ok(())
@@ -575,6 +579,8 @@ impl<P: Pool> Hosts<P> for Presented<P> {
     }
 
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()> {
+        // What the other node acknowledges from now on has to find its place here.
+        self.pool.bind_space(volume, false);
         let Some((unit, _)) = self.face(volume) else { return Box::pin(std::future::ready(())) };
         self.faces.unreached(volume);
         self.faces.tell_as(volume, false);

@@ -6,6 +6,7 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::{DiskChange, PoolReport};
 use crate::store::interface::{ChangeLog, SnapshotStore};
+use crate::store::space::SpaceRule;
 
 /// A store of blocks as the daemon runs it.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
@@ -42,6 +43,10 @@ pub trait Pool: SnapshotStore + ChangeLog + 'static {
     async fn save_volume_record(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError>;
     /// Every replica of the volume has everything through this version.
     fn keep_holes_after(&self, volume: VolumeId, through: Version);
+    /// What a volume takes at most, and what is kept for it.
+    fn set_space_rule(&self, volume: VolumeId, rule: SpaceRule);
+    /// Whether such rules bind a volume, as it is served here.
+    fn bind_space(&self, volume: VolumeId, is_bound: bool);
     /// Frees everything of a volume that nothing uses any more. One that is not known has nothing.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError>;
     /// Blocks that were found damaged beyond parity since this was asked last.

@@ -21,6 +21,7 @@ use crate::scsi::logical_unit::{LogicalUnit, Services};
 use crate::scsi::rate_limit::RateLimits;
 use crate::scsi::reservation::{PersistedReservations, ReservationStore, SaveFailed};
 use crate::scsi::space::{PoolSpace, Space};
+use crate::store::space::SpaceRule;
 use crate::volume::device::DeviceGeometry;
 use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::{Shrinking, Volume, VolumeParameters, VolumeServices};
@@ -142,6 +143,7 @@ impl<P: Pool> Volumes<P> {
         if let Some(volume) = unit.device() {
             volume.go_on_with_rollback();
         }
+        self.pool.bind_space(spec.id, true);
         self.add(spec, unit);
         Ok(())
     }
@@ -185,6 +187,7 @@ impl<P: Pool> Volumes<P> {
 
     fn add(&self, spec: VolumeSpec, unit: Rc<Unit<P>>) {
         unit.rate_limiter().set(spec.limits);
+        self.pool.set_space_rule(spec.id, spec.space);
         let served = ServedVolume { id: spec.id, name: spec.name, target: spec.target, unit };
         self.served.borrow_mut().insert(served.id, Rc::new(served));
     }
@@ -194,10 +197,11 @@ impl<P: Pool> Volumes<P> {
         &self.pool
     }
 
-    /// Sets what a volume does in a second at most.
-    pub fn limit(&self, id: VolumeId, limits: RateLimits) -> Result<(), EngineError> {
+    /// Sets what a volume does in a second at most, and what it takes of the pool.
+    pub fn limit(&self, id: VolumeId, limits: RateLimits, space: SpaceRule) -> Result<(), EngineError> {
         let served = self.get(id).ok_or(EngineError::NoSuchVolume(id))?;
         served.unit.rate_limiter().set(limits);
+        self.pool.set_space_rule(id, space);
         Ok(())
     }
 

@@ -34,14 +34,17 @@ fn limits_are_such_that_hosts_live_with_them() {
     machine.must(create("x", 1 << 30, Redundancy::Local, "a"));
     let set = |name: &str, iops, bytes_per_second| Command::SetVolumeLimits {
         volume: name.parse().unwrap(),
-        limits: VolumeLimits { iops, bytes_per_second },
+        limits: VolumeLimits { iops, bytes_per_second, ..VolumeLimits::default() },
     };
     assert_eq!(machine.apply(set("x", 500, 0)), Ok(Outcome::Changed));
     assert_eq!(machine.apply(set("x", 500, 0)), Ok(Outcome::Unchanged));
     for (iops, bytes) in [(1, 0), (0, 4096)] {
         assert!(matches!(machine.apply(set("x", iops, bytes)), Err(Rejection::BadLimit { .. })));
     }
-    assert_eq!(machine.record("x").limits, VolumeLimits { iops: 500, bytes_per_second: 0 });
+    assert_eq!(machine.record("x").limits, VolumeLimits { iops: 500, ..VolumeLimits::default() });
+    let limits = VolumeLimits { quota_bytes: 1 << 20, reserved_bytes: 1 << 21, ..VolumeLimits::default() };
+    let refused = machine.apply(Command::SetVolumeLimits { volume: "x".parse().unwrap(), limits });
+    assert_eq!(refused, Err(Rejection::QuotaBelowReservation));
     assert_eq!(machine.apply(set("x", 0, 0)), Ok(Outcome::Changed));
     assert!(matches!(machine.apply(set("y", 500, 0)), Err(Rejection::NoSuchVolume(_))));
 }
