@@ -21,6 +21,7 @@ use gemel::sim::medium::SimulatedMedium;
 use gemel::store::batch::{BatchHeader, BatchKind};
 use gemel::store::interface::{BlockStore, BlockWrite, SnapshotStore, StoreError};
 use gemel::store::segments::SegmentState;
+use gemel::store::space::SpaceRule;
 use gemel::store::{PoolError, Store, StoreOptions};
 
 #[test]
@@ -307,6 +308,66 @@ fn clones_of_clones_show_what_is_behind_them_and_keep_it() {
     rig.block_on(store.drop_volume(child)).unwrap();
     rig.block_on(store.append(VOLUME, rig.version(), dropped(first))).unwrap();
     assert_eq!((store.usage().snapshot_bytes, store.audit()), (0, Ok(())));
+}
+
+#[test]
+fn a_quota_and_what_is_kept_for_others_bound_new_blocks_alone() {
+    let rig = Rig::new(31, 4);
+    let store = rig.open();
+    let other = VolumeId(2);
+    rig.block_on(store.put_volume(other, rig.version(), b"other")).unwrap();
+    let rule = |blocks: u64, reserved: u64| SpaceRule {
+        quota_bytes: blocks * BLOCK_SIZE as u64,
+        reserved_bytes: reserved * BLOCK_SIZE as u64,
+    };
+    let write = |volume, address: u64, count: u64| {
+        let data = |block| {
+            let data = AlignedBuf::copy_of(&[7; BLOCK_SIZE]).freeze();
+            BlockWrite::Data { address: BlockAddress(block), checksum: Crc32::of(&data), data }
+        };
+        store.append(volume, rig.version(), (address..address + count).map(data).collect())
+    };
+    let full = Err(StoreError::OutOfSpace);
+    for volume in [VOLUME, other] {
+        store.bind_space(volume, true);
+    }
+    store.set_space_rule(VOLUME, rule(100, 0));
+    // What is on its way counts.
+    let first = write(VOLUME, 0, 60);
+    assert_eq!(rig.block_on(write(VOLUME, 60, 41)), full);
+    rig.block_on(first).unwrap();
+    rig.block_on(write(VOLUME, 60, 40)).unwrap();
+    assert_eq!(rig.block_on(write(VOLUME, 100, 1)), full);
+    rig.block_on(write(VOLUME, 0, 100)).unwrap();
+    let hole = vec![BlockWrite::Hole { address: BlockAddress(0), count: 10 }];
+    rig.block_on(store.append(VOLUME, rig.version(), hole)).unwrap();
+    rig.block_on(write(VOLUME, 100, 10)).unwrap();
+    // Snapshots are of the volume.
+    let taken = vec![BlockWrite::Snapshot { record: b""[..].into() }];
+    rig.block_on(store.append(VOLUME, rig.version(), taken)).unwrap();
+    assert_eq!(rig.block_on(write(VOLUME, 50, 1)), full);
+    // A replica takes what the other node has acknowledged.
+    store.bind_space(VOLUME, false);
+    rig.block_on(write(VOLUME, 50, 1)).unwrap();
+    store.bind_space(VOLUME, true);
+
+    let usage = store.usage();
+    let free = (usage.capacity_bytes - usage.used_bytes) / BLOCK_SIZE as u64;
+    store.set_space_rule(VOLUME, SpaceRule::default());
+    store.set_space_rule(other, rule(0, 200));
+    let mut written = 0;
+    for chunk in [50, 1] {
+        while rig.block_on(write(VOLUME, 1000 + written, chunk)).is_ok() {
+            written += chunk;
+        }
+    }
+    assert_eq!(written, free - 200);
+    assert_eq!(rig.block_on(write(VOLUME, 0, 1)), full);
+    rig.block_on(write(other, 0, 150)).unwrap();
+    assert_eq!(rig.block_on(write(VOLUME, 0, 1)), full);
+    store.set_space_rule(other, SpaceRule::default());
+    rig.block_on(write(VOLUME, 0, 1)).unwrap();
+    assert_eq!(store.audit(), Ok(()));
 }
 
 #[test]

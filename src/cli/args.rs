@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use super::cluster::args::ClusterVerb;
 use super::drill::DrillArguments;
 use super::image::{ExportArguments, ImportArguments};
-use super::snapshot::SnapshotVerb;
+use super::snapshot::{CloneArguments, CloneVerb, SnapshotVerb};
 use super::support::SupportVerb;
 use super::user::UserVerb;
 
@@ -60,6 +60,9 @@ pub enum Noun {
     /// Snapshots of volumes.
     #[command(subcommand)]
     Snapshot(SnapshotVerb),
+    /// Volumes that begin as a snapshot.
+    #[command(subcommand)]
+    Clone(CloneVerb),
     /// Disks of the pool.
     #[command(subcommand)]
     Disk(DiskVerb),
@@ -175,6 +178,8 @@ pub enum VolumeVerb {
         #[arg(long, value_name = "NODE")]
         primary: Option<String>,
     },
+    /// Make a volume that begins as another one is now, or as a snapshot shows it, at once and without copying.
+    Clone(CloneArguments),
     /// Move a mirrored volume to the other node, while hosts use it.
     Move {
         /// Its name.
@@ -208,6 +213,24 @@ pub enum VolumeVerb {
         /// Allow a smaller size, which destroys everything beyond it.
         #[arg(long)]
         shrink: bool,
+    },
+    /// Set what a volume may take of what all share.
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+    Set {
+        /// Its name.
+        name: String,
+        /// Most reads, writes and the like in a second; 0 for no limit.
+        #[arg(long, group = "what")]
+        iops: Option<u64>,
+        /// Most bytes in a second, such as 100M; 0 for no limit.
+        #[arg(long, group = "what", value_parser = size)]
+        bandwidth: Option<u64>,
+        /// Most space that it takes with its snapshots, such as 200G; 0 for no limit.
+        #[arg(long, group = "what", value_parser = size)]
+        quota: Option<u64>,
+        /// Space that is kept for it in the pools, whatever others write; 0 for none.
+        #[arg(long, group = "what", value_parser = size)]
+        reserve: Option<u64>,
     },
     /// Write what a snapshot of a volume holds to a file: raw, or as an image of QEMU; all, or what changed.
     Export(ExportArguments),
@@ -596,7 +619,7 @@ mod tests {
     #[test]
     fn what_is_not_there_yet_is_not_understood() {
         for words in [
-            ["gemel", "clone", "create"],
+            ["gemel", "clone", "list"],
             ["gemel", "cluster", "frobnicate"],
             ["gemel", "force", "primary"],
             ["gemel", "volume", "move"],

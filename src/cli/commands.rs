@@ -12,6 +12,7 @@ use super::args::{
 };
 use super::cluster::args::ClusterVerb;
 use super::error::{CliError, REFUSED};
+use super::snapshot::CloneVerb;
 use super::support::{self, SupportVerb};
 use super::{alert, client, cluster, demo, drill, image, manual, show, snapshot, user};
 use crate::rpc::management::management_client::ManagementClient;
@@ -22,8 +23,8 @@ use crate::rpc::management::{
     GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListAlertsRequest, ListDisksRequest,
     ListVolumesRequest, MoveVolumeRequest, RemoveAlertRequest, RemoveMemberRequest, ReplaceDiskRequest,
     ReplaceMemberRequest, ResizeVolumeRequest, SetAlertRequest, SetChapRequest, SetMaintenanceRequest,
-    SetRebuildPriorityRequest, SetVolumeHomeRequest, ShutdownClusterRequest, ShutdownNodeRequest,
-    StreamEventsRequest, TestAlertsRequest,
+    SetRebuildPriorityRequest, SetVolumeHomeRequest, SetVolumeRequest, ShutdownClusterRequest,
+    ShutdownNodeRequest, StreamEventsRequest, TestAlertsRequest,
 };
 
 /// A connected command.
@@ -127,6 +128,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         }
         Noun::Volume(verb) => session.volume(verb).await?,
         Noun::Snapshot(verb) => snapshot::run(&mut session.client, output, verb).await?,
+        Noun::Clone(CloneVerb::Create(arguments)) => session.volume(VolumeVerb::Clone(arguments)).await?,
         Noun::Disk(verb) => session.disk(verb).await?,
         Noun::Pool(verb) => session.pool(verb).await?,
         Noun::Access(verb) => session.access(verb).await?,
@@ -167,10 +169,21 @@ impl Session {
                 };
                 self.client.create_volume(request).await?
             }
+            VolumeVerb::Clone(arguments) => self.client.clone_volume(arguments.request()).await?,
             VolumeVerb::Move { name, to } => self.client.move_volume(MoveVolumeRequest { name, to }).await?,
             VolumeVerb::Home { name, node } => {
                 let home = if node == "none" { String::new() } else { node };
                 self.client.set_volume_home(SetVolumeHomeRequest { name, home }).await?
+            }
+            VolumeVerb::Set { name, iops, bandwidth, quota, reserve } => {
+                let request = SetVolumeRequest {
+                    name,
+                    iops,
+                    bandwidth_bytes_per_second: bandwidth,
+                    quota_bytes: quota,
+                    reserved_bytes: reserve,
+                };
+                self.client.set_volume(request).await?
             }
             VolumeVerb::Show { name } => self.client.get_volume(GetVolumeRequest { name }).await?,
             VolumeVerb::Resize { name, size, shrink } => {

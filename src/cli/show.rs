@@ -74,9 +74,23 @@ pub fn snapshots(snapshots: &[Snapshot]) -> String {
             crate::rpc::time::show_seconds(snapshot.taken_ms),
             snapshot.kind.clone(),
             snapshot.protected_until_ms.map_or_else(String::new, crate::rpc::time::show_seconds),
+            snapshot.clones.join(" "),
         ]
     });
-    table(&["SNAPSHOT", "TAKEN", "BY", "PROTECTED UNTIL"], rows)
+    table(&["SNAPSHOT", "TAKEN", "BY", "PROTECTED UNTIL", "CLONES"], rows)
+}
+
+/// A size, if it is any.
+fn some_size(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { size(bytes) }
+}
+
+/// What a volume does in a second at most.
+fn limits_of(volume: &Volume) -> String {
+    let operations = (volume.iops_limit > 0).then(|| format!("{} operations", volume.iops_limit));
+    let bytes = (volume.bytes_per_second_limit > 0).then(|| size(volume.bytes_per_second_limit));
+    let limits: Vec<String> = operations.into_iter().chain(bytes).collect();
+    if limits.is_empty() { String::new() } else { format!("{} a second", limits.join(" and ")) }
 }
 
 /// What a volume's snapshots take, and when they are taken by themselves.
@@ -235,6 +249,10 @@ pub fn volume(volume: &Volume) -> String {
         ("size", format!("{} ({} bytes)", size(volume.size_bytes), volume.size_bytes)),
         ("used", format!("{} ({} bytes)", size(volume.used_bytes), volume.used_bytes)),
         ("snapshots", snapshots_of(volume)),
+        ("clone of", volume.origin.clone()),
+        ("limits", limits_of(volume)),
+        ("quota", some_size(volume.quota_bytes)),
+        ("reserved", some_size(volume.reserved_bytes)),
         ("sector", sector(volume)),
         ("target", format!("{} LUN 0", volume.target)),
         ("primary", volume.primary.clone()),

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use tonic::transport::Channel;
 
 use super::commands::Output;
@@ -12,8 +12,8 @@ use super::image::DiffArguments;
 use super::{image, show};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
-    CreateSnapshotGroupRequest, CreateSnapshotRequest, DeleteSnapshotRequest, ListSnapshotsRequest,
-    RollBackSnapshotRequest, SetSnapshotScheduleRequest, SnapshotSchedule,
+    CloneVolumeRequest, CreateSnapshotGroupRequest, CreateSnapshotRequest, DeleteSnapshotRequest,
+    ListSnapshotsRequest, RollBackSnapshotRequest, SetSnapshotScheduleRequest, SnapshotSchedule,
 };
 
 /// `gemel snapshot`
@@ -68,6 +68,32 @@ pub enum SnapshotVerb {
         #[arg(long, conflicts_with_all = ["every", "keep"])]
         off: bool,
     },
+}
+
+/// `gemel clone`
+#[derive(Debug, Subcommand)]
+pub enum CloneVerb {
+    /// Make a volume that begins as another one is now, or as a snapshot shows it, at once and without copying.
+    Create(CloneArguments),
+}
+
+/// What a clone is made of, and called.
+#[derive(Debug, Args)]
+pub struct CloneArguments {
+    /// The snapshot; of a volume alone one is taken, called clone-NAME.
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    source: String,
+    /// Name of the new volume.
+    name: String,
+}
+
+impl CloneArguments {
+    /// As a request.
+    pub(super) fn request(self) -> CloneVolumeRequest {
+        let Self { source, name } = self;
+        let (volume, snapshot) = source.split_once('@').unwrap_or((&source, ""));
+        CloneVolumeRequest { volume: volume.to_owned(), snapshot: snapshot.to_owned(), name }
+    }
 }
 
 /// A snapshot, as VOLUME@NAME.

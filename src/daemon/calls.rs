@@ -269,6 +269,14 @@ calls! {
         move_volume(MoveVolumeRequest) -> Volume, operate, |m| say(format!("volume move {} --to {}", m.name, m.to));
         set_volume_home(SetVolumeHomeRequest) -> Volume, operate,
             |m| say(format!("volume home {} {}", m.name, if m.home.is_empty() { "none" } else { &m.home }));
+        set_volume(SetVolumeRequest) -> Volume, operate, |m| {
+            let iops = m.iops.map(|limit| format!(" --iops {limit}"));
+            let bytes = m.bandwidth_bytes_per_second.map(|limit| format!(" --bandwidth {}", size(limit)));
+            let quota = m.quota_bytes.map(|bytes| format!(" --quota {}", size(bytes)));
+            let reserved = m.reserved_bytes.map(|bytes| format!(" --reserve {}", size(bytes)));
+            let limits = [iops, bytes, quota, reserved].map(Option::unwrap_or_default);
+            say(format!("volume set {}{}", m.name, limits.concat()))
+        };
         delete_volume(DeleteVolumeRequest) -> DeleteVolumeResponse, administer,
             |m| say(format!("volume delete {}{}", m.name, forced(m.force)));
         force_primary(ForcePrimaryRequest) -> Volume, administer,
@@ -284,6 +292,10 @@ calls! {
             |m| say(format!("snapshot create {}@{}", m.volumes.join(" "), m.name));
         roll_back_snapshot(RollBackSnapshotRequest) -> Snapshot, administer,
             |m| say(format!("snapshot rollback {}@{}{}", m.volume, m.name, forced(m.force)));
+        clone_volume(CloneVolumeRequest) -> Volume, operate, |m| {
+            let snapshot = if m.snapshot.is_empty() { String::new() } else { format!("@{}", m.snapshot) };
+            say(format!("volume clone {}{snapshot} {}", m.volume, m.name))
+        };
         delete_snapshot(DeleteSnapshotRequest) -> DeleteSnapshotResponse, administer,
             |m| say(format!("snapshot delete {}@{}", m.volume, m.name));
         set_snapshot_schedule(SetSnapshotScheduleRequest) -> Volume, operate, |m| {

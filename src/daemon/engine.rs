@@ -15,7 +15,9 @@ pub use super::data::disk_changes::DiskChange;
 use crate::base::units::{Version, VolumeId};
 use crate::pair::PartReport;
 use crate::peer::mirror_stream::DirectionStatus;
+use crate::scsi::rate_limit::RateLimits;
 use crate::store::interface::BlockRun;
+use crate::store::space::SpaceRule;
 use crate::volume::SnapshotError;
 use crate::volume::device::DeviceError;
 use crate::volume::snapshot::SnapshotRecord;
@@ -45,6 +47,12 @@ pub struct VolumeSpec {
     pub physical_sector_bytes: u32,
     /// Whether it has never been served.
     pub is_new: bool,
+    /// Of a clone: the volume that it was made of, and the version of its snapshot.
+    pub origin: Option<(VolumeId, Version)>,
+    /// What it does in a second at most.
+    pub limits: RateLimits,
+    /// What it takes of the pool at most, and what is kept for it.
+    pub space: SpaceRule,
     /// Persistent reservations, as they were last saved.
     pub reservations: Option<Vec<u8>>,
 }
@@ -84,6 +92,8 @@ pub enum Request {
     OpenVolume(VolumeSpec, Reply<()>),
     /// Change a volume's size, smaller ones included.
     ResizeVolume(VolumeId, u64, Reply<()>),
+    /// From now on these limits hold for a volume.
+    SetLimits(VolumeId, RateLimits, SpaceRule, Reply<()>),
     /// End the volume's sessions, stop serving it and free its space.
     DeleteVolume(VolumeId, Reply<()>),
     /// From now on these rules hold; sessions that they do not allow end.

@@ -72,6 +72,18 @@ impl ManagementService {
 }
 
 impl ManagementService {
+    /// The pool of the other node, as far as that can be asked.
+    async fn other_pool(&self) -> Option<messages::Pool> {
+        let other = self.others.iter().flat_map(Others::names).next()?.clone();
+        let asked = async {
+            let mut client = self.elsewhere(Some(other.clone()), false).await.ok()??;
+            let request = messages::GetPoolRequest { node: other.to_string() };
+            client.get_pool(passed_on(request)).await.ok()
+        };
+        let answered = tokio::time::timeout(LONGEST_LOOK, asked).await.ok()??;
+        Some(answered.into_inner())
+    }
+
     /// The node that a request names, unless that is this one or it names none.
     async fn named<T>(
         &self,
@@ -240,6 +252,14 @@ impl Management for ManagementService {
         answer(self.control.set_volume_home(request.into_inner()).await)
     }
 
+    async fn set_volume(&self, request: Request<messages::SetVolumeRequest>) -> Answer<messages::Volume> {
+        let set = async |message: messages::SetVolumeRequest| {
+            let peer = if message.reserved_bytes.is_some() { self.other_pool().await } else { None };
+            self.control.set_volume(message, peer).await
+        };
+        where_it_belongs!(self, request, set_volume, |message| self.control.primary_of(&message.name), set)
+    }
+
     async fn force_primary(
         &self,
         request: Request<messages::ForcePrimaryRequest>,
@@ -360,6 +380,16 @@ impl Management for ManagementService {
             roll_back_snapshot,
             |message| self.control.primary_of(&message.volume),
             |message| self.control.roll_back(message, sessions)
+        )
+    }
+
+    async fn clone_volume(&self, request: Request<messages::CloneVolumeRequest>) -> Answer<messages::Volume> {
+        where_it_belongs!(
+            self,
+            request,
+            clone_volume,
+            |message| self.control.primary_of(&message.volume),
+            |message| self.control.clone_volume(message)
         )
     }
 

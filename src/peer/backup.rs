@@ -9,6 +9,7 @@ use super::authority::{Authority, AuthorityError};
 use super::settings::PeerAddress;
 use crate::base::units::VolumeId;
 use crate::cluster::name::{ClusterName, NodeName, VolumeName};
+use crate::cluster::state::limits::VolumeLimits;
 use crate::cluster::state::node::{Description, KeyFingerprint};
 use crate::cluster::state::volume::Redundancy;
 use crate::cluster::state::{ClusterUuid, Command, ControlState, Rejection};
@@ -148,6 +149,9 @@ fn commands(state: &ControlState) -> Result<Vec<Command>, BackupError> {
         let set_home =
             |home: &NodeName| Command::SetHome { volume: record.name.clone(), home: Some(home.clone()) };
         commands.extend(record.home.as_ref().map(set_home));
+        if record.limits != VolumeLimits::default() {
+            commands.push(Command::SetVolumeLimits { volume: record.name.clone(), limits: record.limits });
+        }
     }
     commands.extend(state.chap_initiators().map(|(initiator, chap)| Command::SetChap {
         initiator: initiator.clone(),

@@ -13,8 +13,10 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
+use futures::future::select;
+
 use super::asymmetric_access::{AccessAuthority, AccessState, AsymmetricAccess, GroupAccess};
-use super::command::{Command, Failure, Reply, Response, Status};
+use super::command::{Command, Failure, Reply, Response, Status, total_length};
 use super::copy::CopyResolver;
 use super::copy_results::CopyResults;
 use super::execution::Context;
@@ -24,6 +26,8 @@ use super::limits;
 use super::mode_page::ModePages;
 use super::mutant::{self, Mutant};
 use super::nexuses::Nexuses;
+use super::operation::Operation;
+use super::rate_limit::RateLimiter;
 use super::reservation::store::RestoreError;
 use super::reservation::{PersistedReservations, ReservationStore, Reservations};
 use super::sanitize::Sanitizer;
@@ -50,6 +54,7 @@ pub struct LogicalUnit<D> {
     copy_results: RefCell<CopyResults>,
     asymmetric_access: AsymmetricAccess,
     statistics: Statistics,
+    rate_limiter: RateLimiter,
     /// The way to the node that serves, while commands are forwarded.
     forwarding: RefCell<Option<Rc<dyn ForwardPath>>>,
     this: Weak<Self>,
@@ -112,6 +117,7 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
             copy_results: RefCell::default(),
             asymmetric_access,
             statistics: Statistics::default(),
+            rate_limiter: RateLimiter::default(),
             forwarding: RefCell::default(),
             this: this.clone(),
         })
@@ -134,12 +140,20 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
     /// without a response being due. Has to be polled to its end: what a dropped execution leaves
     /// behind in the device is waited for by nobody.
     pub async fn execute(&self, task: Task, command: Command) -> Option<Response> {
+        let mut is_counted = false;
         for _ in 0..=limits::FORWARD_ATTEMPTS {
             if self.is_held(task.nexus(), &command.cdb) {
                 Box::pin(self.hold(&task, &command.cdb)).await; // boxed: rare
             }
             task.start().await;
-            let Some(path) = self.way_of(&task, &command) else { break };
+            let Some(path) = self.way_of(&task, &command) else {
+                // Whoever has waited looks again: another node may serve by now.
+                if is_counted || !self.rate_limiter.is_on() || Box::pin(self.count(&task, &command)).await {
+                    break;
+                }
+                is_counted = true;
+                continue;
+            };
             if let Some(response) = Box::pin(self.forward(path, &task, &command)).await {
                 return response;
             }
@@ -161,6 +175,25 @@ impl<D: BlockDevice + 'static> LogicalUnit<D> {
                 Response::from_outcome(outcome, context.wanted(), descriptor_format)
             }
         }
+    }
+
+    /// Counts a command that reaches for the medium towards the limits of what is done in a second. False when it had to
+    /// wait for that.
+    async fn count(&self, task: &Task, command: &Command) -> bool {
+        let is_medium = Operation::find(&command.cdb).is_ok_and(|operation| operation.kind.moves_blocks());
+        let bytes = total_length(&command.data_out).max(command.expected_in) as u64;
+        let runtime = &self.services.runtime;
+        if !is_medium || task.is_aborted() || self.rate_limiter.try_take(runtime.now(), bytes) {
+            return true;
+        }
+        let waiting = Box::pin(self.rate_limiter.wait(runtime, task.nexus(), bytes));
+        drop(select(waiting, Box::pin(task.aborted())).await);
+        false
+    }
+
+    /// The limits of what is done in a second, for commands that are served here.
+    pub fn rate_limiter(&self) -> &RateLimiter {
+        &self.rate_limiter
     }
 
     /// ABORT TASK. Nothing when the nexus has no such task.

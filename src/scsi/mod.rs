@@ -41,6 +41,7 @@ mod medium;
 mod mode;
 mod mode_page;
 mod provisioning;
+pub mod rate_limit;
 mod sanitize;
 mod serving;
 mod target_port_groups;

@@ -120,6 +120,25 @@ pub(super) enum Kind {
     ReportSupportedTaskManagement,
 }
 
+impl Kind {
+    /// Whether it reads, writes or frees blocks, or waits for those that do: what limits of a volume count.
+    pub(super) fn moves_blocks(self) -> bool {
+        matches!(
+            self,
+            Self::Read
+                | Self::Write
+                | Self::WriteAndVerify
+                | Self::Verify
+                | Self::SynchronizeCache
+                | Self::WriteSame
+                | Self::Unmap
+                | Self::CompareAndWrite
+                | Self::OrWrite
+                | Self::ExtendedCopy
+        )
+    }
+}
+
 /// Sorted by operation code, then service action.
 #[rustfmt::skip] // one command a line
 static OPERATIONS: &[Operation] = {

@@ -13,6 +13,7 @@ pub mod interface;
 pub mod map;
 pub mod root;
 pub mod segments;
+pub mod space;
 
 mod audit;
 mod changes;

@@ -93,6 +93,7 @@ impl Store {
             hole_floors: Default::default(),
             statistics: Statistics::default(),
             healing: Default::default(),
+            space: Default::default(),
         });
         rebuild::resume(&shared);
         if must_checkpoint {
@@ -321,8 +322,7 @@ impl Store {
             }
             items.push(Item { entry, payload, is_new_block });
         }
-        let wanted = contents.used_blocks() + self.shared.reserved_blocks.get() + new_blocks;
-        if new_blocks > 0 && (wanted > self.shared.usable_blocks() || self.shared.array.is_starved()) {
+        if new_blocks > 0 && !self.shared.takes(contents, volume, new_blocks) {
             return Err(StoreError::OutOfSpace);
         }
         self.shared.reserved_blocks.set(self.shared.reserved_blocks.get() + new_blocks);

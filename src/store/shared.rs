@@ -80,6 +80,8 @@ pub(super) struct Shared {
     pub(super) hole_floors: RefCell<BTreeMap<VolumeId, Version>>,
     pub(super) statistics: Statistics,
     pub(super) healing: super::rebuild::Healing,
+    /// What is said of volumes' space.
+    pub(super) space: super::space::SpaceRules,
 }
 
 /// What the log has said so far: the part of the state that replay rebuilds.

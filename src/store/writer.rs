@@ -148,6 +148,9 @@ async fn settle(shared: &Shared, through: u64) {
             }
             if item.is_new_block && !mutant::is(Mutant::ReservationLeaks) {
                 shared.reserved_blocks.set(shared.reserved_blocks.get() - 1);
+                if shared.space.are_any() {
+                    shared.space.settled(item.entry.volume);
+                }
             }
         }
         let trackers = shared.log.borrow_mut().finish_settling();

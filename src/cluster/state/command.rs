@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::access::{AllowedInitiator, ChapCredentials};
 use super::alert::AlertTarget;
 use super::history::KeptThrough;
+use super::limits::VolumeLimits;
 use super::node::{Description, KeyFingerprint};
 use super::schedule::SnapshotSchedule;
 use super::user::{ApiToken, Invitation, KeyDigest, PasswordHash, Role};
@@ -80,6 +81,21 @@ pub enum Command {
         /// When, in milliseconds since 1970.
         created_unix_ms: u64,
     },
+    /// Makes a volume that begins as a snapshot of another one shows it, of the same size, on the same nodes.
+    CloneVolume {
+        /// Its name, not used by another volume.
+        name: VolumeName,
+        /// The volume that has the snapshot.
+        origin: VolumeId,
+        /// Epoch that this one has, as its primary knows it.
+        expected_epoch: u32,
+        /// Epoch and sequence number of the snapshot.
+        snapshot: Watermark,
+        /// How people call it.
+        snapshot_name: String,
+        /// When, in milliseconds since 1970.
+        created_unix_ms: u64,
+    },
     /// Changes a volume's size. The same size again changes nothing.
     ResizeVolume {
         /// Which.
@@ -137,6 +153,13 @@ pub enum Command {
         volume: VolumeName,
         /// When, and how many are kept.
         schedule: Option<SnapshotSchedule>,
+    },
+    /// Sets what a volume may take of what all share. Idempotent.
+    SetVolumeLimits {
+        /// Which.
+        volume: VolumeName,
+        /// All of it.
+        limits: VolumeLimits,
     },
     /// A node is, or is no more, to be free of what it serves. Idempotent.
     SetMaintenance {

@@ -11,9 +11,11 @@
 
 pub mod access;
 pub mod alert;
+pub mod clone;
 mod command;
 mod hexadecimal;
 pub mod history;
+pub mod limits;
 pub mod node;
 mod rejection;
 pub mod schedule;
@@ -30,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use self::access::InitiatorChap;
 use self::alert::AlertTarget;
+use self::clone::{NewClone, Origin};
 use self::node::{Description, KeyFingerprint, Node};
 use self::user::User;
 use self::volume::{NewVolume, Proposal, Tombstone, VolumeRecord};
@@ -183,6 +186,8 @@ impl ControlState {
             Some("a volume has a number that was never given")
         } else if self.volumes.iter().any(|(id, record)| *id != record.id || dead(id)) {
             Some("a volume has the number of another one")
+        } else if let Some(flaw) = clone::flaw(&self.volumes) {
+            Some(flaw)
         } else {
             let descriptions = self.nodes.values().map(|node| &node.description).chain(&self.witness);
             let mut flaws = descriptions.filter_map(Description::flaw);
@@ -203,6 +208,17 @@ impl ControlState {
             Command::SetKey { node, key, is_first } => self.set_key(node, key, is_first),
             Command::CreateVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms } => self
                 .create_volume(NewVolume { name, size_bytes, sector, redundancy, primary, created_unix_ms }),
+            Command::CloneVolume {
+                name,
+                origin,
+                expected_epoch,
+                snapshot,
+                snapshot_name,
+                created_unix_ms,
+            } => {
+                let origin = Origin { volume: origin, snapshot, snapshot_name };
+                self.clone_volume(NewClone { name, origin, expected_epoch, created_unix_ms })
+            }
             Command::ResizeVolume { name, size_bytes, may_shrink } => {
                 self.resize_volume(&name, size_bytes, may_shrink)
             }
@@ -232,6 +248,7 @@ impl ControlState {
             Command::SetSnapshotSchedule { volume, schedule } => {
                 self.set_snapshot_schedule(&volume, schedule)
             }
+            Command::SetVolumeLimits { volume, limits } => self.set_volume_limits(&volume, limits),
             Command::SetMaintenance { node, is_on } => self.set_maintenance(node, is_on),
             Command::ForcePrimary { volume, expected_epoch, primary, kept_through, forced_unix_ms: _ } => {
                 self.force_primary(volume, (expected_epoch, life), primary, kept_through)
@@ -398,4 +415,4 @@ struct Header {
 }
 
 /// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 7;
+const FORMAT: u32 = 8;

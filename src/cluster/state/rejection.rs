@@ -84,6 +84,33 @@ pub enum Rejection {
         /// Registrations.
         registration_count: u32,
     },
+    /// Clones need what the volume has.
+    #[error(
+        "volume {volume} has clones, which need it: {clone} is one of them; delete those first (`gemel volume list` shows what \
+         each is made of)"
+    )]
+    HasClones {
+        /// The volume.
+        volume: VolumeName,
+        /// A clone of it.
+        clone: VolumeName,
+    },
+    /// Clones of clones go so far and no further.
+    #[error(
+        "volume {volume} has {limit} volumes behind it, the most that there may be: a clone of it takes a copy (`gemel volume \
+         export` and `import`)"
+    )]
+    LineageTooLong {
+        /// The volume.
+        volume: VolumeName,
+        /// The limit.
+        limit: usize,
+    },
+    /// No snapshot can have this name.
+    #[error(
+        "a snapshot's name has 1 to 128 letters, digits, '.', '_', '-' or ':', and does not begin with '-'"
+    )]
+    BadSnapshotName,
     /// The volume is in another epoch than the proposal was made for.
     #[error("volume {volume} is in epoch {current}, not {expected}: look again, then decide anew")]
     StaleEpoch {
@@ -181,6 +208,20 @@ pub enum Rejection {
         /// Greatest value allowed.
         most: u64,
     },
+    /// A limit with which no host could live.
+    #[error(
+        "a volume's limits are at least {least_iops} operations and {least_bytes_per_second} bytes a second, as hosts give up \
+         what takes too long; 0 stands for none"
+    )]
+    BadLimit {
+        /// Least operations a second.
+        least_iops: u64,
+        /// Least bytes a second.
+        least_bytes_per_second: u64,
+    },
+    /// More is to be kept for a volume than it may take.
+    #[error("a volume's quota is not less than what is reserved for it: change both together")]
+    QuotaBelowReservation,
     /// An alert that could never be sent.
     #[error(
         "an alert goes by mail, which takes a server, a sender and 1 to 32 recipients, or to a URL that begins with \

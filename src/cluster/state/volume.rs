@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::access::AllowedInitiator;
+use super::clone::Origin;
 use super::history::KeptThrough;
+use super::limits::VolumeLimits;
 use super::node::Node;
 use super::schedule::SnapshotSchedule;
 pub use super::sector::{BadSectorSize, SectorSize};
@@ -78,6 +80,12 @@ pub struct VolumeRecord {
     /// where that is not known, as in states of format 5 and older ones.
     #[serde(default)]
     pub proposer_life: u64,
+    /// What it was made of, if it is a clone.
+    #[serde(default)]
+    pub origin: Option<Origin>,
+    /// What it may take of what all volumes share.
+    #[serde(default)]
+    pub limits: VolumeLimits,
 }
 
 /// A version of which it is known that it, and all before it, was acknowledged.
@@ -157,6 +165,9 @@ pub struct Tombstone {
     pub deleted_unix_ms: u64,
     /// Nodes that may still hold blocks of it.
     pub awaiting: BTreeSet<NodeName>,
+    /// What it was made of, if it was a clone: that stays until it is gone everywhere.
+    #[serde(default)]
+    pub origin: Option<Origin>,
 }
 
 /// What the creation of a volume asks for.
@@ -247,6 +258,8 @@ impl ControlState {
             started_in: 0,
             snapshot_schedule: None,
             proposer_life: 0,
+            origin: None,
+            limits: VolumeLimits::default(),
         };
         self.volumes.insert(id, record);
         Ok(Outcome::VolumeCreated { id })
@@ -285,9 +298,12 @@ impl ControlState {
         if registration_count > 0 && !force {
             return Err(Rejection::VolumeReserved { volume: name.clone(), registration_count });
         }
-        self.volumes.remove(&id);
+        if let Some(clone) = self.clones(id).next() {
+            return Err(Rejection::HasClones { volume: name.clone(), clone: clone.name.clone() });
+        }
+        let origin = self.volumes.remove(&id).and_then(|record| record.origin);
         let awaiting = self.nodes.keys().cloned().collect();
-        self.tombstones.insert(id, Tombstone { name: name.clone(), deleted_unix_ms, awaiting });
+        self.tombstones.insert(id, Tombstone { name: name.clone(), deleted_unix_ms, awaiting, origin });
         Ok(Outcome::VolumeDeleted { id })
     }
 
@@ -427,6 +443,8 @@ impl VolumeRecord {
         let last_epoch = self.epoch_starts.keys().next_back().copied().unwrap_or(0);
         if check_size(self.size_bytes).is_err() {
             Some("a volume has an impossible size")
+        } else if self.limits.check().is_err() {
+            Some("a volume has limits that no host could live with")
         } else if !self.in_sync.contains(&self.primary) {
             Some("a volume's primary is not in sync")
         } else if !self.in_sync.iter().all(|node| nodes.contains_key(node)) {
@@ -522,7 +540,7 @@ impl VolumeRecord {
         }
     }
 
-    fn check_epoch(&self, expected: u32) -> Result<(), Rejection> {
+    pub(super) fn check_epoch(&self, expected: u32) -> Result<(), Rejection> {
         if expected == self.epoch {
             return Ok(());
         }

@@ -115,6 +115,7 @@ fn facts(view: View<'_>, volume: &Volume) -> Markup {
         (view.say("Size", "Taille"), size(volume.size_bytes)),
         (view.say("Used", "Occupé"), size(volume.used_bytes)),
         (view.say("Kept for snapshots", "Gardé pour les instantanés"), size(volume.snapshot_bytes)),
+        (view.say("Clone of", "Clone de"), volume.origin.clone()),
         (view.say("Returns to", "Revient à"), volume.home.clone()),
         (view.say("Sessions", "Sessions"), volume.sessions.to_string()),
         (view.say("Target", "Cible"), format!("{} LUN 0", volume.target)),
@@ -188,7 +189,12 @@ fn snapshot_part(view: View<'_>, volume: &Volume, snapshots: &[Snapshot], here: 
                 fields: html! { (hidden("volume", &volume.name)) (hidden("name", &snapshot.name)) },
             },
         );
-        vec![cell(&snapshot.name), time(snapshot.taken_ms), cell(&snapshot.kind), until, delete]
+        let clone = clone_form(view, &volume.name, &snapshot.name);
+        let clones = html! {
+            @for clone in &snapshot.clones { a href={ "/volumes/" (clone) } { (clone) } " " }
+        };
+        let acts = html! { (clone) (delete) };
+        vec![cell(&snapshot.name), time(snapshot.taken_ms), cell(&snapshot.kind), until, clones, acts]
     });
     let rows: Vec<_> = rows.collect();
     let head = [
@@ -196,6 +202,7 @@ fn snapshot_part(view: View<'_>, volume: &Volume, snapshots: &[Snapshot], here: 
         view.say("Taken", "Pris"),
         view.say("By", "Par"),
         view.say("Protected until", "Protégé jusqu’au"),
+        view.say("Clones", "Clones"),
         "",
     ];
     let schedule = volume.snapshot_schedule.as_ref();
@@ -243,6 +250,31 @@ fn snapshot_part(view: View<'_>, volume: &Volume, snapshots: &[Snapshot], here: 
     }
 }
 
+/// A size that is read again as the same.
+fn exact(bytes: u64) -> String {
+    let shown = size(bytes);
+    if shown.contains('.') { bytes.to_string() } else { shown }
+}
+
+/// A new volume of a snapshot, or of the volume as it is now.
+fn clone_form(view: View<'_>, volume: &str, snapshot: &str) -> Markup {
+    view.folded(
+        view.say("Clone…", "Cloner…"),
+        Form {
+            call: "clone_volume",
+            button: view.say("Clone", "Cloner"),
+            back: "/volumes",
+            least: Role::Operator,
+            danger: None,
+            fields: html! {
+                (hidden("volume", volume))
+                (hidden("snapshot", snapshot))
+                (text("name", view.say("Name of the new volume", "Nom du nouveau volume"), "", true))
+            },
+        },
+    )
+}
+
 fn changes(view: View<'_>, volume: &Volume, here: &str) -> Markup {
     let (name, nodes) = (
         &volume.name,
@@ -287,6 +319,21 @@ fn changes(view: View<'_>, volume: &Volume, here: &str) -> Markup {
                 },
             }))
         }
+        (clone_form(view, name, ""))
+        (view.folded(view.say("Limits…", "Limites…"), Form {
+            call: "set_volume",
+            button: view.say("Set", "Appliquer"),
+            back: here,
+            least: Role::Operator,
+            danger: None,
+            fields: html! {
+                (hidden("name", name))
+                (text("iops", view.say("Operations in a second (0: no limit)", "Opérations par seconde (0 : sans limite)"), &volume.iops_limit.to_string(), true))
+                (text("bandwidth_bytes_per_second", view.say("Bytes in a second (100M; 0: no limit)", "Octets par seconde (100M ; 0 : sans limite)"), &exact(volume.bytes_per_second_limit), true))
+                (text("quota_bytes", view.say("Most space with its snapshots (0: no limit)", "Espace maximal avec ses instantanés (0 : sans limite)"), &exact(volume.quota_bytes), true))
+                (text("reserved_bytes", view.say("Space kept for it (0: none)", "Espace réservé (0 : aucun)"), &exact(volume.reserved_bytes), true))
+            },
+        }))
         (view.folded(view.say("Enlarge…", "Agrandir…"), Form {
             call: "resize_volume",
             button: view.say("Enlarge", "Agrandir"),

@@ -12,7 +12,6 @@ use super::members::MemberTold;
 use super::{Control, machine};
 use crate::base::units::VolumeId;
 use crate::cluster::name::NodeName;
-use crate::cluster::state::Command;
 use crate::daemon::engine::{AccessRules, Request, VolumeSpec};
 use crate::peer::quorum::QuorumHandle;
 
@@ -57,14 +56,8 @@ impl Control {
         if !quorum.status().view.has_majority() {
             return;
         }
-        for id in self.volumes_to_purge() {
-            if self.engine.ask(|reply| Request::DeleteVolume(id, reply)).await.is_ok() {
-                turn.remove(&id);
-                let purged = Command::VolumePurged { volume: id, node: self.node.clone() };
-                // Else it is found again the next time.
-                let _ = self.machine.apply(vec![purged]).await;
-            }
-        }
+        // What fails is found again the next time.
+        let _ = self.purge(&mut turn).await;
         for spec in self.volume_specs() {
             if turn.contains(&spec.id) {
                 continue;

@@ -166,6 +166,9 @@ pub fn spec(state: &ControlState, record: &VolumeRecord) -> VolumeSpec {
         sector_bytes: record.sector.bytes(),
         physical_sector_bytes: record.sector.physical_bytes(),
         is_new: record.epoch == 0,
+        limits: super::volumes::rate_limits(record.limits),
+        space: super::volumes::space_rule(record.limits),
+        origin: record.origin.as_ref().map(|origin| (origin.volume, origin.version())),
         reservations: if encoded.is_empty() { None } else { Some(encoded.clone()) },
     }
 }

@@ -7,6 +7,7 @@
 mod access;
 mod alerts;
 pub mod attention;
+mod clones;
 mod decisions;
 mod disks;
 mod follow;
@@ -61,6 +62,8 @@ pub struct Control {
     is_stop_for_power: AtomicBool,
     // A lock because statuses are made by tasks that may move between threads; held for copies only.
     power: std::sync::Mutex<Option<PowerReport>>,
+    // A lock for the same reason.
+    cloning: std::sync::Mutex<clones::Cloning>,
 }
 
 /// Why something was not done. The text says what to do.
@@ -118,6 +121,7 @@ impl Control {
             stop_wanted,
             is_stop_for_power: AtomicBool::new(false),
             power: std::sync::Mutex::default(),
+            cloning: std::sync::Mutex::default(),
         })
     }
 
@@ -155,11 +159,14 @@ impl Control {
         })
     }
 
-    /// Deleted volumes whose space this node has not given back.
+    /// Deleted volumes whose space this node has not given back; clones before what they were made of.
     pub fn volumes_to_purge(&self) -> Vec<VolumeId> {
         self.machine.read(|state| {
             let awaits = state.tombstones().filter(|(_, tombstone)| tombstone.awaiting.contains(&self.node));
-            awaits.map(|(id, _)| id).collect()
+            let mut volumes: Vec<VolumeId> = awaits.map(|(id, _)| id).collect();
+            // A clone's number is the greater one.
+            volumes.reverse();
+            volumes
         })
     }
 
@@ -277,6 +284,7 @@ impl From<Rejection> for Refusal {
             Rejection::BadSize { .. }
             | Rejection::SecretLength { .. }
             | Rejection::SecretReused { .. }
+            | Rejection::BadSnapshotName
             | Rejection::BadUserName => Self::Invalid(text),
             _ => Self::Impossible(text),
         }

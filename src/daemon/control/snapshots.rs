@@ -28,7 +28,7 @@ impl Control {
         let taken = self.take(id, &volume, &name, (SnapshotKind::Manual, protected_until_unix_ms)).await?;
         let message = format!("snapshot {volume}@{name} was taken");
         self.events.info("snapshot-created", message, &[("volume", volume.to_string())]);
-        Ok(message_of(&volume, &taken))
+        Ok(self.message_of(&volume, &taken))
     }
 
     /// Takes a snapshot of each of several volumes, all of which this node serves, at one cut.
@@ -66,7 +66,7 @@ impl Control {
         let names: Vec<String> = volumes.iter().map(|volume| format!("{volume}@{name}")).collect();
         let message = format!("snapshots {} were taken at one cut", names.join(", "));
         self.events.info("snapshot-created", message, &[]);
-        Ok(volumes.iter().zip(&taken).map(|(volume, snapshot)| message_of(volume, snapshot)).collect())
+        Ok(volumes.iter().zip(&taken).map(|(volume, snapshot)| self.message_of(volume, snapshot)).collect())
     }
 
     /// The snapshots of a volume that this node serves, or of all of these; oldest first.
@@ -83,7 +83,7 @@ impl Control {
         let mut snapshots = Vec::new();
         for (id, name) in volumes {
             let listed = self.list(id, &name).await?;
-            snapshots.extend(listed.iter().map(|snapshot| message_of(&name, snapshot)));
+            snapshots.extend(listed.iter().map(|snapshot| self.message_of(&name, snapshot)));
         }
         Ok(snapshots)
     }
@@ -125,7 +125,7 @@ impl Control {
             kept.record.name
         );
         self.events.warning("volume-rolled-back", message, &[("volume", volume.to_string())]);
-        Ok(message_of(&volume, &kept))
+        Ok(self.message_of(&volume, &kept))
     }
 
     /// The snapshot of this name.
@@ -252,13 +252,14 @@ impl Control {
             own.push(self.take(id, volume, &name, (SnapshotKind::Schedule, None)).await?);
             tracing::info!(%volume, name, "snapshot by schedule");
         }
-        for snapshot in superfluous(own, schedule.keep, now_ms) {
+        let superfluous = superfluous(own, schedule.keep, now_ms);
+        for snapshot in superfluous.into_iter().filter(|snapshot| !self.is_cloned(snapshot)) {
             self.drop_snapshot(volume, &snapshot).await?;
         }
         Ok(())
     }
 
-    async fn take(
+    pub(super) async fn take(
         &self,
         id: VolumeId,
         volume: &VolumeName,
@@ -298,6 +299,9 @@ impl Control {
     }
 
     async fn drop_snapshot(&self, volume: &VolumeName, snapshot: &VolumeSnapshot) -> Result<(), Refusal> {
+        // None is cloned meanwhile.
+        let _turn = self.turn().await;
+        self.check_not_cloned(volume, snapshot)?;
         let VolumeSnapshot { volume: id, version, record } = snapshot;
         let (id, version, now_ms) = (*id, *version, now_ms());
         let dropped = self.engine.ask(|reply| Request::DropSnapshot(id, version, now_ms, reply)).await;
@@ -305,6 +309,23 @@ impl Control {
             EngineError::Snapshot(SnapshotError::Protected { .. }) => protected(volume, snapshot),
             error => refusal(volume, &record.name, error),
         })
+    }
+
+    fn message_of(&self, volume: &VolumeName, snapshot: &VolumeSnapshot) -> messages::Snapshot {
+        let record = &snapshot.record;
+        messages::Snapshot {
+            volume: volume.to_string(),
+            name: record.name.clone(),
+            taken_ms: record.taken_unix_ms,
+            protected_until_ms: record.protected_until_unix_ms,
+            kind: match record.kind {
+                SnapshotKind::Schedule => "schedule",
+                SnapshotKind::BeforeResync => "resync",
+                SnapshotKind::Manual | SnapshotKind::Rollback { .. } => "manual",
+            }
+            .to_owned(),
+            clones: self.clones_of(snapshot),
+        }
     }
 }
 
@@ -354,22 +375,6 @@ fn refusal(volume: &VolumeName, name: &str, error: EngineError) -> Refusal {
             Refusal::Exists(format!("volume {volume} has a snapshot {name} already: choose another name"))
         }
         error => error.into(),
-    }
-}
-
-fn message_of(volume: &VolumeName, snapshot: &VolumeSnapshot) -> messages::Snapshot {
-    let record = &snapshot.record;
-    messages::Snapshot {
-        volume: volume.to_string(),
-        name: record.name.clone(),
-        taken_ms: record.taken_unix_ms,
-        protected_until_ms: record.protected_until_unix_ms,
-        kind: match record.kind {
-            SnapshotKind::Schedule => "schedule",
-            SnapshotKind::BeforeResync => "resync",
-            SnapshotKind::Manual | SnapshotKind::Rollback { .. } => "manual",
-        }
-        .to_owned(),
     }
 }
 

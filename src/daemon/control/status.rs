@@ -87,6 +87,11 @@ impl Control {
                 clamp(u64::try_from(u128::from(done) * 100 / u128::from(all.max(1))).unwrap_or(100))
             }),
             trouble: part.and_then(|part| part.problem.clone()).unwrap_or_default(),
+            origin: origin(state, record),
+            iops_limit: record.limits.iops,
+            bytes_per_second_limit: record.limits.bytes_per_second,
+            quota_bytes: record.limits.quota_bytes,
+            reserved_bytes: record.limits.reserved_bytes,
         }
     }
 
@@ -345,6 +350,12 @@ fn attention_to_disk(
             Some((Severity::Warning, message, action))
         }
     }
+}
+
+/// The snapshot that a clone was made of, for people.
+fn origin(state: &ControlState, record: &VolumeRecord) -> String {
+    let of = record.origin.as_ref().and_then(|origin| Some((origin, state.volume_by_id(origin.volume)?)));
+    of.map_or_else(String::new, |(origin, of)| format!("{}@{}", of.name, origin.snapshot_name))
 }
 
 fn clamp(count: u64) -> u32 {

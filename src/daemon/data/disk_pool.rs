@@ -28,6 +28,7 @@ use crate::disk::{Disk, Engine, OpenOptions};
 use crate::store::interface::{
     BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError,
 };
+use crate::store::space::SpaceRule;
 use crate::store::{Store, StoreOptions};
 
 /// A store on disks.
@@ -306,13 +307,17 @@ impl Pool for DiskPool {
         self.store.volume_snapshot_bytes(volume)
     }
 
-    async fn open_volume(&self, volume: VolumeId, is_new: bool) -> Result<u64, PoolError> {
+    async fn open_volume(
+        &self,
+        volume: VolumeId,
+        is_new: bool,
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<u64, PoolError> {
         let known = self.store.volumes().into_iter().find(|(id, _, _)| *id == volume);
         match known {
             Some((_, _, newest)) => Ok(newest.sequence + 1),
             None if is_new => {
-                let created = self.store.put_volume(volume, Version::default(), &[]).await;
-                created.map_err(|error| PoolError::Failed(error.to_string()))?;
+                self.create(volume, &[], origin).await?;
                 Ok(1)
             }
             None => Err(PoolError::Failed(
@@ -325,12 +330,16 @@ impl Pool for DiskPool {
         self.store.newest(volume).unwrap_or_default()
     }
 
-    async fn create_replica(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError> {
+    async fn create_replica(
+        &self,
+        volume: VolumeId,
+        record: &[u8],
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<(), PoolError> {
         if self.store.newest(volume).is_some() {
             return Ok(());
         }
-        let created = self.store.put_volume(volume, Version::default(), record).await;
-        created.map_err(|error| PoolError::Failed(error.to_string()))
+        self.create(volume, record, origin).await
     }
 
     fn volume_record(&self, volume: VolumeId) -> Option<Bytes> {
@@ -349,7 +358,17 @@ impl Pool for DiskPool {
         self.store.keep_holes_after(volume, through);
     }
 
+    fn set_space_rule(&self, volume: VolumeId, rule: SpaceRule) {
+        self.store.set_space_rule(volume, rule);
+    }
+
+    fn bind_space(&self, volume: VolumeId, is_bound: bool) {
+        self.store.bind_space(volume, is_bound);
+    }
+
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError> {
+        self.store.set_space_rule(volume, SpaceRule::default());
+        self.store.bind_space(volume, false);
         match self.store.drop_volume(volume).await {
             Ok(()) | Err(StoreError::NoSuchVolume(_)) => Ok(()),
             Err(error) => Err(PoolError::Failed(error.to_string())),
@@ -371,6 +390,23 @@ impl Pool for DiskPool {
 }
 
 impl DiskPool {
+    /// Makes a volume known.
+    async fn create(
+        &self,
+        volume: VolumeId,
+        record: &[u8],
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<(), PoolError> {
+        let version = Version::default();
+        let created = match origin {
+            None => self.store.put_volume(volume, version, record).await,
+            Some((origin, snapshot)) => {
+                self.store.clone_volume(volume, version, record, origin, snapshot).await
+            }
+        };
+        created.map_err(|error| PoolError::Failed(error.to_string()))
+    }
+
     fn disks(&self) -> Vec<DiskReport> {
         let members = self.store.array().status();
         let spares = self.store.array().spares().into_iter().map(|(path, size_bytes, _)| DiskReport {

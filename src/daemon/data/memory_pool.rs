@@ -14,6 +14,7 @@ use crate::daemon::engine::{DiskChange, PoolReport};
 use crate::store::interface::{
     BlockRun, BlockStore, BlockWrite, ChangeLog, Changes, SnapshotEntry, SnapshotStore, StoreError,
 };
+use crate::store::space::SpaceRule;
 
 /// Blocks by volume and address.
 pub struct MemoryPool {
@@ -243,9 +244,17 @@ impl Pool for MemoryPool {
         0
     }
 
-    async fn open_volume(&self, volume: VolumeId, _is_new: bool) -> Result<u64, PoolError> {
+    async fn open_volume(
+        &self,
+        volume: VolumeId,
+        _is_new: bool,
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<u64, PoolError> {
         // After a restart every volume begins anew: that is what the pool is for.
-        self.volumes.borrow_mut().entry(volume).or_default();
+        let begin = |(origin, snapshot)| self.with_snapshot(origin, snapshot, Blocks::clone).ok();
+        let blocks = origin.and_then(begin).unwrap_or_default();
+        self.used_blocks.set(self.used_blocks.get() + blocks.len() as u64);
+        self.volumes.borrow_mut().entry(volume).or_insert(blocks);
         Ok(1)
     }
 
@@ -253,7 +262,12 @@ impl Pool for MemoryPool {
         Version::default()
     }
 
-    async fn create_replica(&self, _: VolumeId, _: &[u8]) -> Result<(), PoolError> {
+    async fn create_replica(
+        &self,
+        _: VolumeId,
+        _: &[u8],
+        _: Option<(VolumeId, Version)>,
+    ) -> Result<(), PoolError> {
         Err(not_mirrored())
     }
 
@@ -266,6 +280,10 @@ impl Pool for MemoryPool {
     }
 
     fn keep_holes_after(&self, _: VolumeId, _: Version) {}
+
+    fn set_space_rule(&self, _: VolumeId, _: SpaceRule) {}
+
+    fn bind_space(&self, _: VolumeId, _: bool) {}
 
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError> {
         self.snapshots.borrow_mut().remove(&volume);
@@ -308,7 +326,7 @@ mod tests {
     async fn holds_blocks_within_its_capacity() {
         let pool = MemoryPool::new(3 * BLOCK_SIZE as u64);
         let (volume, version) = (VolumeId(1), Version::default());
-        pool.open_volume(volume, true).await.unwrap();
+        pool.open_volume(volume, true, None).await.unwrap();
         pool.append(volume, version, vec![data(1, 1), data(2, 2), data(5, 5)]).await.unwrap();
         assert_eq!(pool.append(volume, version, vec![data(9, 9)]).await, Err(StoreError::OutOfSpace));
         pool.append(volume, version, vec![data(2, 7)]).await.unwrap();

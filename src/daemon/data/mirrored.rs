@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 
-use super::pool::Pool;
+use super::pool::{Pool, PoolError};
 use super::volumes::{Unit, Volumes};
 use crate::base::buffer::BufferPool;
 use crate::base::runtime::RuntimeHandle;
@@ -79,6 +79,8 @@ pub struct Mirrored<P: Pool> {
     older_volumes: Cell<Option<u32>>,
     /// Volumes that this node was in sync with, by the control state, and whose data was gone when it was started.
     lost: RefCell<BTreeSet<VolumeId>>,
+    /// Volumes that could not be presented yet, clones that wait for what they are made of among them.
+    awaited: RefCell<BTreeSet<VolumeId>>,
     faces: Rc<Faces<P>>,
     floating: RefCell<Option<Floating>>,
 }
@@ -153,7 +155,7 @@ impl<P: Pool> Mirrored<P> {
             runtime,
             buffers,
             surroundings: Rc::new(around),
-            hosts: Rc::new(Presented { faces: faces.clone() }),
+            hosts: Rc::new(Presented { faces: faces.clone(), pool: pool.clone() }),
             patience: Patience::LAN,
         });
         let is_leaving = Cell::new(false);
@@ -174,6 +176,7 @@ impl<P: Pool> Mirrored<P> {
             has_given_back: Cell::new(false),
             older_volumes: Cell::new(None),
             lost: RefCell::default(),
+            awaited: RefCell::default(),
             faces,
             floating: RefCell::default(),
         })
@@ -232,7 +235,7 @@ impl<P: Pool> Mirrored<P> {
         let (mut states, mut statuses) = (self.quorum.watch(), self.quorum.watch_status());
         loop {
             let state = states.borrow_and_update().clone();
-            if state.applied_index() > self.seen_index.get() {
+            if state.applied_index() > self.seen_index.get() || !self.awaited.borrow().is_empty() {
                 self.take_state(&state).await;
             }
             self.tell_health().await;
@@ -319,9 +322,12 @@ impl<P: Pool> Mirrored<P> {
         for record in records {
             let is_known = self.faces.known.borrow().contains_key(&record.id);
             if !is_known && let Err(error) = self.present(state, record).await {
-                tracing::error!(volume = %record.name, error, "cannot be presented");
+                if self.awaited.borrow_mut().insert(record.id) {
+                    tracing::error!(volume = %record.name, error, "cannot be presented");
+                }
                 continue;
             }
+            self.awaited.borrow_mut().remove(&record.id);
             self.update(state, record);
         }
         let gone: Vec<VolumeId> = {
@@ -333,6 +339,7 @@ impl<P: Pool> Mirrored<P> {
             self.faces.service.stop(id);
             self.faces.known.borrow_mut().remove(&id);
         }
+        self.awaited.borrow_mut().retain(|id| state.volume_by_id(*id).is_some());
         self.lost
             .borrow_mut()
             .retain(|id| state.volume_by_id(*id).is_some_and(|record| record.in_sync.contains(&self.own)));
@@ -348,15 +355,19 @@ impl<P: Pool> Mirrored<P> {
         // has taken another one's place. (A newcomer's first state is a snapshot that names it, never an old entry.)
         let is_older = self.older_volumes.get().is_none_or(|older| record.id.0 <= older);
         let is_promised = self.records.promise(record.id.0).map_or(true, |promised| promised > 0);
-        let is_new = !is_promised && (record.epoch == 0 || (record.epoch == 1 && !is_older));
+        // A clone that was made while this node lacked something of what it is made of is behind from the beginning.
+        let is_member = record.in_sync.contains(&self.own);
+        let is_new = !is_promised && is_member && (record.epoch == 0 || (record.epoch == 1 && !is_older));
         let coverage = if is_new { Coverage::Whole } else { Coverage::through(Version::default()) };
-        let created = self.pool.create_replica(record.id, &coverage.encode()).await;
-        created.map_err(|error| error.to_string())?;
+        let created = match self.origin(state, record) {
+            Ok(origin) => self.pool.create_replica(record.id, &coverage.encode(), origin).await,
+            Err(why) => Err(PoolError::Failed(why)),
+        };
         let is_whole = Kept { pool: self.pool.clone() }.coverage(record.id) == Coverage::Whole;
-        if !is_whole && record.in_sync.contains(&self.own) {
+        if !is_whole && is_member && self.lost.borrow_mut().insert(record.id) {
             tracing::warn!(volume = %record.name, "the pool does not have what this node was in sync with");
-            self.lost.borrow_mut().insert(record.id);
         }
+        created.map_err(|error| error.to_string())?;
         let saver_epoch = Rc::new(Cell::new(record.epoch));
         let authority =
             Authority { own_group: self.own_group, volume: record.id, mirrored: Rc::downgrade(self) };
@@ -376,6 +387,24 @@ impl<P: Pool> Mirrored<P> {
         Ok(())
     }
 
+    /// What a clone that is new to the pool is made of. That has to be whole here before: from then on what its snapshot
+    /// shows does not change any more, but to what the other node has.
+    fn origin(
+        &self,
+        state: &ControlState,
+        record: &VolumeRecord,
+    ) -> Result<Option<(VolumeId, Version)>, String> {
+        let Some(origin) = &record.origin else { return Ok(None) };
+        let is_known = self.pool.volume_record(record.id).is_some();
+        let kept = Kept { pool: self.pool.clone() };
+        let is_whole = state.volume_by_id(origin.volume).is_some_and(|of| of.in_sync.contains(&self.own))
+            && kept.coverage(origin.volume) == Coverage::Whole;
+        if !is_known && !is_whole {
+            return Err("what it is a clone of is not up to date on this node".to_owned());
+        }
+        Ok(Some((origin.volume, origin.version())))
+    }
+
     /// Tells a unit what has changed.
     fn update(&self, state: &ControlState, record: &VolumeRecord) {
         {
@@ -387,6 +416,9 @@ impl<P: Pool> Mirrored<P> {
                 face.unreached = Instant::now();
             }
             face.record = record.clone();
+            let spec = (self.spec)(state, record);
+            face.unit.rate_limiter().set(spec.limits);
+            self.pool.set_space_rule(record.id, spec.space);
             if !face.unit.has_device() {
                 face.unit.set_geometry(DeviceGeometry::of_bytes(record.size_bytes, record.sector.bytes()));
                 if let Ok(saved) = reservations(record)
@@ -513,6 +545,7 @@ impl<P: Pool> Faces<P> {
 /// Lets hosts use what the node serves.
 struct Presented<P: Pool> {
     faces: Rc<Faces<P>>,
+    pool: Rc<P>,
 }
 
 impl<P: Pool> Presented<P> {
@@ -529,6 +562,7 @@ impl<P: Pool> Presented<P> {
         // Deposed, the other node can't change anything any more: what is in limbo ends.
         self.faces.front.serves_itself(id);
         unit.attach_device(volume, &saved).map_err(|error| unreadable(&error))?;
+        self.pool.bind_space(id, true);
         self.faces.tell(id);
         self.faces.service.serve(id, &unit);
         Ok(())
@@ -545,6 +579,8 @@ impl<P: Pool> Hosts<P> for Presented<P> {
     }
 
     fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()> {
+        // What the other node acknowledges from now on has to find its place here.
+        self.pool.bind_space(volume, false);
         let Some((unit, _)) = self.face(volume) else { return Box::pin(std::future::ready(())) };
         self.faces.unreached(volume);
         self.faces.tell_as(volume, false);

@@ -339,6 +339,9 @@ impl<P: Pool> DataThread<P> {
             match request {
                 Request::OpenVolume(spec, reply) => answer(reply, self.volumes.open(spec).await),
                 Request::ResizeVolume(id, size, reply) => answer(reply, self.volumes.resize(id, size).await),
+                Request::SetLimits(id, limits, space, reply) => {
+                    answer(reply, self.volumes.limit(id, limits, space));
+                }
                 Request::DeleteVolume(id, reply) => {
                     self.server.end_sessions_of(id).await;
                     self.volumes.close(id).await;

@@ -6,6 +6,7 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::daemon::engine::{DiskChange, PoolReport};
 use crate::store::interface::{ChangeLog, SnapshotStore};
+use crate::store::space::SpaceRule;
 
 /// A store of blocks as the daemon runs it.
 #[allow(async_fn_in_trait)] // single-threaded by design: no Send bound is wanted
@@ -18,19 +19,34 @@ pub trait Pool: SnapshotStore + ChangeLog + 'static {
     fn used_bytes(&self, volume: VolumeId) -> u64;
     /// Bytes that are kept for a volume's snapshots alone, before parity.
     fn snapshot_bytes(&self, volume: VolumeId) -> u64;
-    /// Gives the first sequence number for a volume's writes. A new volume is made known; one that is
-    /// not new and not known has lost its data, which is an error.
-    async fn open_volume(&self, volume: VolumeId, is_new: bool) -> Result<u64, PoolError>;
+    /// Gives the first sequence number for a volume's writes. A new volume is made known, as a clone of the
+    /// snapshot `origin` if there is one; one that is not new and not known has lost its data, which is an error.
+    async fn open_volume(
+        &self,
+        volume: VolumeId,
+        is_new: bool,
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<u64, PoolError>;
     /// The newest version of anything in a volume.
     fn newest(&self, volume: VolumeId) -> Version;
-    /// Makes a mirrored volume known, with this record if it is new.
-    async fn create_replica(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError>;
+    /// Makes a mirrored volume known, with this record if it is new; as a clone of the snapshot `origin` if there is
+    /// one, which has to be whole here.
+    async fn create_replica(
+        &self,
+        volume: VolumeId,
+        record: &[u8],
+        origin: Option<(VolumeId, Version)>,
+    ) -> Result<(), PoolError>;
     /// The record of a volume.
     fn volume_record(&self, volume: VolumeId) -> Option<Bytes>;
     /// Replaces it durably.
     async fn save_volume_record(&self, volume: VolumeId, record: &[u8]) -> Result<(), PoolError>;
     /// Every replica of the volume has everything through this version.
     fn keep_holes_after(&self, volume: VolumeId, through: Version);
+    /// What a volume takes at most, and what is kept for it.
+    fn set_space_rule(&self, volume: VolumeId, rule: SpaceRule);
+    /// Whether such rules bind a volume, as it is served here.
+    fn bind_space(&self, volume: VolumeId, is_bound: bool);
     /// Frees everything of a volume that nothing uses any more. One that is not known has nothing.
     async fn delete_volume(&self, volume: VolumeId) -> Result<(), PoolError>;
     /// Blocks that were found damaged beyond parity since this was asked last.

@@ -18,8 +18,10 @@ use crate::scsi::asymmetric_access::{AccessAuthority, OnlyNode};
 use crate::scsi::copy::CopyResolver;
 use crate::scsi::identity::{Identity, InitiatorPort, TargetPort};
 use crate::scsi::logical_unit::{LogicalUnit, Services};
+use crate::scsi::rate_limit::RateLimits;
 use crate::scsi::reservation::{PersistedReservations, ReservationStore, SaveFailed};
 use crate::scsi::space::{PoolSpace, Space};
+use crate::store::space::SpaceRule;
 use crate::volume::device::DeviceGeometry;
 use crate::volume::snapshot::SnapshotRecord;
 use crate::volume::{Shrinking, Volume, VolumeParameters, VolumeServices};
@@ -75,7 +77,7 @@ impl<P: Pool> Volumes<P> {
     ) -> Result<(), EngineError> {
         let mut usable = Vec::new();
         for spec in specs {
-            match self.pool.open_volume(spec.id, spec.is_new).await {
+            match self.pool.open_volume(spec.id, spec.is_new, spec.origin).await {
                 Ok(first_sequence) => usable.push((spec, first_sequence)),
                 Err(error) => {
                     let message = format!("volume {} cannot be served: {error}", spec.name);
@@ -94,7 +96,7 @@ impl<P: Pool> Volumes<P> {
 
     /// Opens a volume and serves it.
     pub async fn open(self: &Rc<Self>, spec: VolumeSpec) -> Result<(), EngineError> {
-        let first_sequence = self.pool.open_volume(spec.id, spec.is_new).await?;
+        let first_sequence = self.pool.open_volume(spec.id, spec.is_new, spec.origin).await?;
         for (spec, epoch, first_sequence) in self.begin_epochs(vec![(spec, first_sequence)]).await? {
             self.serve(spec, epoch, first_sequence).await?;
         }
@@ -141,6 +143,7 @@ impl<P: Pool> Volumes<P> {
         if let Some(volume) = unit.device() {
             volume.go_on_with_rollback();
         }
+        self.pool.bind_space(spec.id, true);
         self.add(spec, unit);
         Ok(())
     }
@@ -183,6 +186,8 @@ impl<P: Pool> Volumes<P> {
     }
 
     fn add(&self, spec: VolumeSpec, unit: Rc<Unit<P>>) {
+        unit.rate_limiter().set(spec.limits);
+        self.pool.set_space_rule(spec.id, spec.space);
         let served = ServedVolume { id: spec.id, name: spec.name, target: spec.target, unit };
         self.served.borrow_mut().insert(served.id, Rc::new(served));
     }
@@ -190,6 +195,14 @@ impl<P: Pool> Volumes<P> {
     /// The pool below.
     pub fn pool(&self) -> &Rc<P> {
         &self.pool
+    }
+
+    /// Sets what a volume does in a second at most, and what it takes of the pool.
+    pub fn limit(&self, id: VolumeId, limits: RateLimits, space: SpaceRule) -> Result<(), EngineError> {
+        let served = self.get(id).ok_or(EngineError::NoSuchVolume(id))?;
+        served.unit.rate_limiter().set(limits);
+        self.pool.set_space_rule(id, space);
+        Ok(())
     }
 
     /// Changes the size of a volume in use and tells its initiators.

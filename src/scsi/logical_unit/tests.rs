@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::scsi::limits;
+use crate::scsi::rate_limit::RateLimits;
 use crate::scsi::testing::{Bench, good, nexus, run, sense_of};
 
 #[test]
@@ -146,6 +147,38 @@ pub(in crate::scsi) fn ordered_tasks_wait_for_older_ones_and_hold_younger_ones()
     assert!(last.as_mut().poll(&mut context).is_pending());
     assert!(ordered.as_mut().poll(&mut context).is_ready());
     assert!(last.as_mut().poll(&mut context).is_ready());
+}
+
+#[test]
+fn what_waits_for_its_share_can_be_aborted_and_goes_when_the_limit_does() {
+    let bench = Bench::new();
+    bench.runtime.time_stands.set(true);
+    bench.unit.rate_limiter().set(RateLimits { operations_per_second: 20, bytes_per_second: 0 });
+    let write = || Command::with_data(&[0x0a, 0, 0, 1, 1, 0], vec![Bytes::from_static(&[7; 512])]);
+    for _ in 0..20 {
+        assert_eq!(bench.send_data(&[0x0a, 0, 0, 0, 1, 0], &[1; 512]).status, Status::Good);
+    }
+    let execute = |tag| {
+        let task = bench.unit.admit(bench.nexus, tag, TaskAttribute::Simple).unwrap();
+        bench.unit.execute(task, write())
+    };
+    let (mut aborted, mut waiting) = (pin!(execute(1)), pin!(execute(2)));
+    let mut context = std::task::Context::from_waker(Waker::noop());
+    assert!(aborted.as_mut().poll(&mut context).is_pending());
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    // Nothing that reaches for the medium: it waits for nothing.
+    assert_eq!(bench.send(&[0; 6]).status, Status::Good);
+    let drain = bench.unit.abort_task(bench.nexus, 1).unwrap();
+    assert_eq!(aborted.as_mut().poll(&mut context), Poll::Ready(None));
+    run(drain.wait());
+    bench.runtime.poll();
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    assert!(!bench.device.state().blocks.borrow().contains_key(&1));
+    bench.unit.rate_limiter().set(RateLimits::default());
+    bench.runtime.poll();
+    let Poll::Ready(Some(response)) = waiting.as_mut().poll(&mut context) else { panic!("it waits") };
+    assert_eq!(response.status, Status::Good);
+    assert!(bench.device.state().blocks.borrow().contains_key(&1));
 }
 
 #[test]

@@ -9,8 +9,8 @@ fn damaged_and_newer_states_are_refused() {
     let text = String::from_utf8(machine.state.encode()).unwrap();
     let decode = |text: &str| ControlState::decode(text.as_bytes());
     assert_eq!(decode(&text).unwrap(), machine.state);
-    let newer = text.replace("\"format\":7", "\"format\":8");
-    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 8 })));
+    let newer = text.replace("\"format\":8", "\"format\":9");
+    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 9 })));
     assert!(matches!(decode(&text[..text.len() - 1]), Err(DecodeError::Malformed { .. })));
     for (good, bad) in
         [("\"name\":\"x\"", "\"name\":\"X\""), ("\"sector\":512", "\"sector\":520"), ("07070707", "0707070")]
@@ -106,5 +106,17 @@ fn format_7_is_still_read() {
         state.apply_proposed(index, 1 << 60 | index, command).unwrap();
     }
     let fixture = include_bytes!("../fixtures/state-7.json");
+    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+}
+
+#[test]
+fn format_8_is_still_read() {
+    // Since format 6 the state says who proposed the present epoch, as the log does.
+    let log: Vec<Command> = serde_json::from_str(include_str!("../fixtures/commands-8.json")).unwrap();
+    let mut state = ControlState::new();
+    for (index, command) in (1..).zip(log) {
+        state.apply_proposed(index, 1 << 60 | index, command).unwrap();
+    }
+    let fixture = include_bytes!("../fixtures/state-8.json");
     assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
 }

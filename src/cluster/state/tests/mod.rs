@@ -1,6 +1,7 @@
 //! The control state against its rules: each command by itself, and random logs.
 
 mod access;
+mod clones;
 mod epochs;
 mod formats;
 mod random;

@@ -23,7 +23,15 @@ fn any_command(random: &mut ChaCha8Rng) -> Command {
     let size =
         |random: &mut ChaCha8Rng| random.random_range(200..300) * 4096 + u64::from(random.random_bool(0.1));
     let secret = |random: &mut ChaCha8Rng| format!("secret number {}", random.random_range(0..4));
-    match random.random_range(0..16) {
+    match random.random_range(0..18) {
+        16 | 17 => Command::CloneVolume {
+            name: volume(random),
+            origin: VolumeId(random.random_range(0..20)),
+            expected_epoch: random.random_range(0..3),
+            snapshot: Watermark { epoch: random.random_range(0..2), sequence: random.random_range(0..3) },
+            snapshot_name: ["monday", "a b"].choose(random).unwrap().to_string(),
+            created_unix_ms: random.next_u64(),
+        },
         14 => Command::SetAlert {
             name: ["mail", "pager"].choose(random).unwrap().parse().unwrap(),
             target: alert(["http://pager", "pager"].choose(random).unwrap()),

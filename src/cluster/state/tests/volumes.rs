@@ -1,6 +1,7 @@
 //! Volumes: their sizes, numbers, and how they go.
 
 use super::*;
+use crate::cluster::state::limits::VolumeLimits;
 
 #[test]
 fn sizes_have_limits_and_shrinking_must_be_asked_for() {
@@ -25,6 +26,27 @@ fn sizes_have_limits_and_shrinking_must_be_asked_for() {
     assert_eq!(machine.apply(resize("x", 1 << 30, true)), Ok(Outcome::Changed));
     assert_eq!(machine.record("x").size_bytes, 1 << 30);
     assert!(matches!(machine.apply(resize("y", 1 << 30, true)), Err(Rejection::NoSuchVolume(_))));
+}
+
+#[test]
+fn limits_are_such_that_hosts_live_with_them() {
+    let mut machine = Machine::with_nodes(&["a"]);
+    machine.must(create("x", 1 << 30, Redundancy::Local, "a"));
+    let set = |name: &str, iops, bytes_per_second| Command::SetVolumeLimits {
+        volume: name.parse().unwrap(),
+        limits: VolumeLimits { iops, bytes_per_second, ..VolumeLimits::default() },
+    };
+    assert_eq!(machine.apply(set("x", 500, 0)), Ok(Outcome::Changed));
+    assert_eq!(machine.apply(set("x", 500, 0)), Ok(Outcome::Unchanged));
+    for (iops, bytes) in [(1, 0), (0, 4096)] {
+        assert!(matches!(machine.apply(set("x", iops, bytes)), Err(Rejection::BadLimit { .. })));
+    }
+    assert_eq!(machine.record("x").limits, VolumeLimits { iops: 500, ..VolumeLimits::default() });
+    let limits = VolumeLimits { quota_bytes: 1 << 20, reserved_bytes: 1 << 21, ..VolumeLimits::default() };
+    let refused = machine.apply(Command::SetVolumeLimits { volume: "x".parse().unwrap(), limits });
+    assert_eq!(refused, Err(Rejection::QuotaBelowReservation));
+    assert_eq!(machine.apply(set("x", 0, 0)), Ok(Outcome::Changed));
+    assert!(matches!(machine.apply(set("y", 500, 0)), Err(Rejection::NoSuchVolume(_))));
 }
 
 #[test]
