@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use gemel::array::superblock::{COPY_OFFSETS, LogKey, SUPERBLOCK_BYTES, Uuid};
-use gemel::array::{Array, DiskState, FormatOptions, OpenError, Slot};
+use gemel::array::{Array, ArrayError, DiskState, FormatOptions, OpenError, Slot};
 use gemel::base::buffer::{AlignedBuf, BufferPool};
 use gemel::base::checksum::Crc32;
 use gemel::base::event::Event;
@@ -404,6 +404,32 @@ fn half_a_pool_of_two_opens_only_when_it_is_the_better_half() {
     rig.cut_power();
     let store = rig.open_without(&[1]).unwrap();
     (0..50).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(2)));
+}
+
+#[test]
+fn a_flush_that_fails_in_a_commit_acknowledges_nothing_by_a_later_one() {
+    let rig = Rig::new(2315, 3);
+    let (disks, world) = (rig.disks(&[1]), rig.world.borrow().clone());
+    let array = rig.block_on(async {
+        let sink = Rc::new(|_| {});
+        Array::open(disks, world, BufferPool::new(1 << 20), sink).await.unwrap().0
+    });
+    rig.block_on(array.commit(b"degraded".to_vec())).unwrap();
+    // One disk writes its superblock slowly, the flush of the other one fails meanwhile.
+    let slow = Fault::once(Operation::Write, Effect::Stall(Duration::from_millis(100)));
+    rig.media[0].inject(slow.within(0..1 << 20));
+    rig.media[2].inject(Fault::once(Operation::Flush, EIO));
+    let (committing, outcome) = (array.clone(), Rc::new(RefCell::new(None)));
+    let committed = outcome.clone();
+    rig.world.borrow().spawn(Box::pin(async move {
+        *committed.borrow_mut() = Some(committing.commit(b"next".to_vec()).await);
+    }));
+    rig.wait(Duration::from_millis(10));
+    assert_eq!((rig.media[2].counters().flush_errors, *outcome.borrow()), (1, None));
+    // What it dropped is not made durable by the next flush, though that succeeds.
+    assert_eq!(rig.block_on(array.flush()), Err(ArrayError::Offline));
+    rig.wait(Duration::from_millis(200));
+    assert_eq!(*outcome.borrow(), Some(Err(ArrayError::Offline)));
 }
 
 #[test]
