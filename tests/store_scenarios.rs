@@ -185,6 +185,32 @@ fn a_full_pool_refuses_only_what_needs_new_space_and_gives_space_back() {
 }
 
 #[test]
+fn what_is_written_over_a_hole_that_is_on_its_way_keeps_its_space() {
+    let rig = Rig::new(2131, 3);
+    let store = rig.open();
+    let capacity = store.usage().capacity_bytes / BLOCK_SIZE as u64;
+    (0..capacity).for_each(|address| rig.write(&store, address, 1, 1));
+    let used_blocks = || store.usage().used_bytes / BLOCK_SIZE as u64;
+    let mut met = 0;
+    for round in 2..60 {
+        let hole = BlockWrite::Hole { address: BlockAddress(0), count: 10 };
+        let unmapped = store.append(VOLUME, rig.version(), vec![hole]);
+        rig.wait(Duration::from_micros(10 * round));
+        let before = used_blocks();
+        let overwritten = rig.append(&store, 0, 10, round);
+        rig.block_on(unmapped).unwrap();
+        if used_blocks() == capacity - 10 {
+            met += u64::from(before == capacity);
+            let elsewhere = rig.block_on(rig.append(&store, capacity, 10, round));
+            assert_eq!(elsewhere, Err(StoreError::OutOfSpace), "the space is promised");
+        }
+        rig.block_on(overwritten).unwrap();
+        assert_eq!((used_blocks(), rig.read_round(&store, 0)), (capacity, Ok(round)));
+    }
+    assert!(met > 3, "the hole settled {met} times while the write behind it was on its way");
+}
+
+#[test]
 fn writes_of_a_full_pool_wait_for_slow_reads_without_an_alarm() {
     let rig = Rig::new(516, 3);
     let store = rig.open();
