@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use gemel::array::superblock::{COPY_OFFSETS, LogKey, SUPERBLOCK_BYTES, Uuid};
-use gemel::array::{Array, DiskState, FormatOptions, OpenError, Slot};
+use gemel::array::{Array, ArrayError, DiskState, FormatOptions, OpenError, Slot};
 use gemel::base::buffer::{AlignedBuf, BufferPool};
 use gemel::base::checksum::Crc32;
 use gemel::base::event::Event;
@@ -183,6 +183,32 @@ fn a_full_pool_refuses_only_what_needs_new_space_and_gives_space_back() {
     let version = rig.version();
     rig.block_on(store.put_volume(VolumeId(9), version, b"next")).unwrap();
     assert_eq!(store.audit(), Ok(()));
+}
+
+#[test]
+fn what_is_written_over_a_hole_that_is_on_its_way_keeps_its_space() {
+    let rig = Rig::new(2131, 3);
+    let store = rig.open();
+    let capacity = store.usage().capacity_bytes / BLOCK_SIZE as u64;
+    (0..capacity).for_each(|address| rig.write(&store, address, 1, 1));
+    let used_blocks = || store.usage().used_bytes / BLOCK_SIZE as u64;
+    let mut met = 0;
+    for round in 2..60 {
+        let hole = BlockWrite::Hole { address: BlockAddress(0), count: 10 };
+        let unmapped = store.append(VOLUME, rig.version(), vec![hole]);
+        rig.wait(Duration::from_micros(10 * round));
+        let before = used_blocks();
+        let overwritten = rig.append(&store, 0, 10, round);
+        rig.block_on(unmapped).unwrap();
+        if used_blocks() == capacity - 10 {
+            met += u64::from(before == capacity);
+            let elsewhere = rig.block_on(rig.append(&store, capacity, 10, round));
+            assert_eq!(elsewhere, Err(StoreError::OutOfSpace), "the space is promised");
+        }
+        rig.block_on(overwritten).unwrap();
+        assert_eq!((used_blocks(), rig.read_round(&store, 0)), (capacity, Ok(round)));
+    }
+    assert!(met > 3, "the hole settled {met} times while the write behind it was on its way");
 }
 
 #[test]
@@ -465,6 +491,32 @@ fn half_a_pool_of_two_opens_only_when_it_is_the_better_half() {
     rig.cut_power();
     let store = rig.open_without(&[1]).unwrap();
     (0..50).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(2)));
+}
+
+#[test]
+fn a_flush_that_fails_in_a_commit_acknowledges_nothing_by_a_later_one() {
+    let rig = Rig::new(2315, 3);
+    let (disks, world) = (rig.disks(&[1]), rig.world.borrow().clone());
+    let array = rig.block_on(async {
+        let sink = Rc::new(|_| {});
+        Array::open(disks, world, BufferPool::new(1 << 20), sink).await.unwrap().0
+    });
+    rig.block_on(array.commit(b"degraded".to_vec())).unwrap();
+    // One disk writes its superblock slowly, the flush of the other one fails meanwhile.
+    let slow = Fault::once(Operation::Write, Effect::Stall(Duration::from_millis(100)));
+    rig.media[0].inject(slow.within(0..1 << 20));
+    rig.media[2].inject(Fault::once(Operation::Flush, EIO));
+    let (committing, outcome) = (array.clone(), Rc::new(RefCell::new(None)));
+    let committed = outcome.clone();
+    rig.world.borrow().spawn(Box::pin(async move {
+        *committed.borrow_mut() = Some(committing.commit(b"next".to_vec()).await);
+    }));
+    rig.wait(Duration::from_millis(10));
+    assert_eq!((rig.media[2].counters().flush_errors, *outcome.borrow()), (1, None));
+    // What it dropped is not made durable by the next flush, though that succeeds.
+    assert_eq!(rig.block_on(array.flush()), Err(ArrayError::Offline));
+    rig.wait(Duration::from_millis(200));
+    assert_eq!(*outcome.borrow(), Some(Err(ArrayError::Offline)));
 }
 
 #[test]

@@ -174,13 +174,7 @@ impl Membership {
             }
             record.disks[slot.index()] = DiskRecord { uuid, member: true };
             record.rebuild = Some(RebuildRecord { slot, before_generation: u64::MAX, cursor: 0 });
-            let targets = self.live();
-            let written = join_all(targets.iter().map(|slot| self.write_superblock(slot, &record))).await;
-            for (slot, result) in targets.iter().zip(written) {
-                if let Err(error) = result {
-                    self.disk_failed(slot, &error.to_string());
-                }
-            }
+            self.write_superblocks(self.live(), &record).await;
             if self.is_offline() {
                 return Err(ArrayError::Offline);
             }
@@ -326,15 +320,7 @@ impl Membership {
                 return Err(ArrayError::Offline);
             }
             let (record, excluded) = self.next_record(Some(&change));
-            let targets = record.members();
-            let written = join_all(targets.iter().map(|slot| self.write_superblock(slot, &record))).await;
-            let mut complete = true;
-            for (slot, result) in targets.iter().zip(written) {
-                if let Err(error) = result {
-                    self.disk_failed(slot, &error.to_string());
-                    complete = false;
-                }
-            }
+            let complete = self.write_superblocks(record.members(), &record).await;
             if complete && !self.is_offline() {
                 let mut state = self.state.borrow_mut();
                 state.record = record;
@@ -361,6 +347,17 @@ impl Membership {
             change(&mut record);
         }
         (record, excluded)
+    }
+
+    /// Makes `record` durable on these disks; those that fail in it have left. Whether none did.
+    async fn write_superblocks(&self, targets: MemberSet, record: &PoolRecord) -> bool {
+        let write = async |slot| {
+            let written = self.write_superblock(slot, record).await;
+            // At once, not when the other disks are done: a flush that fails may have dropped what the log has written,
+            // and the log's own next one succeeds.
+            written.map_err(|error| self.disk_failed(slot, &error.to_string())).is_ok()
+        };
+        join_all(targets.iter().map(write)).await.into_iter().all(|is_written| is_written)
     }
 
     /// Writes over the older copy on the disk, whatever the generation: the newest that it holds

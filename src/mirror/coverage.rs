@@ -82,19 +82,6 @@ impl Coverage {
         self.steps(latest).iter().fold(latest, |least, step| least.common_with(step.through))
     }
 
-    /// This, with nothing behind `base` where the point covers `version`; none when it does so nowhere. `base` is a
-    /// point of the history before `version`.
-    #[must_use]
-    pub fn without(&self, version: Version, base: Version) -> Option<Self> {
-        let Self::Partial(steps) = self else { return None };
-        let covers = |step: &CoverageStep| version.is_covered_by(step.through);
-        let lowered = |step: &CoverageStep| match covers(step) {
-            true => CoverageStep { through: step.through.common_with(base), ..*step },
-            false => *step,
-        };
-        steps.iter().any(covers).then(|| Self::Partial(steps.iter().map(lowered).collect()))
-    }
-
     /// This, with everything through `through` in the blocks before `end`.
     #[must_use]
     pub fn raised(&self, end: BlockAddress, through: Version) -> Self {
@@ -180,24 +167,6 @@ mod tests {
         assert_eq!(two.raised(BlockAddress(0), version(20)), two);
         assert_eq!(two.raised(END, version(20)), Coverage::through(version(20)));
         assert_eq!(Coverage::Whole.raised(BlockAddress(9), version(1)), Coverage::Whole);
-    }
-
-    #[test]
-    fn what_a_lost_snapshot_makes_uncertain_does_not_count() {
-        let two = Coverage::through(version(5)).raised(BlockAddress(100), version(9));
-        let step = |end, sequence| CoverageStep { end: BlockAddress(end), through: version(sequence) };
-        assert_eq!(two.without(version(10), version(7)), None);
-        assert_eq!(
-            two.without(version(8), version(7)),
-            Some(Coverage::Partial(vec![step(100, 7), step(u64::MAX, 5)]))
-        );
-        assert_eq!(
-            two.without(version(4), Version::default()),
-            Some(Coverage::Partial(vec![
-                CoverageStep { end: BlockAddress(100), through: Version::default() },
-                CoverageStep { end: END, through: Version::default() },
-            ]))
-        );
     }
 
     #[test]

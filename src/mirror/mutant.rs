@@ -48,6 +48,8 @@ seeded_bugs! {
         VoidLeftInHistory,
         /// A hole over a block of which history was put below is not stated again.
         HoleNotRestated,
+        /// A replica that dropped a snapshot, in an epoch that is void, counts as having what it showed.
+        VoidDropCounts,
         /// The last consistent state of a replica is dropped before it has another one.
         KeptStateDroppedEarly,
         /// A rollback is shown before both replicas have it.

@@ -68,6 +68,16 @@ impl MemoryStore {
         self.shared.unreadable.borrow_mut().insert((volume, address));
     }
 
+    /// Forgets that a block was a hole in its oldest entry, as a store may of what every replica has.
+    ///
+    /// # Panics
+    /// When it was none.
+    pub fn forget_hole(&self, volume: VolumeId, address: BlockAddress) {
+        let mut blocks = self.shared.blocks.borrow_mut();
+        let oldest = blocks.get_mut(&(volume, address)).and_then(BTreeMap::pop_first);
+        assert!(matches!(oldest, Some((_, None))), "no hole is behind {address:?}: {oldest:?}");
+    }
+
     /// Removes a volume with everything in it.
     pub fn remove(&self, volume: VolumeId) {
         self.shared.removed.borrow_mut().insert(volume);

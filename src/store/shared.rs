@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -111,6 +112,8 @@ pub(super) struct VolumeState {
     pub(super) pending_clones: Vec<(VolumeId, Version)>,
     /// Its end was appended.
     pub(super) is_dropping: bool,
+    /// Blocks of holes that were appended and are not settled: what is written there meanwhile needs space anew.
+    pub(super) pending_holes: Vec<Range<u64>>,
 }
 
 /// Counts since the store was opened.
@@ -190,6 +193,25 @@ impl Contents {
             }
             Content::SnapshotDropped { snapshot } => self.drop_snapshot(entry, snapshot),
             _ => self.apply_block(entry, place),
+        }
+    }
+
+    /// Statements about a volume were appended: what is admitted behind them knows of their holes.
+    pub(super) fn announce_holes<'e>(&mut self, volume: VolumeId, entries: impl Iterator<Item = &'e Entry>) {
+        let Some(state) = self.volumes.get_mut(&volume) else { return };
+        for entry in entries {
+            if let Content::Hole { count } = entry.content {
+                state.pending_holes.push(entry.address.0..entry.address.0 + count);
+            }
+        }
+    }
+
+    /// A hole that was appended has settled.
+    pub(super) fn hole_settled(&mut self, volume: VolumeId, address: BlockAddress, count: u64) {
+        let Some(state) = self.volumes.get_mut(&volume) else { return };
+        let is_this = |blocks: &Range<u64>| *blocks == (address.0..address.0 + count);
+        if let Some(index) = state.pending_holes.iter().position(is_this) {
+            state.pending_holes.swap_remove(index);
         }
     }
 
@@ -274,6 +296,11 @@ impl VolumeState {
     /// A checkpoint begins, behind everything so far.
     pub(super) fn begin_checkpoint(&mut self) {
         self.late = [None, self.late[0]];
+    }
+
+    /// Whether a hole of this block was appended and is not settled.
+    pub(super) fn is_becoming_hole(&self, address: BlockAddress) -> bool {
+        self.pending_holes.iter().any(|blocks| blocks.contains(&address.0))
     }
 
     /// Whether nothing that is behind a hole of this version can come to light again: not by replay, and not what

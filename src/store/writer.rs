@@ -11,7 +11,7 @@ use futures::future::{Either, select};
 use crate::base::mutant::{self, Mutant};
 use crate::base::runtime::yield_now;
 
-use super::batch::HEADS;
+use super::batch::{Content, HEADS};
 use super::interface::StoreError;
 use super::log::{Batch, CLEANING, FOREGROUND, Supply};
 use super::shared::{Shared, add};
@@ -145,6 +145,9 @@ async fn settle(shared: &Shared, through: u64) {
             while let Some(entry) = rest {
                 yield_now().await;
                 rest = shared.contents.borrow_mut().apply(&entry, item.place, None);
+            }
+            if let Content::Hole { count } = item.entry.content {
+                shared.contents.borrow_mut().hole_settled(item.entry.volume, item.entry.address, count);
             }
             if item.is_new_block && !mutant::is(Mutant::ReservationLeaks) {
                 shared.reserved_blocks.set(shared.reserved_blocks.get() - 1);

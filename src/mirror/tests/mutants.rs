@@ -105,6 +105,9 @@ fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
         Mutant::HoleNotRestated => {
             Some(snapshots::a_hole_over_nothing_hides_history_that_is_put_below_it as fn())
         }
+        Mutant::VoidDropCounts => {
+            Some(snapshots::what_only_a_snapshot_showed_comes_back_when_its_dropping_is_void as fn())
+        }
         _ => None,
     };
     let found = mutant::with(mutant, || match directed {

@@ -285,6 +285,50 @@ fn a_snapshot_whose_dropping_is_void_is_filled_again() {
     }
 }
 
+/// The replica is being brought up to date: what it has, it has through a version before the snapshot.
+#[test]
+pub(super) fn what_only_a_snapshot_showed_comes_back_when_its_dropping_is_void() {
+    let pair = Pair::new(13, Requirement::Local);
+    let [through, wanted] = [6, 7].map(|sequence| Version { epoch: EPOCH - 1, sequence });
+    pair.append_on_both(5, &[block(1, 1), block(2, 1)]);
+    pair.append_on_both(7, &[statement("wanted")]);
+    pair.append_on_both(8, &[block(1, 2)]);
+    pair.append_there(10, BlockWrite::SnapshotDropped { snapshot: wanted });
+    *pair.fence.coverage.borrow_mut() = Coverage::through(through);
+    let volume = pair.volume();
+    pair.write(&volume, 5, 4);
+    pair.resync(&volume, kept);
+    assert_eq!(pair.view(&pair.there, wanted)[1..3], [1, 1]);
+    pair.assert_equal();
+}
+
+/// The source has forgotten a hole, which the replica once had; then the snapshot goes that told of it.
+#[test]
+fn what_the_source_forgot_is_void_in_a_snapshot_that_is_filled_again() {
+    let pair = Pair::new(12, Requirement::Local);
+    pair.append_on_both(4, &[block(1, 1)]);
+    pair.append_on_both(5, &[statement("older")]);
+    pair.append_on_both(6, &[BlockWrite::Hole { address: BlockAddress(1), count: 1 }]);
+    pair.append_on_both(7, &[statement("wanted")]);
+    pair.append_on_both(9, &[block(1, 3)]);
+    let [older, wanted] = [5, 7].map(|sequence| Version { epoch: EPOCH - 1, sequence });
+    pair.append_there(10, BlockWrite::SnapshotDropped { snapshot: wanted });
+    let volume = pair.volume();
+    pair.write(&volume, 5, 4);
+    let is_broken = pair.connect();
+    pair.executor.run_for(Duration::from_millis(5)).unwrap();
+    let _joiner = pair.mirror.join().unwrap();
+    pair.executor.run_for(Duration::from_millis(5)).unwrap();
+    assert_eq!(pair.list(&pair.there)[..2], [older, wanted], "the replica has the list, and nothing else");
+    is_broken.set(true);
+    pair.mirror.disconnected();
+    pair.run(volume.drop_snapshot(older, 0)).unwrap();
+    pair.here.forget_hole(VOLUME, BlockAddress(1));
+    pair.resync(&volume, kept);
+    assert_eq!((pair.view(&pair.here, wanted)[1], pair.view(&pair.there, wanted)[1]), (0, 0));
+    pair.assert_equal();
+}
+
 #[test]
 pub(super) fn the_last_consistent_state_is_kept_until_the_end() {
     let pair = Pair::new(7, Requirement::Local);

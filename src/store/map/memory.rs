@@ -282,7 +282,8 @@ impl Map for MemoryMap {
         references: &mut impl References,
     ) {
         let newest = self.get(volume, address);
-        let is_there = newest.is_some_and(|old| old.version == entry.version && old.value.is_mapped());
+        let is_there =
+            newest.is_some_and(|old| old.version == entry.version && old.value.may_move_as(&entry.value));
         if is_there || mutant::is(Mutant::MoveAppliedAlways) {
             self.apply(volume, address, entry, &[], references);
         } else {
@@ -569,14 +570,34 @@ mod tests {
     fn a_move_takes_effect_only_on_the_version_it_moved() {
         let (mut map, mut told) = (MemoryMap::default(), Told::default());
         let address = BlockAddress(7);
+        let moved = |at| {
+            let value = MapValue::Data { place: place(at), checksum: Crc32(50) };
+            MapEntry { value, ..entry(5, 50) }
+        };
         map.apply(VOLUME, address, entry(5, 50), &[], &mut told);
-        map.apply_move(VOLUME, address, entry(5, 51), &mut told);
-        assert_eq!(map.get(VOLUME, address), Some(entry(5, 51)));
+        map.apply_move(VOLUME, address, moved(51), &mut told);
+        assert_eq!(map.get(VOLUME, address), Some(moved(51)));
         assert_eq!(hole(&mut map, 7, 1, 6).lost, vec![place(51)]);
-        map.apply_move(VOLUME, address, entry(5, 52), &mut told);
+        map.apply_move(VOLUME, address, moved(52), &mut told);
         assert_eq!((told.gained, told.lost), (vec![place(50), place(51)], vec![place(50)]));
         assert_eq!(map.get(VOLUME, address).unwrap().value, MapValue::Hole);
         assert_eq!(map.mapped_blocks(VOLUME), 0);
+    }
+
+    #[test]
+    fn a_move_brings_no_data_back_that_was_replaced_under_its_version() {
+        let (mut map, mut told) = (MemoryMap::default(), Told::default());
+        let (address, snapshots) = (BlockAddress(7), [version(6)]);
+        let other = |at| MapValue::Data { place: place(at), checksum: Crc32(99) };
+        for newer in [None, Some(entry(8, 80))] {
+            map.apply(VOLUME, address, entry(5, 50), &snapshots, &mut told);
+            newer.into_iter().for_each(|newer| map.apply(VOLUME, address, newer, &snapshots, &mut told));
+            map.apply(VOLUME, address, MapEntry { value: other(51), ..entry(5, 0) }, &snapshots, &mut told);
+            map.apply_move(VOLUME, address, entry(5, 52), &mut told);
+            assert_eq!(map.get_at(VOLUME, version(6), address).unwrap().value, other(51));
+            map.apply_move(VOLUME, address, MapEntry { value: other(53), ..entry(5, 0) }, &mut told);
+            assert_eq!(map.get_at(VOLUME, version(6), address).unwrap().value, other(53));
+        }
     }
 
     #[test]

@@ -66,6 +66,15 @@ impl MapValue {
         !matches!(self, Self::Hole)
     }
 
+    /// Whether a move to `moved` is one of this: of the same data, as far as it is known. History that a block has been
+    /// given twice under one version may differ, and a move of the first must not bring it back.
+    fn may_move_as(&self, moved: &Self) -> bool {
+        match (self, moved) {
+            (Self::Data { checksum, .. }, Self::Data { checksum: other, .. }) => checksum == other,
+            _ => self.is_mapped(),
+        }
+    }
+
     fn place(&self) -> Option<Place> {
         match self {
             Self::Data { place, .. } => Some(*place),
@@ -181,7 +190,8 @@ pub trait Map: Default {
         references: &mut impl References,
     );
 
-    /// Applies a move of the cleaner: it takes effect when the block still has that very version.
+    /// Applies a move of the cleaner: it takes effect when the block still has that very version, with
+    /// that very data.
     fn apply_move(
         &mut self,
         volume: VolumeId,

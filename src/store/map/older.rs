@@ -124,7 +124,7 @@ impl OlderEntries {
         }
     }
 
-    /// Applies a move: it takes effect when that very version is here, with data.
+    /// Applies a move: it takes effect when that very version is here, with that very data.
     pub(super) fn apply_move(
         &mut self,
         volume: VolumeId,
@@ -132,7 +132,7 @@ impl OlderEntries {
         entry: MapEntry,
         references: &mut impl References,
     ) {
-        let old = self.get(volume, address, entry.version).filter(|old| old.value.is_mapped());
+        let old = self.get(volume, address, entry.version).filter(|old| old.value.may_move_as(&entry.value));
         let Some(old) = old else { return };
         entry.value.place().into_iter().for_each(|place| references.gained(place));
         old.value.place().into_iter().for_each(|place| references.lost(place));
