@@ -19,7 +19,7 @@ fn seeds(default: u64) -> u64 {
 fn random_lives_of_a_pair_lose_nothing() {
     let mut all = Totals::default();
     let first = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    for seed in first..first + seeds(60) {
+    for seed in first..first + seeds(300) {
         let (totals, _) = run(seed).unwrap_or_else(|problem| panic!("{problem}"));
         all.writes += totals.writes;
         all.reads += totals.reads;
