@@ -5,7 +5,7 @@ SECONDS ?= 60
 SEEDS ?= 2000
 FAILOVERS ?= 300
 
-.PHONY: demo test verify conformance model sim mutants fuzz bench failovers soak deb
+.PHONY: demo test verify conformance model sim mutants fuzz bench failovers soak upgrade deb
 
 # A whole cluster on this machine, two nodes and a witness, until Ctrl-C.
 demo:
@@ -64,6 +64,10 @@ failovers:
 soak:
 	SOAK_MINUTES=$(MINUTES) cargo test --test pair_soak -- --nocapture
 	SOAK_MINUTES=$(MINUTES) cargo test --test real_initiators -- --nocapture nothing_acknowledged_is_lost_by_sigkill
+
+# An upgrade under load from the programs of the revision PREVIOUS, which are built first, to those of this tree.
+upgrade:
+	scripts/upgrade.sh $(PREVIOUS)
 
 # Debian packages into target/deb, and a look at how they install, upgrade and leave (as root).
 deb:

@@ -165,6 +165,11 @@ fn volumes(pair: &Pair, visit: &Visit) {
         assert!(text.contains(part), "{part} in {text}");
     }
     visit.browser.keep_screenshot("volume");
+    let monday = ("roll_back_snapshot", Some(("name", "monday")));
+    let refused = visit.act(page, monday, &[("confirm", "monday")]);
+    assert!(refused.contains("office has to be typed back"), "{refused}");
+    assert_eq!(visit.act(page, monday, &[("confirm", "office")]), "Done.");
+    assert!(visit.browser.text().contains("before-rollback-"));
     let secret = [
         ("initiator", "iqn.2026-01.org:host"),
         ("incoming.user", "host"),
@@ -181,7 +186,8 @@ fn volumes(pair: &Pair, visit: &Visit) {
     visit.browser.keep_screenshot("delete");
     let refused = visit.act(page, ("delete_volume", None), &[("confirm", "demo")]);
     assert!(refused.contains("office has to be typed back"), "{refused}");
-    assert_eq!(visit.act(page, ("delete_snapshot", None), &[("confirm", "monday")]), "Done.");
+    let monday = ("delete_snapshot", Some(("name", "monday")));
+    wait_until("the rollback is done", || visit.act(page, monday, &[("confirm", "monday")]) == "Done.");
     assert_eq!(visit.act(page, ("delete_volume", None), &[("confirm", "office")]), "Done.");
     assert!(visit.browser.url().ends_with("/volumes") && !visit.browser.text().contains("office"));
 }

@@ -170,6 +170,23 @@ fn nobody_manages_or_joins_the_quorum_without_a_certificate_for_that() {
         succeed(site.join(machine, &token_of(&made, machine), machine == "w"));
     }
     succeed(site.administer("a", &["volume", "list"]));
+    // Another administrator, and one whose identity was lost.
+    let anne = site.folder.path().join("anne.pem");
+    let file = anne.display().to_string();
+    succeed(site.gemel("a", &["cluster", "administrator", "add", "anne", &file]));
+    assert!(is_secret(&anne));
+    refused(&site.gemel("a", &["cluster", "administrator", "add", "anne", &file]), 74, "File exists");
+    let as_anne = |arguments: &[&str]| {
+        gemel(&[&["--cluster", &site.address("a"), "--identity", &file], arguments].concat())
+    };
+    succeed(as_anne(&["volume", "list"]));
+    succeed(as_anne(&["cluster", "administrator", "revoke", "admin"]));
+    let revoked = site.administer("a", &["volume", "list"]);
+    let said = String::from_utf8_lossy(&revoked.stderr).into_owned();
+    assert!(!revoked.status.success() && said.contains("identity has been revoked"), "{said}");
+    let again = site.gemel("a", &["cluster", "administrator", "add", "admin", &format!("{file}.2")]);
+    refused(&again, 65, "give the new one another name");
+    succeed(as_anne(&["volume", "list"]));
     let other = Site::new();
     other.init();
     let foreign = other.file("a", "admin.pem").display().to_string();
@@ -206,7 +223,7 @@ fn nobody_manages_or_joins_the_quorum_without_a_certificate_for_that() {
 
         let good = Hello {
             oldest_protocol_version: 1,
-            protocol_version: 1,
+            protocol_version: 2,
             cluster_uuid: uuid.to_string(),
             name: "b".into(),
             member_id: 7,
@@ -223,10 +240,10 @@ fn nobody_manages_or_joins_the_quorum_without_a_certificate_for_that() {
         };
         let b = || keys("b").client(&a);
         assert_eq!(greet(b(), good.clone()).await, Ok(()));
-        let newer = Hello { protocol_version: 2, oldest_protocol_version: 2, ..good.clone() };
+        let newer = Hello { protocol_version: 3, oldest_protocol_version: 3, ..good.clone() };
         let other_cluster = Hello { cluster_uuid: "0".repeat(32), ..good.clone() };
         let cases = [
-            (b(), newer, "speaks version 2 of the control protocol"),
+            (b(), newer, "speaks version 3 of the control protocol"),
             (b(), other_cluster, "FailedPrecondition: b belongs to cluster 0000"),
             (keys("w").client(&a), good.clone(), "PermissionDenied: the caller's certificate is not"),
             (guest, good, "Unauthenticated: the caller has no certificate"),

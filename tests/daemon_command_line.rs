@@ -138,6 +138,31 @@ fn access_and_chap_secrets() {
 }
 
 #[test]
+fn host_groups_are_on_access_lists() {
+    let service = Service::serving();
+    let [one, two] = ["iqn.2026-11.example:one", "iqn.2026-11.example:two"];
+    service.succeed(&["volume", "create", "data", "--size", "64M"]);
+    let (code, text) = service.refuse(&["access", "allow", "data", "group:esx"]);
+    assert!(code == 65 && text.contains("gemel access group list"), "{text}");
+    service.succeed(&["access", "group", "change", "esx", "--add", one, two]);
+    service.succeed(&["access", "allow", "data", "group:esx"]);
+    service.succeed(&["access", "group", "change", "esx", "--remove", two]);
+    let group = service.json(&["access", "group", "list"]).remove(0);
+    assert_eq!((&group["name"], &group["initiators"]), (&"esx".into(), &serde_json::json!([one])));
+    assert_eq!(group["volumes"], serde_json::json!(["data"]));
+    assert_eq!(service.json(&["access", "list", "data"]).remove(0)["initiator"], "group:esx");
+    let (code, text) = service.refuse(&["access", "group", "remove", "esx"]);
+    assert!(code == 65 && text.contains("gemel access deny data group:esx"), "{text}");
+    let (code, text) = service.refuse(&["access", "group", "change", "esx", "--add", "host1"]);
+    assert!(code == 65 && text.contains("iqn."), "{text}");
+    service.succeed(&["access", "deny", "data", "group:esx"]);
+    service.succeed(&["access", "group", "remove", "esx"]);
+    let (code, text) = service.refuse(&["access", "group", "remove", "esx"]);
+    assert!(code == 65 && text.contains("no host group esx"), "{text}");
+    assert!(service.json(&["access", "group", "list"]).is_empty());
+}
+
+#[test]
 fn a_secret_can_come_through_standard_input() {
     let service = Service::serving();
     let mut command = service.gemel_command(&["access", "chap", "set", "iqn.2026-11.example:host"]);

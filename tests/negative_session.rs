@@ -211,6 +211,28 @@ fn every_operation_is_answered_whatever_its_fields() {
 }
 
 #[test]
+fn who_is_in_a_host_group_is_let_in_until_he_is_not() {
+    let (_folder, mut node) = start();
+    node.administer(&["volume", "create", "shared", "--size", "16M"]);
+    let host = "iqn.2026-11.io.gemel:member";
+    let log_in = || Session::open(node.portals[0], LoginSettings::normal(host, &target_name("shared")));
+    node.administer(&["access", "group", "change", "hosts", "--add", "iqn.2026-11.io.gemel:other"]);
+    node.administer(&["access", "allow", "shared", "group:hosts"]);
+    assert!(log_in().is_err(), "he is not in it yet");
+    node.administer(&["access", "group", "change", "hosts", "--add", host]);
+    let mut session = log_in().expect("he is in it");
+    assert!(session.execute(Command::new(&[0; 6])).is_ok());
+    node.administer(&["access", "group", "change", "hosts", "--remove", host]);
+    let ended = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        session.execute(Command::new(&[0; 6])).is_err()
+    });
+    assert!(ended, "his session ends");
+    assert!(log_in().is_err());
+    assert_serves(&mut node);
+}
+
+#[test]
 fn a_copy_reaches_only_what_its_initiator_may_use() {
     let (_folder, mut node) = start();
     node.administer(&["volume", "create", "secret", "--size", "16M"]);

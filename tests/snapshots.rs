@@ -21,7 +21,11 @@ use serde_json::Value;
 const VOLUME: &str = "data";
 
 fn start() -> (Cluster, Host) {
-    let cluster = Cluster::start(ClusterSettings::default());
+    start_with(ClusterSettings::default())
+}
+
+fn start_with(settings: ClusterSettings) -> (Cluster, Host) {
+    let cluster = Cluster::start(settings);
     let target = cluster.create_volume(VOLUME, "64M", &["--primary", "a"]);
     cluster.wait_in_sync("a", VOLUME);
     let portals = NODES.map(|node| cluster.portal(node));
@@ -124,6 +128,60 @@ fn scenario_28_a_snapshot_races_a_failover() {
         host.check_all();
     }
     println!("scenario 28: {} of 6 acknowledged, {there} there", acknowledged.len());
+}
+
+/// The host writes when it is told that a snapshot is to be taken, and that is in it.
+#[test]
+fn hosts_are_asked_to_hold_still_while_a_snapshot_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let script = |name: &str, text: &str| {
+        std::fs::write(file(name), text).unwrap();
+        format!("[\"sh\", {:?}]", file(name))
+    };
+    let before = format!(
+        "cd {:?}; [ -e broken ] && exit 3; touch asked; until [ -e still ]; do sleep 0.02; done",
+        folder.path()
+    );
+    let after = format!("echo $GEMEL_NODE $GEMEL_VOLUMES $GEMEL_SNAPSHOT $GEMEL_TAKEN >> {:?}", file("told"));
+    let sections =
+        format!("[snapshots]\nbefore = {}\nafter = {}\n", script("before", &before), script("after", &after));
+    let (cluster, mut host) = start_with(ClusterSettings { sections, ..ClusterSettings::default() });
+    host.write(0, 32);
+    // Through the other node: the one that serves runs them.
+    let mut taking = cluster.start_gemel("b", &["snapshot", "create", "data@held"]);
+    cluster.wait_until("the host is asked", || file("asked").exists());
+    host.write(0, 32);
+    std::fs::write(file("still"), "").unwrap();
+    assert!(taking.wait().unwrap().success());
+    let changed = cluster.gemel("a", &["snapshot", "diff", "data@held"]);
+    assert!(changed.status.success() && changed.stdout.is_empty(), "{changed:?}");
+    assert_eq!(std::fs::read_to_string(file("told")).unwrap(), "a data held yes\n");
+
+    std::fs::write(file("broken"), "").unwrap();
+    refused(&cluster.gemel("a", &["snapshot", "create", "data@broken"]), "ended with exit status: 3");
+    assert_eq!(names(&cluster, "a", &[VOLUME]), ["held"]);
+    cluster.administer("a", &["snapshot", "create", "data@plain", "--crash-consistent"]);
+    let told = std::fs::read_to_string(file("told")).unwrap();
+    assert_eq!(told, "a data held yes\na data broken no\n");
+    // A schedule goes on without.
+    cluster.administer("a", &["snapshot", "schedule", VOLUME, "--every", "1h", "--keep", "1"]);
+    cluster.wait_until("one is taken", || names(&cluster, "a", &[VOLUME]).len() == 3);
+    cluster.wait_until("it is an event", || {
+        cluster.has_event("a", "snapshot-command-failed", "as after a power failure")
+    });
+    // A command after that fails is told until one ends well.
+    std::fs::remove_file(file("broken")).unwrap();
+    let holds_still = || {
+        let status = cluster.try_ask("b", &["status"]).unwrap_or_default();
+        status["attention"].to_string().contains("Hosts may still hold still")
+    };
+    std::fs::write(file("after"), "exit 4").unwrap();
+    cluster.administer("a", &["snapshot", "create", "data@stuck"]);
+    cluster.wait_until("it is told", holds_still);
+    std::fs::write(file("after"), "true").unwrap();
+    cluster.administer("a", &["snapshot", "create", "data@well"]);
+    cluster.wait_until("it is over", || !holds_still());
 }
 
 #[test]

@@ -190,7 +190,22 @@ fn what_is_written_over_a_hole_that_is_on_its_way_keeps_its_space() {
     let rig = Rig::new(2131, 3);
     let store = rig.open();
     let capacity = store.usage().capacity_bytes / BLOCK_SIZE as u64;
-    (0..capacity).for_each(|address| rig.write(&store, address, 1, 1));
+    fill_up_and_reclaim(&rig, &store, capacity);
+}
+
+#[test]
+fn what_is_written_over_a_hole_that_is_on_its_way_counts_for_the_quota() {
+    let rig = Rig::new(2131, 3);
+    let store = rig.open();
+    let blocks = store.usage().capacity_bytes / BLOCK_SIZE as u64 / 2;
+    store.set_space_rule(VOLUME, SpaceRule { quota_bytes: blocks * BLOCK_SIZE as u64, reserved_bytes: 0 });
+    store.bind_space(VOLUME, true);
+    fill_up_and_reclaim(&rig, &store, blocks);
+}
+
+/// Fills a volume up to `capacity` blocks, all that it may take, then unmaps some and writes over them at once.
+fn fill_up_and_reclaim(rig: &Rig, store: &Store, capacity: u64) {
+    (0..capacity).for_each(|address| rig.write(store, address, 1, 1));
     let used_blocks = || store.usage().used_bytes / BLOCK_SIZE as u64;
     let mut met = 0;
     for round in 2..60 {
@@ -198,15 +213,15 @@ fn what_is_written_over_a_hole_that_is_on_its_way_keeps_its_space() {
         let unmapped = store.append(VOLUME, rig.version(), vec![hole]);
         rig.wait(Duration::from_micros(10 * round));
         let before = used_blocks();
-        let overwritten = rig.append(&store, 0, 10, round);
+        let overwritten = rig.append(store, 0, 10, round);
         rig.block_on(unmapped).unwrap();
         if used_blocks() == capacity - 10 {
             met += u64::from(before == capacity);
-            let elsewhere = rig.block_on(rig.append(&store, capacity, 10, round));
+            let elsewhere = rig.block_on(rig.append(store, capacity, 10, round));
             assert_eq!(elsewhere, Err(StoreError::OutOfSpace), "the space is promised");
         }
         rig.block_on(overwritten).unwrap();
-        assert_eq!((used_blocks(), rig.read_round(&store, 0)), (capacity, Ok(round)));
+        assert_eq!((used_blocks(), rig.read_round(store, 0)), (capacity, Ok(round)));
     }
     assert!(met > 3, "the hole settled {met} times while the write behind it was on its way");
 }

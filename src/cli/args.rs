@@ -368,7 +368,7 @@ pub enum AccessVerb {
     Allow {
         /// The volume.
         volume: String,
-        /// The initiator's iSCSI name, or '*' for every initiator.
+        /// The initiator's iSCSI name, 'group:NAME' for a host group, or '*' for every initiator.
         #[arg(value_name = "IQN")]
         initiator: String,
     },
@@ -376,7 +376,7 @@ pub enum AccessVerb {
     Deny {
         /// The volume.
         volume: String,
-        /// The initiator's iSCSI name, or '*'.
+        /// The initiator's iSCSI name, 'group:NAME' or '*'.
         #[arg(value_name = "IQN")]
         initiator: String,
     },
@@ -385,9 +385,35 @@ pub enum AccessVerb {
         /// Only this volume.
         volume: Option<String>,
     },
+    /// Host groups: initiators that are let in together.
+    #[command(subcommand)]
+    Group(GroupVerb),
     /// CHAP secrets of initiators.
     #[command(subcommand)]
     Chap(ChapVerb),
+}
+
+/// `gemel access group`
+#[derive(Debug, Subcommand)]
+pub enum GroupVerb {
+    /// List the groups, who is in them, and on whose access lists they are.
+    List,
+    /// Change who is in a group, which is made where there is none of that name. Sessions of those who lose a volume by it end.
+    Change {
+        /// The group's name.
+        name: String,
+        /// iSCSI names of those who come in.
+        #[arg(long, value_name = "IQN", num_args = 1..)]
+        add: Vec<String>,
+        /// iSCSI names of those who go.
+        #[arg(long, value_name = "IQN", num_args = 1..)]
+        remove: Vec<String>,
+    },
+    /// Remove a group that is on no volume's access list.
+    Remove {
+        /// The group's name.
+        name: String,
+    },
 }
 
 /// `gemel access chap`

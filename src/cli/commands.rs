@@ -7,24 +7,25 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::args::{
-    AccessVerb, AlertVerb, Arguments, ChapVerb, DiskVerb, EventVerb, ForceVerb, NodeVerb, Noun, PoolVerb,
-    RebuildPriority, ScrubAction, SpareVerb, Switch, VolumeVerb,
+    AccessVerb, AlertVerb, Arguments, ChapVerb, DiskVerb, EventVerb, ForceVerb, GroupVerb, NodeVerb, Noun,
+    PoolVerb, RebuildPriority, ScrubAction, SpareVerb, Switch, VolumeVerb,
 };
-use super::cluster::args::ClusterVerb;
+use super::cluster::args::{AdministratorVerb, ClusterVerb};
 use super::error::{CliError, REFUSED};
 use super::snapshot::CloneVerb;
 use super::support::{self, SupportVerb};
 use super::{alert, client, cluster, demo, drill, image, manual, show, snapshot, user};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
-    AllowAccessRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential, ClearChapRequest,
-    ControlScrubRequest, CreateJoinTokenRequest, CreateVolumeRequest, DeleteVolumeRequest, DenyAccessRequest,
-    FailDiskRequest, ForcePrimaryRequest, GetBackupRequest, GetClusterRequest, GetPoolRequest,
-    GetStatusRequest, GetVolumeRequest, Health, ListAccessRequest, ListAlertsRequest, ListDisksRequest,
-    ListVolumesRequest, MoveVolumeRequest, RemoveAlertRequest, RemoveMemberRequest, ReplaceDiskRequest,
-    ReplaceMemberRequest, ResizeVolumeRequest, SetAlertRequest, SetChapRequest, SetMaintenanceRequest,
-    SetRebuildPriorityRequest, SetVolumeHomeRequest, SetVolumeRequest, ShutdownClusterRequest,
-    ShutdownNodeRequest, StreamEventsRequest, TestAlertsRequest,
+    AllowAccessRequest, ChangeHostGroupRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential,
+    ClearChapRequest, ControlScrubRequest, CreateAdministratorRequest, CreateJoinTokenRequest,
+    CreateVolumeRequest, DeleteVolumeRequest, DenyAccessRequest, FailDiskRequest, ForcePrimaryRequest,
+    GetBackupRequest, GetClusterRequest, GetPoolRequest, GetStatusRequest, GetVolumeRequest, Health,
+    ListAccessRequest, ListAlertsRequest, ListDisksRequest, ListHostGroupsRequest, ListVolumesRequest,
+    MoveVolumeRequest, RemoveAlertRequest, RemoveHostGroupRequest, RemoveMemberRequest, ReplaceDiskRequest,
+    ReplaceMemberRequest, ResizeVolumeRequest, RevokeAdministratorRequest, SetAlertRequest, SetChapRequest,
+    SetMaintenanceRequest, SetRebuildPriorityRequest, SetVolumeHomeRequest, SetVolumeRequest,
+    ShutdownClusterRequest, ShutdownNodeRequest, StreamEventsRequest, TestAlertsRequest,
 };
 
 /// A connected command.
@@ -78,9 +79,10 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
             let stopped = session.client.shutdown_cluster(ShutdownClusterRequest { force }).await?;
             output.one(&stopped.into_inner(), show::cluster_shutdown)?;
         }
-        Noun::Cluster(ClusterVerb::Set { resync_limit, space_warning }) => {
+        Noun::Cluster(ClusterVerb::Set { resync_limit, space_warning, space_error }) => {
             let request = ChangeSettingsRequest {
                 space_warning_percent: space_warning,
+                space_error_percent: space_error,
                 resync_limit_bytes_per_second: resync_limit,
             };
             let cluster = session.client.change_settings(request).await?.into_inner();
@@ -91,6 +93,16 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
                 CreateJoinTokenRequest { name: name.to_string(), valid_seconds: valid.as_secs().max(1) };
             let token = session.client.create_join_token(request).await?.into_inner();
             output.one(&token, show::join_token)?;
+        }
+        Noun::Cluster(ClusterVerb::Administrator(AdministratorVerb::Add { name, file })) => {
+            let request = CreateAdministratorRequest { name };
+            let made = session.client.create_administrator(request).await?.into_inner();
+            cluster::backup::keep(&file, &made.identity)?;
+            output.done("kept", &file.display().to_string())?;
+        }
+        Noun::Cluster(ClusterVerb::Administrator(AdministratorVerb::Revoke { name })) => {
+            session.client.revoke_administrator(RevokeAdministratorRequest { name: name.clone() }).await?;
+            output.done("revoked", &name)?;
         }
         Noun::Cluster(ClusterVerb::Backup { file }) => {
             let backup = session.client.get_backup(GetBackupRequest {}).await?.into_inner();
@@ -297,6 +309,19 @@ impl Session {
                 let request = ListAccessRequest { volume: volume.unwrap_or_default() };
                 let response = self.client.list_access(request).await?.into_inner();
                 self.output.list(&response.entries, show::access)
+            }
+            AccessVerb::Group(GroupVerb::List) => {
+                let listed = self.client.list_host_groups(ListHostGroupsRequest {}).await?.into_inner();
+                self.output.list(&listed.groups, show::host_groups)
+            }
+            AccessVerb::Group(GroupVerb::Change { name, add, remove }) => {
+                let request = ChangeHostGroupRequest { name, added: add, removed: remove };
+                let group = self.client.change_host_group(request).await?.into_inner();
+                self.output.one(&group, |group| show::host_groups(std::slice::from_ref(group)))
+            }
+            AccessVerb::Group(GroupVerb::Remove { name }) => {
+                self.client.remove_host_group(RemoveHostGroupRequest { name: name.clone() }).await?;
+                self.output.done("removed", &name)
             }
             AccessVerb::Chap(ChapVerb::Clear { initiator }) => {
                 self.client.clear_chap(ClearChapRequest { initiator: initiator.clone() }).await?;

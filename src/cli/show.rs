@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use crate::rpc::json::name;
 use crate::rpc::management::{
-    AccessEntry, AloneVolume, Cluster, Disk, DiskState, Event, Health, JoinToken, Node, NodeState, Pool,
-    PoolState, Rebuild, Scrub, Severity, ShutdownClusterResponse, Snapshot, Status, Volume, VolumeState,
-    WitnessState,
+    AccessEntry, AloneVolume, Cluster, Disk, DiskState, Event, Health, HostGroup, JoinToken, Node, NodeState,
+    Pool, PoolState, Rebuild, Scrub, Severity, ShutdownClusterResponse, Snapshot, Status, Volume,
+    VolumeState, WitnessState,
 };
 use crate::rpc::size::show as size;
 use crate::rpc::time::show_duration;
@@ -159,12 +159,13 @@ pub fn cluster(cluster: &Cluster) -> String {
     };
     format!(
         "Cluster {} ({}): {majority}\nLeader {leader}, term {}, applied through {}\nResync {limit}, space warning at \
-         {} %\n\nMembers\n{}",
+         {} %, error at {} %\n\nMembers\n{}",
         cluster.name,
         cluster.uuid,
         cluster.term,
         cluster.applied_index,
         cluster.space_warning_percent,
+        cluster.space_error_percent,
         table(&["NAME", "KIND", "VOTES", "LINK", "SINCE", "VERSION", "REASON"], rows)
     )
 }
@@ -178,13 +179,14 @@ fn pools(pools: &[Pool]) -> String {
             size(pool.capacity_bytes),
             format!("{} ({}%)", size(pool.used_bytes), percent(pool.used_bytes, pool.capacity_bytes)),
             size(pool.provisioned_bytes),
+            pool.full_ms.map_or_else(|| "-".to_owned(), day),
             format!(
                 "{working} of {}",
                 pool.disks.iter().filter(|disk| disk.state() != DiskState::Spare).count()
             ),
         ]
     });
-    table(&["NODE", "STATE", "CAPACITY", "USED", "PROVISIONED", "DISKS"], rows)
+    table(&["NODE", "STATE", "CAPACITY", "USED", "PROVISIONED", "FULL ON", "DISKS"], rows)
 }
 
 /// A pool and its disks.
@@ -192,10 +194,31 @@ pub fn pool(pool: &Pool) -> String {
     let scrubbed = pool.scrub.as_ref().map_or_else(String::new, scrub);
     let rebuild = &pool.rebuild_priority;
     format!(
-        "{}\nDisks\n{}\nrebuild priority {rebuild}\n{scrubbed}",
+        "{}\n{}\nDisks\n{}\nrebuild priority {rebuild}\n{scrubbed}",
         pools(std::slice::from_ref(pool)),
+        forecast(pool),
         disks(&pool.disks)
     )
+}
+
+/// What is to be expected of a pool.
+fn forecast(pool: &Pool) -> String {
+    let full = pool.full_ms.map(day);
+    match (pool.growth_bytes_per_day, full) {
+        (None, _) => "growth: not known yet\n".to_owned(),
+        (Some(0), _) => "growth: none lately\n".to_owned(),
+        (Some(growth), Some(full)) => {
+            format!("growth: {} a day; at that rate it is full on {full}\n", size(growth))
+        }
+        (Some(growth), None) => {
+            format!("growth: {} a day; that fills it in no foreseeable time\n", size(growth))
+        }
+    }
+}
+
+/// The day of a time.
+fn day(unix_ms: u64) -> String {
+    crate::rpc::time::show(unix_ms).chars().take("2027-01-31".len()).collect()
 }
 
 /// How the scrub of a pool is, and what it found.
@@ -305,6 +328,14 @@ pub fn access(entries: &[AccessEntry]) -> String {
         vec![entry.volume.clone(), entry.initiator.clone(), chap.to_owned()]
     });
     table(&["VOLUME", "INITIATOR", "CHAP"], rows)
+}
+
+/// Host groups.
+pub fn host_groups(groups: &[HostGroup]) -> String {
+    let rows = groups
+        .iter()
+        .map(|group| vec![group.name.clone(), group.initiators.join(" "), group.volumes.join(" ")]);
+    table(&["GROUP", "INITIATORS", "VOLUMES"], rows)
 }
 
 /// One line for an event.

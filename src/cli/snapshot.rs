@@ -28,6 +28,9 @@ pub enum SnapshotVerb {
         /// Nobody can delete it before that day (2027-01-31) or time (2027-01-31T12:00:00Z), in UTC.
         #[arg(long, value_name = "DATE", value_parser = date)]
         protect_until: Option<SystemTime>,
+        /// Without the commands before and after snapshots that the node's configuration has: as after a power failure.
+        #[arg(long)]
+        crash_consistent: bool,
     },
     /// List the snapshots of a volume, or of all.
     List {
@@ -125,7 +128,7 @@ pub(super) async fn run(
     verb: SnapshotVerb,
 ) -> Result<(), CliError> {
     match verb {
-        SnapshotVerb::Create { mut snapshots, protect_until } => {
+        SnapshotVerb::Create { mut snapshots, protect_until, crash_consistent } => {
             let last = snapshots.pop().unwrap_or_default();
             let (volume, name) = last.split_once('@').unwrap_or((&last, ""));
             let since_epoch =
@@ -141,11 +144,13 @@ pub(super) async fn run(
             }
             if !snapshots.is_empty() {
                 snapshots.push(volume);
-                let request = CreateSnapshotGroupRequest { volumes: snapshots, name, protected_until_ms };
+                let volumes = snapshots;
+                let request =
+                    CreateSnapshotGroupRequest { volumes, name, protected_until_ms, crash_consistent };
                 let taken = client.create_snapshot_group(request).await?.into_inner();
                 return output.list(&taken.snapshots, show::snapshots);
             }
-            let request = CreateSnapshotRequest { volume, name, protected_until_ms };
+            let request = CreateSnapshotRequest { volume, name, protected_until_ms, crash_consistent };
             let taken = client.create_snapshot(request).await?.into_inner();
             output.one(&taken, |taken| show::snapshots(std::slice::from_ref(taken)))
         }

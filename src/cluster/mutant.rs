@@ -42,6 +42,8 @@ seeded_bugs! {
         CertificateKept,
         /// An epoch counts as this life's own proposal by what it says, not by who proposed it.
         ForeignEpochTaken,
+        /// A newer format is gone over to when a majority knows it.
+        RaiseByMajority,
         /// An epoch that was handed to an earlier life of a node is begun once more.
         HandedOverTwice,
     }

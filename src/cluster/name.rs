@@ -131,6 +131,11 @@ checked_name!(
     check_token
 );
 checked_name!(
+    /// Name of a host group: 1 to 63 lower-case letters, digits and hyphens.
+    HostGroupName,
+    check_host_group
+);
+checked_name!(
     /// Name of an initiator, in lower case: `iqn.`, `eui.` or `naa.` form.
     InitiatorName,
     check_initiator
@@ -164,6 +169,10 @@ fn check_user(text: &str) -> Result<String, NameError> {
 
 fn check_token(text: &str) -> Result<String, NameError> {
     check_label("token", LONGEST_NODE_NAME_BYTES, UNDOTTED, text)
+}
+
+fn check_host_group(text: &str) -> Result<String, NameError> {
+    check_label("host group", LONGEST_NODE_NAME_BYTES, UNDOTTED, text)
 }
 
 /// Punctuation that a name may hold inside, and the whole rule in words.

@@ -97,10 +97,13 @@ pub struct Spoken {
     forward: Versions,
 }
 
+/// Version 2 differs from 1 in the newest format of the control state ([`crate::cluster::state::format`]).
+const CONTROL: Versions = Versions { oldest: 1, newest: 2 };
+
 impl Default for Spoken {
     /// What this program speaks.
     fn default() -> Self {
-        Self { control: Versions::only(1), mirror: Versions::only(2), forward: Versions::only(1) }
+        Self { control: CONTROL, mirror: Versions::only(2), forward: Versions::only(1) }
     }
 }
 
@@ -113,6 +116,13 @@ impl Spoken {
             Protocol::Mirror => self.mirror,
             Protocol::Forward => self.forward,
         }
+    }
+
+    /// The same, but without the versions of the control protocol that are older than this.
+    #[must_use]
+    pub fn without_control_before(mut self, version: u32) -> Self {
+        self.control.oldest = self.control.oldest.max(version.min(self.control.newest));
+        self
     }
 
     /// The same, but for these.

@@ -255,6 +255,7 @@ calls! {
         list_disks(ListDisksRequest) -> ListDisksResponse, view, nothing;
         get_pool(GetPoolRequest) -> Pool, view, nothing;
         list_access(ListAccessRequest) -> ListAccessResponse, view, nothing;
+        list_host_groups(ListHostGroupsRequest) -> ListHostGroupsResponse, view, nothing;
         list_alerts(ListAlertsRequest) -> ListAlertsResponse, view, nothing;
 
         create_volume(CreateVolumeRequest) -> Volume, operate, |m| {
@@ -310,6 +311,15 @@ calls! {
             |m| say(format!("access allow {} {}", m.volume, m.initiator));
         deny_access(DenyAccessRequest) -> DenyAccessResponse, operate,
             |m| say(format!("access deny {} {}", m.volume, m.initiator));
+        change_host_group(ChangeHostGroupRequest) -> HostGroup, operate, |m| {
+            let part = |what: &str, names: &[String]| match names {
+                [] => String::new(),
+                names => format!(" {what} {}", names.join(" ")),
+            };
+            say(format!("access group change {}{}{}", m.name, part("--add", &m.added), part("--remove", &m.removed)))
+        };
+        remove_host_group(RemoveHostGroupRequest) -> RemoveHostGroupResponse, operate,
+            |m| say(format!("access group remove {}", m.name));
         set_chap(SetChapRequest) -> SetChapResponse, operate, |m| say(format!("access chap set {}", m.initiator));
         clear_chap(ClearChapRequest) -> ClearChapResponse, operate,
             |m| say(format!("access chap clear {}", m.initiator));
@@ -338,10 +348,14 @@ calls! {
         change_settings(ChangeSettingsRequest) -> Cluster, administer, |m| {
             let limit = m.resync_limit_bytes_per_second.map(|limit| format!(" --resync-limit {}", size(limit)));
             let warning = m.space_warning_percent.map(|percent| format!(" --space-warning {percent}"));
-            say(format!("cluster set{}{}", limit.unwrap_or_default(), warning.unwrap_or_default()))
+            let error = m.space_error_percent.map(|percent| format!(" --space-error {percent}"));
+            let settings = [limit, warning, error].map(Option::unwrap_or_default);
+            say(format!("cluster set{}", settings.concat()))
         };
         replace_member(ReplaceMemberRequest) -> Cluster, administer, |m| say(format!("node replace {}", m.name));
         remove_member(RemoveMemberRequest) -> Cluster, administer, |m| say(format!("cluster remove {}", m.name));
+        revoke_administrator(RevokeAdministratorRequest) -> RevokeAdministratorResponse, administer,
+            |m| say(format!("cluster administrator revoke {}", m.name));
         create_join_token(CreateJoinTokenRequest) -> JoinToken, administer,
             |m| say(format!("cluster token {}", m.name));
 
@@ -366,6 +380,8 @@ calls! {
             |m| say(format!("user token remove {} {}", m.user, m.name));
     }
     other {
+        create_administrator(CreateAdministratorRequest) -> Administrator, administer,
+            |m| say(format!("cluster administrator add {}", m.name));
         get_backup(GetBackupRequest) -> Backup, administer, |_| say("cluster backup".to_owned());
         stop_volumes(StopVolumesRequest) -> StopVolumesResponse, administer, |_| say("volumes stopped".to_owned());
     }

@@ -13,6 +13,7 @@ use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::SeatKind;
 use crate::daemon::floating::FloatingConfig;
 use crate::daemon::power::UpsConfig;
+use crate::daemon::snapshot_commands::SnapshotsConfig;
 use crate::daemon::syslog::Receiver;
 use crate::peer::settings::PeerSettings;
 
@@ -53,6 +54,9 @@ pub struct Config {
     /// Addresses that the node which serves holds, for hosts that know one path only.
     #[serde(default)]
     pub floating: Option<FloatingConfig>,
+    /// Commands before and after snapshots.
+    #[serde(default)]
+    pub snapshots: SnapshotsConfig,
     /// The UPS of this node's room.
     #[serde(default)]
     pub ups: Option<UpsConfig>,
@@ -447,7 +451,8 @@ mod tests {
         assert_eq!(shown.pool.engine, smallest.pool.engine);
         assert_eq!(shown.pool.discard, smallest.pool.discard);
         let text = |config: &Config| {
-            format!("{:?}{:?}{:?}{:?}", config.iscsi, config.management, config.console, config.events)
+            let Config { iscsi, management, console, events, snapshots, .. } = config;
+            format!("{iscsi:?}{management:?}{console:?}{events:?}{snapshots:?}")
         };
         assert_eq!(text(&shown), text(&smallest));
         assert_eq!(shown.shutdown.drain_timeout_ms, smallest.shutdown.drain_timeout_ms);

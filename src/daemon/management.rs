@@ -3,6 +3,9 @@
 //! Any node can be asked for anything: what only the other node can do, as it serves the volume or has the disk, is
 //! passed on to it, once. When it turns out that the volume has just moved, it is looked for again.
 
+#[macro_use]
+mod passing;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +13,9 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use self::passing::{BETWEEN_TRIES, LONGEST_LOOK, MOST_TRIES, merge};
 use super::alerts::Alerts;
 use super::cluster_stop;
 use super::control::{Control, Refusal};
@@ -23,7 +26,6 @@ use crate::cluster::name::{NameError, NodeName};
 use crate::peer::backup::Backup;
 use crate::peer::joining::book::DEFAULT_VALIDITY;
 use crate::peer::joining::desk::{Desk, DeskError};
-use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::management_server::Management;
 use crate::rpc::management::{self as messages};
 
@@ -55,97 +57,6 @@ impl ManagementService {
         consoles: Vec<String>,
     ) -> Self {
         Self { control, events, alerts, desk, others, consoles }
-    }
-
-    /// Who has to do what is asked for: another node, or this one.
-    pub(super) async fn elsewhere(
-        &self,
-        node: Option<NodeName>,
-        is_passed_on: bool,
-    ) -> Result<Option<ManagementClient<Channel>>, Status> {
-        let node = node.filter(|node| !is_passed_on && *node != *self.control.node());
-        match (node, &self.others) {
-            (Some(node), Some(others)) => others.client(&node).await.map(Some),
-            _ => Ok(None),
-        }
-    }
-}
-
-impl ManagementService {
-    /// The pool of the other node, as far as that can be asked.
-    async fn other_pool(&self) -> Option<messages::Pool> {
-        let other = self.others.iter().flat_map(Others::names).next()?.clone();
-        let asked = async {
-            let mut client = self.elsewhere(Some(other.clone()), false).await.ok()??;
-            let request = messages::GetPoolRequest { node: other.to_string() };
-            client.get_pool(passed_on(request)).await.ok()
-        };
-        let answered = tokio::time::timeout(LONGEST_LOOK, asked).await.ok()??;
-        Some(answered.into_inner())
-    }
-
-    /// The node that a request names, unless that is this one or it names none.
-    async fn named<T>(
-        &self,
-        request: &Request<T>,
-        node: &str,
-    ) -> Result<Option<ManagementClient<Channel>>, Status> {
-        if node.is_empty() {
-            return Ok(None);
-        }
-        let node: NodeName =
-            node.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))?;
-        let is_known = node == *self.control.node()
-            || self.others.iter().flat_map(Others::names).any(|other| *other == node);
-        if !is_known {
-            return Err(Status::not_found(format!("there is no node {node}: `gemel node list` shows them")));
-        }
-        self.elsewhere(Some(node), is_passed_on(request)).await
-    }
-}
-
-/// Has a call done by the node that is named by `$node`, an expression of the request, and looks again when it is
-/// not that one any more.
-macro_rules! where_it_belongs {
-    ($self:ident, $request:ident, $method:ident, |$message:ident| $node:expr, $here:expr) => {{
-        let was_passed_on = is_passed_on(&$request);
-        let $message = $request.into_inner();
-        let mut tries = 0;
-        loop {
-            let answered = match $self.elsewhere($node, was_passed_on).await? {
-                Some(mut other) => other.$method(passed_on($message.clone())).await,
-                None => answer($here($message.clone()).await),
-            };
-            tries += 1;
-            match answered {
-                Err(status) if status.code() == Code::Aborted && !was_passed_on && tries < MOST_TRIES => {
-                    tokio::time::sleep(BETWEEN_TRIES).await;
-                }
-                answered => break answered,
-            }
-        }
-    }};
-}
-
-/// Puts what another node says of itself into the status of this one.
-fn merge(status: &mut messages::Status, theirs: messages::Status, node: &str) {
-    for volume in theirs.volumes.into_iter().filter(|volume| volume.primary == node) {
-        let known = status.volumes.iter_mut().find(|known| known.id == volume.id);
-        if let Some(known) = known.filter(|known| known.epoch == volume.epoch) {
-            *known = volume;
-        }
-    }
-    let own = theirs.nodes.into_iter().find(|known| known.name == node);
-    if let (Some(own), Some(known)) = (own, status.nodes.iter_mut().find(|known| known.name == node)) {
-        *known = own;
-    }
-    status.attention.extend(theirs.attention.into_iter().filter(|item| item.node == node));
-    status.attention.sort_by_key(|item| std::cmp::Reverse(item.severity));
-    let pools = theirs.pools.into_iter().filter(|pool| pool.node == node);
-    status.pools.extend(pools);
-    let is_reduced = status.pools.iter().any(|pool| pool.state() != messages::PoolState::Ok);
-    if is_reduced && status.health() == messages::Health::Ok {
-        status.health = messages::Health::Degraded.into();
     }
 }
 
@@ -536,6 +447,36 @@ impl Management for ManagementService {
         self.backup().map(Response::new)
     }
 
+    async fn create_administrator(
+        &self,
+        request: Request<messages::CreateAdministratorRequest>,
+    ) -> Answer<messages::Administrator> {
+        let name = administrator(&request.into_inner().name)?;
+        let Some(desk) = &self.desk else {
+            return Err(Status::failed_precondition(NO_ADMINISTRATORS));
+        };
+        if self.control.look(|state| state.is_revoked(name.as_str())) {
+            let text = format!("identities of {name} were revoked, for good: give the new one another name");
+            return Err(Status::failed_precondition(text));
+        }
+        let failed = |error: &dyn std::error::Error| Status::internal(error.to_string());
+        let authority = desk.authority().map_err(|error| failed(&error))?;
+        let identity = authority.administrator_pem(&name).map_err(|error| failed(&error))?;
+        Ok(Response::new(messages::Administrator { name: name.to_string(), identity }))
+    }
+
+    async fn revoke_administrator(
+        &self,
+        request: Request<messages::RevokeAdministratorRequest>,
+    ) -> Answer<messages::RevokeAdministratorResponse> {
+        let name = administrator(&request.into_inner().name)?;
+        if self.desk.is_none() {
+            return Err(Status::failed_precondition(NO_ADMINISTRATORS));
+        }
+        let revoked = self.control.revoke_administrator(name).await;
+        answer(revoked.map(|()| messages::RevokeAdministratorResponse {}))
+    }
+
     async fn create_join_token(
         &self,
         request: Request<messages::CreateJoinTokenRequest>,
@@ -596,6 +537,28 @@ impl Management for ManagementService {
     ) -> Answer<messages::ListAccessResponse> {
         let entries = self.control.access(&request.into_inner().volume).await;
         answer(entries.map(|entries| messages::ListAccessResponse { entries }))
+    }
+
+    async fn list_host_groups(
+        &self,
+        _: Request<messages::ListHostGroupsRequest>,
+    ) -> Answer<messages::ListHostGroupsResponse> {
+        answer(Ok(messages::ListHostGroupsResponse { groups: self.control.host_groups() }))
+    }
+
+    async fn change_host_group(
+        &self,
+        request: Request<messages::ChangeHostGroupRequest>,
+    ) -> Answer<messages::HostGroup> {
+        answer(self.control.change_host_group(request.into_inner()).await)
+    }
+
+    async fn remove_host_group(
+        &self,
+        request: Request<messages::RemoveHostGroupRequest>,
+    ) -> Answer<messages::RemoveHostGroupResponse> {
+        let removed = self.control.remove_host_group(&request.into_inner().name).await;
+        answer(removed.map(|()| messages::RemoveHostGroupResponse {}))
     }
 
     async fn set_chap(
@@ -746,17 +709,15 @@ impl ManagementService {
         let contents = backup.and_then(|backup| backup.encode()).map_err(|error| failed(&error))?;
         Ok(messages::Backup { contents })
     }
+}
 
-    /// The other nodes.
-    pub(super) fn names_of_others(&self) -> impl Iterator<Item = NodeName> {
-        self.others.iter().flat_map(Others::names).cloned()
-    }
+/// What a single node says of identities.
+const NO_ADMINISTRATORS: &str =
+    "a single node is managed on the machine itself, by root: there are no identities for other machines";
 
-    /// The other nodes, unless one of them asks.
-    fn other_nodes<T>(&self, request: &Request<T>) -> Vec<NodeName> {
-        let others = self.others.iter().filter(|_| !is_passed_on(request));
-        others.flat_map(Others::names).cloned().collect()
-    }
+#[allow(clippy::result_large_err)] // as the service wants it
+fn administrator(name: &str) -> Result<NodeName, Status> {
+    name.parse().map_err(|error: NameError| Status::invalid_argument(error.to_string()))
 }
 
 fn answer<T>(result: Result<T, Refusal>) -> Answer<T> {
@@ -769,14 +730,8 @@ pub(super) fn status(refusal: Refusal) -> Status {
         Refusal::Invalid(message) => Status::invalid_argument(message),
         Refusal::NotFound(message) => Status::not_found(message),
         Refusal::Exists(message) => Status::already_exists(message),
-        Refusal::Impossible(message) => Status::failed_precondition(message),
+        Refusal::Impossible(message) | Refusal::Unknown(message) => Status::failed_precondition(message),
         Refusal::Stale(message) | Refusal::Elsewhere(message) => Status::aborted(message),
         Refusal::Broken(message) => Status::internal(message),
     }
 }
-
-/// How often the node that has to do something is looked for, and how long in between: a take-over goes by.
-const MOST_TRIES: u32 = 10;
-/// Longest that what another node says of itself is waited for.
-const LONGEST_LOOK: Duration = Duration::from_secs(2);
-const BETWEEN_TRIES: Duration = Duration::from_millis(300);

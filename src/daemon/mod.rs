@@ -25,10 +25,13 @@ pub mod management;
 pub mod metrics;
 pub mod notify;
 pub mod others;
+pub mod pool_watch;
 pub mod power;
 pub mod services;
+pub mod snapshot_commands;
 pub mod start;
 pub mod state_directory;
+pub mod steady_clock;
 pub mod syslog;
 
 pub use start::run;

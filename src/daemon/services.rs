@@ -29,6 +29,7 @@ use super::history::History;
 use super::listen::{LocalSocket, listen, listen_locally};
 use super::management::ManagementService;
 use super::others::Others;
+use super::pool_watch;
 use super::power::Power;
 use crate::cluster::state::user::Role;
 use crate::peer::joining::desk::{Desk, DeskEvent, DeskSetup, JoiningService, RecordKey};
@@ -110,6 +111,9 @@ impl Services {
             open_metrics: config.console.open_metrics,
         };
         let looking = tokio::task::spawn_local(history.run(control.clone()));
+        let watching = pool_watch::run(control.clone(), config.state_dir.clone(), events.clone());
+        let watching = tokio::task::spawn_local(watching);
+        let keeping = tokio::task::spawn_local(control.clone().keep_clock());
         if let (Some(keys), Some(desk)) = (keys, desk) {
             let check = move |request| check_caller(&keys, request);
             let guarded = tonic::service::interceptor::InterceptedService::new(management.clone(), check);
@@ -127,7 +131,7 @@ impl Services {
                 tracing::error!(%error, "the management service has ended");
             }
         });
-        let mut background = vec![looking, tokio::task::spawn_local(alerts.run())];
+        let mut background = vec![looking, watching, keeping, tokio::task::spawn_local(alerts.run())];
         background.extend(power.map(|power| tokio::task::spawn_local(power.run())));
         if !config.events.syslog.is_empty() {
             let sending = super::syslog::run(known, config.node.to_string(), config.events.syslog.clone());

@@ -135,6 +135,34 @@ impl StateDirectory {
         Ok(u32::try_from(saved).unwrap_or(u32::MAX))
     }
 
+    /// A number that was saved.
+    pub fn number(&self, name: &str) -> Result<Option<u64>, StateError> {
+        let read = || -> Result<Option<u64>, redb::Error> {
+            let table = match self.database.begin_read()?.open_table(NUMBERS) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                table => table?,
+            };
+            Ok(table.get(name)?.map(|number| number.value()))
+        };
+        read().map_err(|error| self.records_error(error))
+    }
+
+    /// Saves numbers by name, all of them or none.
+    pub fn save_numbers(&self, numbers: &[(&str, u64)]) -> Result<(), StateError> {
+        let write = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_write()?;
+            {
+                let mut table = transaction.open_table(NUMBERS)?;
+                for (name, number) in numbers {
+                    table.insert(name, number)?;
+                }
+            }
+            transaction.commit()?;
+            Ok(())
+        };
+        write().map_err(|error| self.records_error(error))
+    }
+
     /// The newest epoch promised for a volume; zero when there was none.
     pub fn promise(&self, volume: u32) -> Result<u32, StateError> {
         let read = || -> Result<u32, redb::Error> {

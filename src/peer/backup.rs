@@ -3,6 +3,8 @@
 //! Restored onto new machines, when both old nodes are gone, it gives hosts the same targets and the same logical units,
 //! empty. Volumes keep their numbers, as a logical unit's identity is made of them.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::authority::{Authority, AuthorityError};
@@ -126,6 +128,13 @@ fn commands(state: &ControlState) -> Result<Vec<Command>, BackupError> {
         let description = Description { key: KeyFingerprint::default(), ..witness };
         commands.push(Command::SetWitness { description });
     }
+    commands.extend(state.host_groups().map(|(name, initiators)| Command::ChangeHostGroup {
+        name: name.clone(),
+        added: initiators.clone(),
+        removed: BTreeSet::new(),
+    }));
+    let revoke = |name: &NodeName| Command::RevokeAdministrator { name: name.clone() };
+    commands.extend(state.revoked_administrators().map(revoke));
     let mut next_id = 1;
     for record in state.volumes() {
         while VolumeId(next_id) < record.id {

@@ -5,7 +5,7 @@ use tonic::Status;
 use super::messages::{Hello, SeatKind as WireKind};
 use super::settings::PeerAddress;
 use crate::cluster::name::NodeName;
-use crate::cluster::quorum::{PeerInfo, SeatKind};
+use crate::cluster::quorum::SeatKind;
 use crate::cluster::raft::MemberId;
 use crate::cluster::state::ClusterUuid;
 use crate::cluster::state::node::KeyFingerprint;
@@ -31,10 +31,14 @@ pub struct Introduction {
 pub struct Greeted {
     /// Its name.
     pub name: NodeName,
-    /// Who it is.
-    pub info: PeerInfo,
+    /// Its identity in its present life.
+    pub member: MemberId,
+    /// What it is.
+    pub kind: SeatKind,
     /// Version of its program.
     pub build: String,
+    /// Which versions of the protocol it speaks.
+    pub speaks: Versions,
     /// The version of the protocol that both speak from here on.
     pub version: u32,
     /// The key of its certificate, where it has called.
@@ -98,8 +102,8 @@ impl Introduction {
         if kind != peer.kind() || hello.member_id == 0 {
             return Err(Status::permission_denied(format!("{} is another kind of member here", hello.name)));
         }
-        let info = PeerInfo { member: MemberId(hello.member_id), kind };
-        Ok(Greeted { name: peer.name.clone(), info, build, version, key: None })
+        let (name, member) = (peer.name.clone(), MemberId(hello.member_id));
+        Ok(Greeted { name, member, kind, build, speaks: spoken, version, key: None })
     }
 }
 
@@ -135,22 +139,22 @@ mod tests {
         let other = Introduction { name: "b".parse().unwrap(), member: MemberId(2), ..own.clone() };
         let good = other.hello(Protocol::Control);
         let greeted = own.check(&good, Protocol::Control, &known).unwrap();
-        assert_eq!((greeted.name.as_str(), greeted.info.member, greeted.version), ("b", MemberId(2), 1));
+        assert_eq!((greeted.name.as_str(), greeted.member, greeted.version), ("b", MemberId(2), 2));
         // A newer program that still speaks what this one does.
         let newer = Hello { protocol_version: 3, oldest_protocol_version: 1, ..good.clone() };
-        assert_eq!(own.check(&newer, Protocol::Control, &known).unwrap().version, 1);
+        assert_eq!(own.check(&newer, Protocol::Control, &known).unwrap().version, 2);
         let cases = [
             (
                 Hello {
-                    protocol_version: 3,
-                    oldest_protocol_version: 2,
+                    protocol_version: 4,
+                    oldest_protocol_version: 3,
                     build: "9.1".into(),
                     ..good.clone()
                 },
-                "b (gemel 9.1) speaks versions 2 to 3 of the control protocol and a (gemel",
+                "b (gemel 9.1) speaks versions 3 to 4 of the control protocol and a (gemel",
             ),
             // A program of the time at which one version was all that was said.
-            (Hello { protocol_version: 2, oldest_protocol_version: 0, ..good.clone() }, "speaks version 2"),
+            (Hello { protocol_version: 3, oldest_protocol_version: 0, ..good.clone() }, "speaks version 3"),
             (Hello { protocol_version: 0, oldest_protocol_version: 0, ..good.clone() }, "no version"),
             (Hello { protocol_version: 1, oldest_protocol_version: 2, ..good.clone() }, "no version"),
             (Hello { cluster_uuid: "0".repeat(32), ..good.clone() }, "belongs to cluster 0000"),

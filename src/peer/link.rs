@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -138,6 +138,8 @@ impl Link {
 /// What all links of a member have in common.
 pub struct Links {
     introduction: Introduction,
+    /// The oldest version of the protocol that is still spoken.
+    oldest_version: AtomicU32,
     keys: Keys,
     peers: Vec<PeerAddress>,
     events: mpsc::Sender<LinkEvent>,
@@ -153,7 +155,19 @@ impl Links {
         peers: Vec<PeerAddress>,
         events: mpsc::Sender<LinkEvent>,
     ) -> Arc<Self> {
-        Arc::new(Self { introduction, keys, peers, events, last_number: AtomicU64::new(0) })
+        let (oldest_version, last_number) = Default::default();
+        Arc::new(Self { introduction, oldest_version, keys, peers, events, last_number })
+    }
+
+    /// From now on who speaks only older versions than this is refused.
+    pub fn refuse_before(&self, version: u32) {
+        self.oldest_version.store(version, Ordering::Relaxed);
+    }
+
+    fn introduction(&self) -> Introduction {
+        let own = self.introduction.clone();
+        let oldest = self.oldest_version.load(Ordering::Relaxed);
+        Introduction { speaks: own.speaks.without_control_before(oldest), ..own }
     }
 
     /// The service that takes calls.
@@ -199,7 +213,7 @@ impl Links {
             .max_decoding_message_size(MOST_FRAME_BYTES)
             .max_encoding_message_size(MOST_FRAME_BYTES);
         let (frames, outgoing) = mpsc::channel(QUEUE);
-        let hello = frame(Content::Hello(self.introduction.hello(Protocol::Control)));
+        let hello = frame(Content::Hello(self.introduction().hello(Protocol::Control)));
         frames.try_send(Ok(hello)).map_err(|_| Trouble::unreachable("the queue is full"))?;
         // A refusal comes as an error of the call; an error of our own never goes into the stream.
         let outgoing = ReceiverStream::new(outgoing).filter_map(|frame| async { frame.ok() });
@@ -208,7 +222,7 @@ impl Links {
         let mut incoming = called?.into_inner();
         let hello = next_hello(&mut incoming).await?;
         let greeted = self
-            .introduction
+            .introduction()
             .check(&hello, Protocol::Control, &self.peers)
             .map_err(|status| Trouble::refused(status.message()))?;
         if greeted.name != peer.name {
@@ -292,17 +306,17 @@ impl Peer for ControlService {
         // Nothing is told to strangers, nor waited for.
         links.keys.caller(certificates).map_err(|error| Status::unauthenticated(error.to_string()))?;
         let hello = next_hello(&mut incoming).await?;
-        let checked = links.introduction.check(&hello, Protocol::Control, &links.peers);
+        let checked = links.introduction().check(&hello, Protocol::Control, &links.peers);
         if let Err(status) = &checked {
             links.tell_refused(&hello, certificates, status).await;
         }
         let greeted = checked?;
         let key = links
             .keys
-            .check_caller(certificates, &greeted.name, greeted.info.kind)
+            .check_caller(certificates, &greeted.name, greeted.kind)
             .map_err(|error| Status::permission_denied(format!("{error}: {}", greeted.name)))?;
         let (frames, outgoing) = mpsc::channel(QUEUE);
-        let hello = frame(Content::Hello(links.introduction.hello(Protocol::Control)));
+        let hello = frame(Content::Hello(links.introduction().hello(Protocol::Control)));
         frames.try_send(Ok(hello)).map_err(|_| Status::resource_exhausted("the queue is full"))?;
         let greeted = Greeted { key: Some(key), ..greeted };
         tokio::spawn(async move { links.read(greeted, frames, incoming).await });

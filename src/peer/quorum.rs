@@ -24,12 +24,13 @@ use super::settings::{PeerAddress, PeerSettings};
 use super::tls::{Keys, KeysError};
 use crate::cluster::lease::{LeaseTerms, StoreHealth};
 use crate::cluster::name::NodeName;
-use crate::cluster::quorum::{Effect, ProposalError, Quorum, SeatKind, Setup, View};
+use crate::cluster::quorum::{Effect, PeerInfo, ProposalError, Quorum, SeatKind, Setup, View};
 use crate::cluster::raft::log::{Identity, LogError, Recovered, recover};
 use crate::cluster::raft::member::{Member, Timing};
 use crate::cluster::raft::{ConsensusError, MemberId};
 use crate::cluster::state::node::KeyFingerprint;
-use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome};
+use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome, format};
+use crate::cluster::versions::Protocol;
 
 /// Where a node keeps the log of consensus, within its state directory.
 pub const NODE_DIRECTORY: &str = "quorum";
@@ -329,6 +330,8 @@ enum Input {
 /// Everything that the thread owns.
 struct Worker {
     quorum: Quorum<LogFile>,
+    /// By which links come about.
+    entrance: Arc<Links>,
     links: BTreeMap<NodeName, Vec<(Link, Instant)>>,
     peers: BTreeMap<NodeName, PeerStatus>,
     waiting: BTreeMap<u64, oneshot::Sender<Result<Outcome, ProposalError>>>,
@@ -356,7 +359,8 @@ impl Worker {
             speaks: settings.speaks,
         };
         let life = random()?;
-        let setup = Setup { name: name.clone(), kind, life, terms: LeaseTerms::LAN };
+        let newest_format = format::of_version(settings.speaks.of(Protocol::Control).newest());
+        let setup = Setup { name: name.clone(), kind, life, terms: LeaseTerms::LAN, newest_format };
         let quorum = Quorum::new(member, setup, clock_ms());
         let now_unix_ms = unix_ms();
         let peers = settings.peers.iter().map(|peer| {
@@ -387,11 +391,12 @@ impl Worker {
         };
         let own_key = (name, kind, keys.own_key().clone());
         let keys = keys.knowing(handle.watch());
-        begin_links(introduction, keys, settings.peers, (listeners, services), inputs)?;
+        let entrance = begin_links(introduction, keys, settings.peers, (listeners, services), inputs)?;
         let (links, waiting) = (BTreeMap::new(), BTreeMap::new());
         let (next_ping, told_store) = (0, StoreHealth::Well);
         let worker = Self {
             quorum,
+            entrance,
             links,
             peers,
             waiting,
@@ -452,7 +457,7 @@ impl Worker {
         let state = self.quorum.state();
         let others = self.links.values().flatten().filter_map(|(link, _)| {
             let greeted = &link.greeted;
-            Some((&greeted.name, greeted.info.kind, greeted.key.as_ref()?))
+            Some((&greeted.name, greeted.kind, greeted.key.as_ref()?))
         });
         let (name, kind, key) = &self.own_key;
         let unknown = std::iter::once((name, *kind, key)).chain(others).find_map(|(name, kind, key)| {
@@ -522,17 +527,19 @@ impl Worker {
         let greeted = link.greeted.clone();
         let links = self.links.entry(greeted.name.clone()).or_default();
         // A peer that has begun a new life has no links of the old one any more.
-        links.retain(|(known, _)| known.greeted.info == greeted.info);
+        links.retain(|(known, _)| known.greeted.member == greeted.member);
         links.push((link, Instant::now()));
         if let Some(peer) = self.peers.get_mut(&greeted.name) {
             if !peer.is_reachable {
                 tracing::info!(peer = %greeted.name, "linked");
                 (peer.is_reachable, peer.since_unix_ms) = (true, unix_ms());
             }
-            (peer.member, peer.build) = (Some(greeted.info.member), greeted.build);
+            (peer.member, peer.build) = (Some(greeted.member), greeted.build);
             (peer.reason, peer.is_refused) = (String::new(), false);
         }
-        self.quorum.handle_peer(greeted.name, Some(greeted.info));
+        let newest_format = format::of_version(greeted.speaks.newest());
+        let info = PeerInfo { member: greeted.member, kind: greeted.kind, newest_format };
+        self.quorum.handle_peer(greeted.name, Some(info));
     }
 
     fn remove(&mut self, name: &NodeName, number: u64) {
@@ -559,7 +566,10 @@ impl Worker {
                         link.send(&message);
                     }
                 }
-                Effect::StateChanged(state) => drop(self.state.send_replace(state)),
+                Effect::StateChanged(state) => {
+                    self.entrance.refuse_before(format::version_of(state.format()));
+                    drop(self.state.send_replace(state));
+                }
                 Effect::LeaseChanged(lease) => self.lease.publish(lease),
                 Effect::Decided { number, result } => {
                     if let Some(reply) = self.waiting.remove(&number) {
@@ -600,7 +610,7 @@ fn begin_links(
     peers: Vec<PeerAddress>,
     (listeners, services): (Vec<TcpListener>, Option<Routes>),
     inputs: mpsc::Sender<Input>,
-) -> Result<(), QuorumError> {
+) -> Result<Arc<Links>, QuorumError> {
     let system = |error: &dyn std::error::Error| QuorumError::System(error.to_string());
     let (events, mut arriving) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
@@ -633,7 +643,7 @@ fn begin_links(
     for peer in peers {
         tokio::spawn(links.clone().call(peer));
     }
-    Ok(())
+    Ok(links)
 }
 
 /// Opens the member whose log is in `directory`. Without a log, or with one that is not whole, it begins a new

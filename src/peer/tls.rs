@@ -76,6 +76,9 @@ pub enum CallerError {
     /// Its certificate is another one's.
     #[error("the caller's certificate is not that of the member whose name it gives")]
     OtherName,
+    /// It is an administrator no more.
+    #[error("the administrator's identity has been revoked")]
+    Revoked,
     /// The cluster does not take the machine for the member.
     #[error(transparent)]
     Refused(#[from] KeyRefused),
@@ -201,7 +204,10 @@ impl Keys {
         let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|_| CallerError::NoCertificate)?;
         let caller = caller(&certificate, self.cluster).ok_or(CallerError::OtherName)?;
         let (name, kind) = match &caller {
-            Caller::Administrator(_) => return Ok(caller),
+            Caller::Administrator(name) => {
+                let is_revoked = self.known.as_ref().is_some_and(|known| known.borrow().is_revoked(name));
+                return if is_revoked { Err(CallerError::Revoked) } else { Ok(caller) };
+            }
             Caller::Node(name) => (name, SeatKind::Node),
             Caller::Witness(name) => (name, SeatKind::Witness),
         };

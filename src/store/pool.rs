@@ -286,7 +286,7 @@ impl Store {
         // History counts as new: what is there stays.
         let is_history = newest.is_some_and(|newest| version <= newest);
         let mut items = Vec::with_capacity(writes.len());
-        let (mut new_blocks, mut reclaimed) = (0, 0);
+        let (mut new_blocks, mut promised) = (0, 0);
         for write in writes {
             let mut entry = Entry { volume, address: BlockAddress(0), version, content: Content::Lost };
             let (mut payload, mut is_new_block) = (None, false);
@@ -295,10 +295,10 @@ impl Store {
                     let needs_space = mutant::is(Mutant::OverwriteNeedsSpace)
                         || is_history
                         || !contents.map.has_space(volume, address, newest);
-                    new_blocks += u64::from(needs_space);
                     // Until the hole settles the block's space counts as used; then it is to be this write's.
-                    reclaimed += u64::from(!needs_space && state.is_becoming_hole(address));
                     is_new_block = needs_space || state.is_becoming_hole(address);
+                    new_blocks += u64::from(needs_space);
+                    promised += u64::from(is_new_block);
                     let identity = BlockIdentity { volume, address, version };
                     (entry.address, entry.content) =
                         (address, Content::Data { checksum: checksum.bind(&identity) });
@@ -328,7 +328,7 @@ impl Store {
         if new_blocks > 0 && !self.shared.takes(contents, volume, new_blocks) {
             return Err(StoreError::OutOfSpace);
         }
-        self.shared.reserved_blocks.set(self.shared.reserved_blocks.get() + new_blocks + reclaimed);
+        self.shared.promise(volume, promised);
         contents.announce_holes(volume, items.iter().map(|item| &item.entry));
         add(&self.shared.statistics.written_blocks, items.len() as u64);
         Ok(items)

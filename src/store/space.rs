@@ -58,39 +58,32 @@ impl Store {
 
 impl SpaceRules {
     /// Whether there are any.
-    pub(super) fn are_any(&self) -> bool {
+    fn are_any(&self) -> bool {
         !self.of_volumes.borrow().is_empty()
     }
 
-    /// Whether a volume may take so many new blocks while so many are free. If so, they count as taken.
-    pub(super) fn take(&self, contents: &Contents, volume: VolumeId, blocks: u64, free_blocks: u64) -> bool {
-        let mut rules = self.of_volumes.borrow_mut();
+    /// Whether the rules let a volume take so many new blocks while so many are free.
+    fn let_take(&self, contents: &Contents, volume: VolumeId, blocks: u64, free_blocks: u64) -> bool {
+        if !self.bound.borrow().contains(&volume) {
+            return true;
+        }
+        let rules = self.of_volumes.borrow();
         let taken = |volume: VolumeId, rule: &Rule| {
             contents.map.mapped_blocks(volume) + contents.map.held_blocks(volume) + rule.promised
         };
-        if self.bound.borrow().contains(&volume) {
-            let quota = rules.get(&volume).filter(|rule| rule.rule.quota_bytes > 0);
-            let is_within = quota
-                .is_none_or(|rule| taken(volume, rule) + blocks <= rule.rule.quota_bytes / BLOCK_SIZE as u64);
-            let kept = |(other, rule): (&VolumeId, &Rule)| {
-                let reserved = rule.rule.reserved_bytes / BLOCK_SIZE as u64;
-                if *other == volume { 0 } else { reserved.saturating_sub(taken(*other, rule)) }
-            };
-            if !is_within || blocks + rules.iter().map(kept).sum::<u64>() > free_blocks {
-                return false;
-            }
-        }
-        if let Some(rule) = rules.get_mut(&volume) {
-            rule.promised += blocks;
-        }
-        true
+        let quota = rules.get(&volume).filter(|rule| rule.rule.quota_bytes > 0);
+        let is_within = quota
+            .is_none_or(|rule| taken(volume, rule) + blocks <= rule.rule.quota_bytes / BLOCK_SIZE as u64);
+        let kept = |(other, rule): (&VolumeId, &Rule)| {
+            let reserved = rule.rule.reserved_bytes / BLOCK_SIZE as u64;
+            if *other == volume { 0 } else { reserved.saturating_sub(taken(*other, rule)) }
+        };
+        is_within && blocks + rules.iter().map(kept).sum::<u64>() <= free_blocks
     }
 
-    /// A new block of a volume has settled.
-    pub(super) fn settled(&self, volume: VolumeId) {
+    fn change_promised(&self, volume: VolumeId, change: impl FnOnce(u64) -> u64) {
         if let Some(rule) = self.of_volumes.borrow_mut().get_mut(&volume) {
-            // What was promised before there was a rule was not counted.
-            rule.promised = rule.promised.saturating_sub(1);
+            rule.promised = change(rule.promised);
         }
     }
 }
@@ -103,6 +96,23 @@ impl Shared {
         if blocks > free || self.array.is_starved() {
             return false;
         }
-        !self.space.are_any() || self.space.take(contents, volume, blocks, free)
+        !self.space.are_any() || self.space.let_take(contents, volume, blocks, free)
+    }
+
+    /// So many blocks of an append count as taken until each has settled.
+    pub(super) fn promise(&self, volume: VolumeId, blocks: u64) {
+        self.reserved_blocks.set(self.reserved_blocks.get() + blocks);
+        if self.space.are_any() {
+            self.space.change_promised(volume, |promised| promised + blocks);
+        }
+    }
+
+    /// A block that was promised has settled.
+    pub(super) fn promise_settled(&self, volume: VolumeId) {
+        self.reserved_blocks.set(self.reserved_blocks.get() - 1);
+        if self.space.are_any() {
+            // What was promised before there was a rule was not counted.
+            self.space.change_promised(volume, |promised| promised.saturating_sub(1));
+        }
     }
 }

@@ -150,10 +150,7 @@ async fn settle(shared: &Shared, through: u64) {
                 shared.contents.borrow_mut().hole_settled(item.entry.volume, item.entry.address, count);
             }
             if item.is_new_block && !mutant::is(Mutant::ReservationLeaks) {
-                shared.reserved_blocks.set(shared.reserved_blocks.get() - 1);
-                if shared.space.are_any() {
-                    shared.space.settled(item.entry.volume);
-                }
+                shared.promise_settled(item.entry.volume);
             }
         }
         let trackers = shared.log.borrow_mut().finish_settling();

@@ -26,6 +26,9 @@ pub enum ClusterVerb {
         #[arg(long, default_value = "24h", value_parser = humantime::parse_duration)]
         valid: Duration,
     },
+    /// Identities by which administrators manage the cluster from other machines.
+    #[command(subcommand)]
+    Administrator(AdministratorVerb),
     /// Keep the cluster's configuration in a file: members, volumes' definitions, access lists, secrets and keys; no data.
     Backup {
         /// A new file. Keep it as secret as a key.
@@ -57,6 +60,27 @@ pub enum ClusterVerb {
         /// Share of a pool in use from which hosts and administrators are warned, in percent.
         #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=99))]
         space_warning: Option<u32>,
+        /// Share of a pool in use from which that is an error, in percent; that of the warning where it is less.
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=99))]
+        space_error: Option<u32>,
+    },
+}
+
+/// `gemel cluster administrator`
+#[derive(Debug, Subcommand)]
+pub enum AdministratorVerb {
+    /// Make an identity, as `admin.pem` is one.
+    Add {
+        /// The administrator's name: lower-case letters, digits and hyphens.
+        name: String,
+        /// A new file for it. Keep it as secret as a key.
+        file: PathBuf,
+    },
+    /// Make all identities of that name void, for good: a file was lost or somebody has left. The one of `gemel cluster init` is called
+    /// admin.
+    Revoke {
+        /// The administrator's name.
+        name: String,
     },
 }
 

@@ -68,8 +68,13 @@ impl Temporary {
         let now = crate::rpc::time::show_seconds(now_ms);
         // Two at a time have names of their own.
         let name = format!("{what}-{now}-{}", std::process::id());
-        let request =
-            CreateSnapshotRequest { volume: volume.to_owned(), name: name.clone(), protected_until_ms: None };
+        let request = CreateSnapshotRequest {
+            volume: volume.to_owned(),
+            name: name.clone(),
+            protected_until_ms: None,
+            // A snapshot that hosts were asked for is exported by its name.
+            crash_consistent: true,
+        };
         client.create_snapshot(request).await?;
         Ok(Self { volume: volume.to_owned(), name })
     }

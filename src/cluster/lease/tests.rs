@@ -4,6 +4,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::sim::mutant_search::{self as search, Found};
 
 #[derive(Clone, Copy, Debug)]
 enum Message {
@@ -199,7 +200,7 @@ fn nobody_serves_once_it_may_be_deposed() {
 
 #[test]
 fn every_seeded_bug_is_found() {
-    for bug in [
+    let bugs = [
         Mutant::NoDriftMargin,
         Mutant::LeaseFromArrival,
         Mutant::RestartedVoterDoesNotWait,
@@ -207,11 +208,9 @@ fn every_seeded_bug_is_found() {
         Mutant::ConfirmForOldTerms,
         Mutant::TermForgotten,
         Mutant::GrantWhileDeposing,
-    ] {
-        let found = mutant::with(bug, || (0..40_000).find(|seed| World::new(*seed).run().is_err()));
-        println!("{bug:?}: {found:?}");
-        assert!(found.is_some(), "{bug:?} was not found");
-    }
+    ];
+    let run = |seed| World::new(seed).run();
+    search::all_are_found("lease", &bugs, |bug| mutant::with(bug, || Found::by_seed(0..=5000, run)));
 }
 
 #[test]

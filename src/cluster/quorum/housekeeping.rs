@@ -1,10 +1,12 @@
 //! What is done unasked: seats and names for newcomers, a seat for who lost its log, and a log that stays short.
 
-use super::{Quorum, SeatKind};
+use super::{PeerInfo, Quorum, SeatKind};
+use crate::cluster::mutant::{self, Mutant};
 use crate::cluster::name::NodeName;
 use crate::cluster::raft::log::Medium;
 use crate::cluster::raft::{Consensus, MemberId};
 use crate::cluster::state::Command;
+use crate::cluster::state::format::NEWEST_FORMAT;
 use crate::cluster::state::node::Description;
 
 impl<M: Medium> Quorum<M> {
@@ -15,7 +17,8 @@ impl<M: Medium> Quorum<M> {
         }
         let voters = self.member.voters();
         let vacant = self.peers.iter().find(|(name, peer)| {
-            !voters.contains_key(&peer.member) && voters.values().all(|seat| seat != name.as_str())
+            let has_no_seat = voters.values().all(|seat| seat != name.as_str());
+            self.knows_format(peer) && !voters.contains_key(&peer.member) && has_no_seat
         });
         let own_is_known = self.is_in_state(&self.setup.name, self.setup.kind);
         if let Some((name, peer)) = vacant.filter(|_| own_is_known) {
@@ -29,14 +32,30 @@ impl<M: Medium> Quorum<M> {
         let own = (&self.setup.name, self.setup.kind);
         let members = std::iter::once(own).chain(self.peers.iter().map(|(name, peer)| (name, peer.kind)));
         let unknown = members.into_iter().find(|(name, kind)| !self.is_in_state(name, *kind));
-        if let Some((name, kind)) = unknown {
-            let command = match kind {
-                SeatKind::Node => Command::AddNode { name: name.clone() },
-                SeatKind::Witness => Command::SetWitness { description: Description::default() },
-            };
+        let command = match unknown {
+            Some((name, SeatKind::Node)) => Some(Command::AddNode { name: name.clone() }),
+            Some((_, SeatKind::Witness)) => Some(Command::SetWitness { description: Description::default() }),
+            None => self.format_to_raise().map(|format| Command::RaiseFormat { format }),
+        };
+        if let Some(command) = command {
             self.housekeeping = Some(self.proposals.open(self.now_ms, &command, &mut self.effects));
             self.settle();
         }
+    }
+
+    fn knows_format(&self, peer: &PeerInfo) -> bool {
+        peer.newest_format >= self.state.format()
+    }
+
+    /// The newest format that everybody knows, when it is newer than the present one: all voters are there, and who else is.
+    fn format_to_raise(&self) -> Option<u32> {
+        let is_there = |(member, _): (&MemberId, &String)| {
+            *member == self.own() || self.peers.values().any(|peer| peer.member == *member)
+        };
+        let others = self.peers.values().map(|peer| peer.newest_format);
+        let known = others.chain([self.setup.newest_format, NEWEST_FORMAT]).min()?;
+        let all_know = self.member.voters().iter().all(is_there) || mutant::is(Mutant::RaiseByMajority);
+        (all_know && known > self.state.format()).then_some(known)
     }
 
     fn is_in_state(&self, name: &NodeName, kind: SeatKind) -> bool {
@@ -53,7 +72,8 @@ impl<M: Medium> Quorum<M> {
 
     /// Puts the present identity of the member in `seat` in the place of the one that is lost.
     pub(super) fn replace(&mut self, seat: &NodeName) {
-        let Some(present) = self.peers.get(seat).map(|peer| peer.member) else { return };
+        let newcomer = self.peers.get(seat).filter(|peer| self.knows_format(peer));
+        let Some(present) = newcomer.map(|peer| peer.member) else { return };
         let lost = self.voter_of(seat);
         if self.leading.is_some() && lost.is_some_and(|lost| lost != present) {
             let changed = self.member.change_voters(Some((present, seat.to_string())), lost).map(drop);

@@ -32,7 +32,7 @@ use super::name::NodeName;
 use super::raft::log::Medium;
 use super::raft::member::Member;
 use super::raft::{self, Consensus, ConsensusError, Leadership, MemberId, Voters};
-use super::state::{Command, ControlState, Outcome, Rejection};
+use super::state::{Command, ControlState, DecodeError, Outcome, Rejection};
 
 /// A member of the quorum.
 pub struct Quorum<M: Medium> {
@@ -69,6 +69,8 @@ pub struct Setup {
     pub life: u64,
     /// How long leases last.
     pub terms: LeaseTerms,
+    /// The newest format of the control state that its program knows.
+    pub newest_format: u32,
 }
 
 /// What sits in a seat.
@@ -96,6 +98,8 @@ pub struct PeerInfo {
     pub member: MemberId,
     /// What it is.
     pub kind: SeatKind,
+    /// The newest format of the control state that its program knows.
+    pub newest_format: u32,
 }
 
 /// What a member wants done.
@@ -257,7 +261,11 @@ impl<M: Medium> Quorum<M> {
     /// compare-and-swap. Anything else is sent once.
     pub fn propose(&mut self, now_ms: u64, command: &Command) -> u64 {
         self.now_ms = now_ms;
-        let number = self.proposals.open(now_ms, command, &mut self.effects);
+        let number = match self.state.check_format(command) {
+            Ok(()) => self.proposals.open(now_ms, command, &mut self.effects),
+            // Nothing that some voter can't read comes into the log.
+            Err(rejection) => self.proposals.reject(rejection, &mut self.effects),
+        };
         self.settle();
         number
     }
@@ -338,6 +346,9 @@ impl<M: Medium> Quorum<M> {
             raft::Effect::Send { to, message } => self.send(to, Message::Raft(message)),
             raft::Effect::Committed { place, entry } => self.apply(place, &entry),
             raft::Effect::Restored { snapshot, .. } => match ControlState::decode(&snapshot) {
+                Ok(state) if state.format() > self.setup.newest_format => {
+                    self.failure = Some(DecodeError::Newer { format: state.format() }.to_string());
+                }
                 Ok(state) => self.state = Arc::new(state),
                 Err(error) => self.failure = Some(error.to_string()),
             },
@@ -355,7 +366,12 @@ impl<M: Medium> Quorum<M> {
 
     fn apply(&mut self, place: raft::Place, entry: &[u8]) {
         self.bytes_since_snapshot += entry.len();
-        let (proposal, command) = match message::decode_entry(entry) {
+        let known = message::decode_entry(entry).map_err(|error| error.to_string());
+        let known = known.and_then(|(proposal, command)| match command.format() {
+            needed if needed <= self.setup.newest_format => Ok((proposal, command)),
+            needed => Err(format!("it is of format {needed}")),
+        });
+        let (proposal, command) = match known {
             Ok(decoded) => decoded,
             Err(error) => {
                 // Passing it over would make this state another one than that of the others.

@@ -65,6 +65,14 @@ impl Proposals {
         number
     }
 
+    /// A command that the state as it is known here does not allow, and none that is not older than it.
+    pub(super) fn reject(&mut self, rejection: Rejection, effects: &mut VecDeque<Effect>) -> u64 {
+        self.last_number += 1;
+        let (number, result) = (self.last_number, Err(ProposalError::Rejected(rejection)));
+        effects.push_back(Effect::Decided { number, result });
+        number
+    }
+
     pub(super) fn is_open(&self, number: u64) -> bool {
         self.open.contains_key(&number)
     }
@@ -151,7 +159,8 @@ fn is_repeatable(command: &Command) -> bool {
         Command::RecordWatermarks { .. }
         | Command::VolumePurged { .. }
         | Command::CreateCluster { .. }
-        | Command::AddNode { .. } => true,
+        | Command::AddNode { .. }
+        | Command::RaiseFormat { .. } => true,
         _ => false,
     }
 }

@@ -16,8 +16,10 @@ use crate::base::units::VolumeId;
 use crate::cluster::mutant::{self, Mutant};
 use crate::cluster::raft::log::{Identity, LogError, Recovered, recover};
 use crate::cluster::raft::member::Timing;
-use crate::cluster::state::ClusterUuid;
+use crate::cluster::state::format::NEWEST_FORMAT;
 use crate::cluster::state::volume::{Redundancy, SectorSize, Transition};
+use crate::cluster::state::{ClusterUuid, Settings};
+use crate::sim::mutant_search::{self as search, Found};
 
 #[derive(Clone, Default)]
 struct MemoryMedium(Rc<RefCell<(Vec<u8>, usize)>>);
@@ -64,6 +66,8 @@ struct World {
     links: BTreeSet<(usize, usize)>,
     lossy: bool,
     next_life: u64,
+    /// The newest format that the program of each knows.
+    formats: [u32; 3],
     /// State by index, encoded.
     states: BTreeMap<u64, Vec<u8>>,
 }
@@ -79,12 +83,17 @@ fn timing(seat: usize) -> Timing {
     Timing { election_ticks: 10 + 3 * seat, heartbeat_ticks: 2 }
 }
 
-fn founding_state() -> ControlState {
-    let mut state = ControlState::new();
+fn founding_state(format: u32) -> ControlState {
     let uuid = ClusterUuid([7; 16]);
     let create = Command::CreateCluster { name: "demo".parse().unwrap(), uuid, created_unix_ms: 1 };
-    state.apply(1, create).unwrap();
-    state
+    ControlState::in_format(format).beginning_with([create]).unwrap()
+}
+
+/// A command of the newest format.
+fn newest_command(percent: u8) -> Command {
+    Command::ChangeSettings {
+        settings: Settings { space_error_percent: Some(percent), ..Settings::default() },
+    }
 }
 
 fn create(volume: &str, primary: &str) -> Command {
@@ -113,6 +122,11 @@ fn begin(transition: Transition, expected_epoch: u32, primary: &str, in_sync: &[
 impl World {
     /// Founded by a, joined by the others, settled.
     fn new(seed: u64) -> Self {
+        Self::of_format(seed, NEWEST_FORMAT)
+    }
+
+    /// The same, of programs that know no newer format than this.
+    fn of_format(seed: u64, format: u32) -> Self {
         let mut world = Self {
             random: ChaCha8Rng::seed_from_u64(seed),
             now_ms: 1000,
@@ -121,13 +135,14 @@ impl World {
             links: BTreeSet::new(),
             lossy: false,
             next_life: 1,
+            formats: [format; 3],
             states: BTreeMap::new(),
         };
         for seat in 0..3 {
             let identity = Identity { member: MemberId(11 + seat as u64), cluster: [7; 16] };
             let medium = world.seats[seat].medium.clone();
             let member = if seat == 0 {
-                Member::found(medium, identity, "a", &founding_state().encode(), timing(0))
+                Member::found(medium, identity, "a", &founding_state(format).encode(), timing(0))
             } else {
                 Member::join(medium, identity, timing(seat))
             };
@@ -143,7 +158,8 @@ impl World {
 
     fn run_member(&mut self, seat: usize, member: Member<MemoryMedium>) {
         let kind = if seat == 2 { SeatKind::Witness } else { SeatKind::Node };
-        let setup = Setup { name: name(seat), kind, life: self.next_life, terms: LeaseTerms::LAN };
+        let (life, newest_format) = (self.next_life, self.formats[seat]);
+        let setup = Setup { name: name(seat), kind, life, terms: LeaseTerms::LAN, newest_format };
         self.next_life += 1;
         let own = &mut self.seats[seat];
         (own.lease, own.decided) = (Lease::default(), BTreeMap::new());
@@ -162,7 +178,8 @@ impl World {
             let kind = if far == 2 { SeatKind::Witness } else { SeatKind::Node };
             let member = self.seats[far].quorum.as_ref().unwrap().own();
             let near = self.seats[near].quorum.as_mut().unwrap();
-            near.handle_peer(name(far), Some(PeerInfo { member, kind }));
+            let newest_format = self.formats[far];
+            near.handle_peer(name(far), Some(PeerInfo { member, kind, newest_format }));
         }
     }
 
@@ -501,14 +518,56 @@ fn a_long_log_is_cut_off_and_a_laggard_catches_up() {
     world.wait("from its snapshot", |world| world.state(1).applied_index() == world.state(0).applied_index());
 }
 
+#[test]
+fn a_newer_format_waits_for_the_last_voter() {
+    let mut world = World::of_format(7, 8);
+    let upgrade = |world: &mut World, seat: usize| {
+        world.crash(seat);
+        world.formats[seat] = 9;
+        world.restart(seat);
+    };
+    let stays = |world: &mut World| {
+        let until_ms = world.now_ms + 3000;
+        world.wait("time passes", |world| world.now_ms >= until_ms && world.leader().is_some());
+        assert_eq!((world.state(1).format(), world.state(2).format()), (8, 8));
+        let refused = Err(ProposalError::Rejected(Rejection::NewerFormat { needed: 9, present: 8 }));
+        assert_eq!(world.decide(1, &newest_command(91)), refused);
+        world.decide(1, &create(&format!("v{until_ms}"), "b")).unwrap();
+    };
+    upgrade(&mut world, 1);
+    stays(&mut world);
+    upgrade(&mut world, 2);
+    stays(&mut world);
+    // Those that know it are a majority, without the one that does not.
+    world.crash(0);
+    stays(&mut world);
+    world.restart(0);
+    stays(&mut world);
+    upgrade(&mut world, 0);
+    world.wait("all have gone over", |world| (0..3).all(|seat| world.state(seat).format() == 9));
+    assert_eq!(world.decide(0, &newest_command(92)), Ok(Outcome::Changed));
+    // Who goes back takes part no more, and harms nobody.
+    world.crash(2);
+    world.formats[2] = 8;
+    world.restart(2);
+    world.wait("it has noticed", |world| world.view(2).failure.is_some());
+    assert!(world.view(2).failure.unwrap().contains("use the newer program"));
+    let until_ms = world.now_ms + 3000;
+    world.wait("the others have a leader", |world| world.now_ms >= until_ms && world.leader().is_some());
+    world.decide(0, &create("later", "b")).unwrap();
+}
+
 /// Random faults; the oracles of [`World::take_effects`] look on. Gives the last epoch, and how much was decided.
 fn run_with_faults(seed: u64) -> (u32, usize) {
-    let mut world = World::new(seed);
+    // Every other one begins before a newer format, and is upgraded from start to start.
+    let mut world = World::of_format(seed, NEWEST_FORMAT - (seed % 2) as u32);
     world.decide(0, &create("v", "a")).unwrap();
     world.lossy = true;
     for _ in 0..1200 {
         world.step();
         world.inject_fault();
+        let mut quorums = world.seats.iter().filter_map(|seat| seat.quorum.as_ref());
+        assert!(quorums.all(|quorum| quorum.failure.is_none()), "somebody cannot read the log");
         let seat = world.random.random_range(0..3);
         if world.seats[seat].quorum.is_some() && world.random.random_ratio(1, 10) {
             world.propose_something(seat);
@@ -521,6 +580,14 @@ fn run_with_faults(seed: u64) -> (u32, usize) {
         }
     });
     [(0, 1), (0, 2), (1, 2)].into_iter().for_each(|(one, other)| world.link(one, other));
+    for seat in (0..3).filter(|seat| world.formats[*seat] < NEWEST_FORMAT).collect::<Vec<_>>() {
+        world.crash(seat);
+        world.formats[seat] = NEWEST_FORMAT;
+        world.restart(seat);
+    }
+    world.wait("all have the newest format", |world| {
+        (0..3).all(|seat| world.state(seat).format() == NEWEST_FORMAT)
+    });
     let healed = world.decide(2, &create("healed", "b"));
     assert!(matches!(healed, Ok(_) | Err(ProposalError::NotProposed)), "{healed:?}");
     world.wait("equal states", |world| {
@@ -548,6 +615,9 @@ impl World {
             0 if (0..3).all(is_up) => self.crash(seat),
             1..6 => {
                 if let Some(down) = (0..3).find(|seat| !is_up(*seat)) {
+                    if self.random.random_ratio(1, 2) {
+                        self.formats[down] = NEWEST_FORMAT;
+                    }
                     self.restart(down);
                 }
             }
@@ -576,6 +646,10 @@ impl World {
                 },
             );
             return;
+        }
+        if self.random.random_ratio(1, 4) {
+            let percent = self.random.random_range(1..100);
+            self.propose(seat, &newest_command(percent));
         }
         if seat == 2 || !record.in_sync.contains(&name(seat)) {
             return;
@@ -614,10 +688,13 @@ fn many_worlds() {
 
 #[test]
 fn every_seeded_bug_is_found() {
-    for bug in [Mutant::GrantFromAnyIndex, Mutant::DeposeAtOnce] {
-        let is_found = |seed: &u64| std::panic::catch_unwind(|| run_with_faults(*seed)).is_err();
-        let found = mutant::with(bug, || (0..400).find(is_found));
-        println!("{bug:?}: {found:?}");
-        assert!(found.is_some(), "{bug:?} was not found");
-    }
+    let run = |seed| {
+        run_with_faults(seed);
+        Ok::<(), ()>(())
+    };
+    search::all_are_found(
+        "quorum",
+        &[Mutant::GrantFromAnyIndex, Mutant::DeposeAtOnce, Mutant::RaiseByMajority],
+        |bug| mutant::with(bug, || Found::by_seed(0..=400, run)),
+    );
 }

@@ -8,7 +8,6 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use rand::{RngExt, SeedableRng};
@@ -18,6 +17,7 @@ use super::log::{Identity, LogError, Medium, Recovered, recover};
 use super::member::{Member, Timing};
 use super::*;
 use crate::cluster::mutant::{self, Mutant};
+use crate::sim::mutant_search::{self as search, Found};
 
 /// What a simulated medium holds: durable bytes, and those that a crash may take.
 #[derive(Default)]
@@ -465,7 +465,7 @@ fn random_worlds_keep_every_promise_and_replay_exactly() {
 
 #[test]
 fn every_seeded_bug_is_found() {
-    for bug in [
+    let bugs = [
         Mutant::CutAtDamage,
         Mutant::MessagesBeforeSync,
         Mutant::VoteNotStored,
@@ -473,16 +473,9 @@ fn every_seeded_bug_is_found() {
         Mutant::KeepConflictingEntries,
         Mutant::ReuseIdentity,
         Mutant::BarrierAtOnce,
-    ] {
-        let find = |seed| match catch_unwind(AssertUnwindSafe(|| run_seed(seed))) {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some((seed, error)),
-            Err(_) => Some((seed, "a panic".to_owned())),
-        };
-        let found = mutant::with(bug, || (0..2000).find_map(find));
-        let (seed, error) = found.unwrap_or_else(|| panic!("{bug:?} was not found"));
-        println!("{bug:?}: seed {seed}: {error}");
-    }
+    ];
+    let run = |seed| run_seed(seed).map(drop);
+    search::all_are_found("raft", &bugs, |bug| mutant::with(bug, || Found::by_seed(0..=2000, run)));
 }
 
 /// A log of a founder with a few entries, and where each of its records begins.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::{ControlState, Outcome, Rejection};
-use crate::cluster::name::{InitiatorName, NameError, VolumeName};
+use crate::cluster::name::{HostGroupName, InitiatorName, NameError, VolumeName};
 
 /// An entry of a volume's access list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -16,12 +16,18 @@ pub enum AllowedInitiator {
     Everyone,
     /// This one.
     Named(InitiatorName),
+    /// Those of a host group: written `group:NAME`. Since format 9.
+    Group(HostGroupName),
 }
 
 impl FromStr for AllowedInitiator {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        if text == EVERYONE { Ok(Self::Everyone) } else { text.parse().map(Self::Named) }
+        match text.strip_prefix(GROUP) {
+            Some(group) => group.parse().map(Self::Group),
+            None if text == EVERYONE => Ok(Self::Everyone),
+            None => text.parse().map(Self::Named),
+        }
     }
 }
 
@@ -43,6 +49,7 @@ impl fmt::Display for AllowedInitiator {
         match self {
             Self::Everyone => f.write_str(EVERYONE),
             Self::Named(name) => name.fmt(f),
+            Self::Group(name) => write!(f, "{GROUP}{name}"),
         }
     }
 }
@@ -98,8 +105,8 @@ impl ControlState {
     #[must_use]
     pub fn may_access(&self, volume: &VolumeName, initiator: &InitiatorName) -> bool {
         self.volume(volume).is_some_and(|record| {
-            record.access.contains(&AllowedInitiator::Everyone)
-                || record.access.contains(&AllowedInitiator::Named(initiator.clone()))
+            let names = self.let_in(record);
+            names.contains(EVERYONE) || names.contains(initiator.as_str())
         })
     }
 
@@ -119,6 +126,11 @@ impl ControlState {
         volume: &VolumeName,
         initiator: AllowedInitiator,
     ) -> Result<Outcome, Rejection> {
+        if let AllowedInitiator::Group(group) = &initiator
+            && self.host_group(group).is_none()
+        {
+            return Err(Rejection::NoSuchHostGroup(group.clone()));
+        }
         let record = self.volume_mut(volume)?;
         if record.access.len() >= MOST_ACCESS_ENTRIES && !record.access.contains(&initiator) {
             return Err(Rejection::LimitReached {
@@ -197,6 +209,7 @@ impl ChapCredentials {
 }
 
 const EVERYONE: &str = "*";
+const GROUP: &str = "group:";
 /// 96 bits, which RFC 7143 section 9.2.1 wants at least.
 const SHORTEST_SECRET_BYTES: usize = 12;
 const LONGEST_SECRET_BYTES: usize = 255;

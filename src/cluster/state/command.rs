@@ -17,7 +17,7 @@ use super::volume::{Redundancy, SectorSize, Transition, Watermark};
 use super::{ClusterUuid, Settings};
 use crate::base::units::VolumeId;
 use crate::cluster::name::{
-    AlertName, ClusterName, InitiatorName, NodeName, TokenName, UserName, VolumeName,
+    AlertName, ClusterName, HostGroupName, InitiatorName, NodeName, TokenName, UserName, VolumeName,
 };
 
 /// One change of the control state. Times come from whoever proposes it.
@@ -182,6 +182,25 @@ pub enum Command {
         /// Whom.
         initiator: AllowedInitiator,
     },
+    /// Changes who is in a host group, which is made where there is none of that name. Idempotent.
+    ChangeHostGroup {
+        /// Its name.
+        name: HostGroupName,
+        /// Who is to be in it.
+        added: BTreeSet<InitiatorName>,
+        /// Who is not.
+        removed: BTreeSet<InitiatorName>,
+    },
+    /// Removes a host group that is on no access list. Idempotent.
+    RemoveHostGroup {
+        /// Its name.
+        name: HostGroupName,
+    },
+    /// Identities of an administrator of this name are void from now on. Idempotent.
+    RevokeAdministrator {
+        /// His name in them.
+        name: NodeName,
+    },
     /// An operator makes a node primary that is not in sync, or that has lost what it had acknowledged, giving up what
     /// it lacks (I3's exception). Whoever proposes it has made sure that the present primary is fenced.
     ForcePrimary {
@@ -236,6 +255,11 @@ pub enum Command {
     ChangeSettings {
         /// All of them.
         settings: Settings,
+    },
+    /// Goes over to a newer format of this state and of these commands: every voter knows it. Idempotent.
+    RaiseFormat {
+        /// Which.
+        format: u32,
     },
     /// Somebody is told when something is the matter, in place of who had that name before.
     SetAlert {

@@ -10,11 +10,14 @@
 //! the state says (the daemon).
 
 pub mod access;
+pub mod administrator;
 pub mod alert;
 pub mod clone;
 mod command;
+pub mod format;
 mod hexadecimal;
 pub mod history;
+pub mod host_group;
 pub mod limits;
 pub mod node;
 mod rejection;
@@ -33,10 +36,13 @@ use serde::{Deserialize, Serialize};
 use self::access::InitiatorChap;
 use self::alert::AlertTarget;
 use self::clone::{NewClone, Origin};
+use self::format::NEWEST_FORMAT;
 use self::node::{Description, KeyFingerprint, Node};
 use self::user::User;
 use self::volume::{NewVolume, Proposal, Tombstone, VolumeRecord};
-use super::name::{AlertName, ClusterName, InitiatorName, NodeName, UserName, VolumeName, target_name};
+use super::name::{
+    AlertName, ClusterName, HostGroupName, InitiatorName, NodeName, UserName, VolumeName, target_name,
+};
 use crate::base::units::VolumeId;
 
 pub use self::command::{Command, Outcome};
@@ -64,6 +70,12 @@ pub struct ControlState {
     /// Keys of machines that were removed or replaced: their certificates are void.
     #[serde(default)]
     void_keys: BTreeSet<KeyFingerprint>,
+    /// Since format 9.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    host_groups: BTreeMap<HostGroupName, BTreeSet<InitiatorName>>,
+    /// Since format 9.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    revoked_administrators: BTreeSet<NodeName>,
 }
 
 impl ControlState {
@@ -71,7 +83,7 @@ impl ControlState {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            format: FORMAT,
+            format: NEWEST_FORMAT,
             applied_index: 0,
             cluster: None,
             nodes: BTreeMap::new(),
@@ -84,6 +96,8 @@ impl ControlState {
             alerts: BTreeMap::new(),
             users: BTreeMap::new(),
             void_keys: BTreeSet::new(),
+            host_groups: BTreeMap::new(),
+            revoked_administrators: BTreeSet::new(),
         }
     }
 
@@ -92,7 +106,15 @@ impl ControlState {
     /// # Errors
     /// [`Rejection`] of the first command that does not follow from those before it.
     pub fn founded(commands: impl IntoIterator<Item = Command>) -> Result<Self, Rejection> {
-        let mut state = Self::new();
+        Self::new().beginning_with(commands)
+    }
+
+    /// [`Self::founded`], from a state in which nothing has been done.
+    ///
+    /// # Errors
+    /// [`Rejection`] of the first command that does not follow from those before it.
+    pub fn beginning_with(self, commands: impl IntoIterator<Item = Command>) -> Result<Self, Rejection> {
+        let mut state = self;
         for command in commands {
             state.apply(state.applied_index + 1, command)?;
         }
@@ -121,6 +143,7 @@ impl ControlState {
         if self.cluster.is_none() && !matches!(command, Command::CreateCluster { .. }) {
             return Err(Rejection::NoCluster);
         }
+        self.check_format(&command)?;
         self.apply_command(life, command)
     }
 
@@ -160,12 +183,11 @@ impl ControlState {
     /// [`DecodeError`] when a newer version made them, or something else.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let Header { format } = serde_json::from_slice(bytes).map_err(DecodeError::malformed)?;
-        if format > FORMAT {
+        if format > NEWEST_FORMAT {
             return Err(DecodeError::Newer { format });
         }
         let mut state: Self = serde_json::from_slice(bytes).map_err(DecodeError::malformed)?;
-        // What older formats did not have yet has been filled in; from now on it is kept.
-        state.format = FORMAT;
+        state.format = Self::kept_format(format);
         match state.flaw() {
             None => Ok(state),
             Some(flaw) => Err(DecodeError::Inconsistent { flaw }),
@@ -186,6 +208,8 @@ impl ControlState {
             Some("a volume has a number that was never given")
         } else if self.volumes.iter().any(|(id, record)| *id != record.id || dead(id)) {
             Some("a volume has the number of another one")
+        } else if self.lacks_host_group() {
+            Some("an access list names a host group that is not there")
         } else if let Some(flaw) = clone::flaw(&self.volumes) {
             Some(flaw)
         } else {
@@ -256,12 +280,18 @@ impl ControlState {
             Command::RecordWatermarks { watermarks } => Ok(self.record_watermarks(watermarks)),
             Command::AllowInitiator { volume, initiator } => self.allow_initiator(&volume, initiator),
             Command::DenyInitiator { volume, initiator } => self.deny_initiator(&volume, &initiator),
+            Command::ChangeHostGroup { name, added, removed } => {
+                self.change_host_group(name, added, &removed)
+            }
+            Command::RevokeAdministrator { name } => self.revoke_administrator(name),
+            Command::RemoveHostGroup { name } => self.remove_host_group(&name),
             Command::SetChap { initiator, incoming, mutual } => self.set_chap(initiator, incoming, mutual),
             Command::ClearChap { initiator } => Ok(self.clear_chap(&initiator)),
             Command::SaveReservations { volume, epoch, expected_revision, registration_count, encoded } => {
                 self.save_reservations(volume, (epoch, expected_revision), registration_count, encoded)
             }
             Command::ChangeSettings { settings } => self.change_settings(settings),
+            Command::RaiseFormat { format } => Ok(self.raise_format(format)),
             Command::SetAlert { name, target } => self.set_alert(name, target),
             Command::RemoveAlert { name } => Ok(self.remove_alert(&name)),
             Command::AddUser { name, role, password, invitation } => {
@@ -362,20 +392,37 @@ pub struct Settings {
     /// Most that bringing a volume's replica up to date copies a second; none without a limit: redundancy comes
     /// first.
     pub resync_limit_bytes_per_second: Option<u64>,
+    /// Share of a pool in use from which it is an error, in percent, where another one than the usual was set. Since format 9.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub space_error_percent: Option<u8>,
 }
 
 impl Settings {
+    /// Shares of a pool in use from which there is a warning, and an error, which is not the lesser one.
+    #[must_use]
+    pub fn space_thresholds_percent(&self) -> (u8, u8) {
+        let error = self.space_error_percent.unwrap_or(SPACE_ERROR_PERCENT);
+        (self.space_warning_percent, error.max(self.space_warning_percent))
+    }
+
     fn check(&self) -> Result<(), Rejection> {
-        if (1..=99).contains(&self.space_warning_percent) {
-            return Ok(());
+        let is_percent = |percent: u8| (1..=99).contains(&percent);
+        if !is_percent(self.space_warning_percent) {
+            return Err(Rejection::BadSetting { name: "space_warning_percent", least: 1, most: 99 });
         }
-        Err(Rejection::BadSetting { name: "space_warning_percent", least: 1, most: 99 })
+        if !self.space_error_percent.is_none_or(is_percent) {
+            return Err(Rejection::BadSetting { name: "space_error_percent", least: 1, most: 99 });
+        }
+        Ok(())
     }
 }
 
+/// Share of a pool in use from which it is an error, unless another one is set.
+const SPACE_ERROR_PERCENT: u8 = 90;
+
 impl Default for Settings {
     fn default() -> Self {
-        Self { space_warning_percent: 80, resync_limit_bytes_per_second: None }
+        Self { space_warning_percent: 80, resync_limit_bytes_per_second: None, space_error_percent: None }
     }
 }
 
@@ -413,6 +460,3 @@ impl DecodeError {
 struct Header {
     format: u32,
 }
-
-/// Format that this program writes; it reads this one and older ones.
-const FORMAT: u32 = 8;

@@ -1,7 +1,7 @@
 //! Why a command was rejected, and what to do instead.
 
 use crate::base::units::VolumeId;
-use crate::cluster::name::{InitiatorName, NodeName, TokenName, UserName, VolumeName};
+use crate::cluster::name::{HostGroupName, InitiatorName, NodeName, TokenName, UserName, VolumeName};
 
 /// A command that the state does not allow. Nothing was changed by it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +13,30 @@ pub enum Rejection {
         index: u64,
         /// Index of the last entry applied.
         applied_index: u64,
+    },
+    /// Not every voter is known to understand the command.
+    #[error(
+        "a member of the cluster runs a release that does not know this yet (the control state has format {present}, and this \
+         needs {needed}): bring all members to the new release first; `gemel cluster show` tells their versions"
+    )]
+    NewerFormat {
+        /// Format that it needs.
+        needed: u32,
+        /// Format that the state has.
+        present: u32,
+    },
+    /// No host group has this name.
+    #[error("there is no host group {0}: `gemel access group list` shows those that exist")]
+    NoSuchHostGroup(HostGroupName),
+    /// An access list names the host group.
+    #[error(
+        "host group {group} may use volume {volume}: take that back first (`gemel access deny {volume} group:{group}`)"
+    )]
+    HostGroupInUse {
+        /// The group.
+        group: HostGroupName,
+        /// One of the volumes.
+        volume: VolumeName,
     },
     /// There is no cluster yet.
     #[error("there is no cluster yet: create it first")]

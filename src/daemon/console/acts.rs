@@ -69,7 +69,7 @@ fn unconfirmed<'a>(
         "delete_volume" | "force_primary" | "remove_user" | "remove_member" => text("name"),
         "resize_volume" if has("shrink") => text("name"),
         "delete_snapshot" => text("name"),
-        "deny_access" => text("volume"),
+        "deny_access" | "roll_back_snapshot" => text("volume"),
         "fail_disk" => text("disk"),
         "replace_disk" if has("force") => text("path"),
         "shutdown_node" => text("node"),

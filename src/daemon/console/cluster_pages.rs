@@ -42,6 +42,9 @@ fn pool_part(view: View<'_>, pool: &Pool) -> Markup {
         p {
             (state) " · " (size(pool.used_bytes)) " / " (size(pool.capacity_bytes)) " "
             (view.say("in use, promised to volumes:", "occupés, promis aux volumes :")) " " (size(pool.provisioned_bytes))
+            @if let Some(full) = pool.full_ms {
+                " · " (view.say("at the growth so far full on", "au rythme actuel plein le")) " " (time(full))
+            }
         }
         (table(view, &head, &rows))
         (view.folded(view.say("New disk in the place of one that is out of service…", "Nouveau disque à la place d’un disque hors service…"), Form {

@@ -12,8 +12,8 @@ use crate::cluster::state::user::Role;
 use crate::rpc::json::name as word;
 use crate::rpc::management::management_server::Management;
 use crate::rpc::management::{
-    AccessEntry, GetVolumeRequest, ListAccessRequest, ListSnapshotsRequest, ListVolumesRequest, Snapshot,
-    Volume, VolumeState,
+    AccessEntry, GetVolumeRequest, HostGroup, ListAccessRequest, ListSnapshotsRequest, ListVolumesRequest,
+    Snapshot, Volume, VolumeState,
 };
 use crate::rpc::size::show as size;
 
@@ -190,10 +190,11 @@ fn snapshot_part(view: View<'_>, volume: &Volume, snapshots: &[Snapshot], here: 
             },
         );
         let clone = clone_form(view, &volume.name, &snapshot.name);
+        let roll_back = roll_back_form(view, &volume.name, &snapshot.name, here);
         let clones = html! {
             @for clone in &snapshot.clones { a href={ "/volumes/" (clone) } { (clone) } " " }
         };
-        let acts = html! { (clone) (delete) };
+        let acts = html! { (clone) (roll_back) (delete) };
         vec![cell(&snapshot.name), time(snapshot.taken_ms), cell(&snapshot.kind), until, clones, acts]
     });
     let rows: Vec<_> = rows.collect();
@@ -223,6 +224,10 @@ fn snapshot_part(view: View<'_>, volume: &Volume, snapshots: &[Snapshot], here: 
                     (view.say("Protected until: nobody deletes it before", "Protégé jusqu’au : personne ne le supprime avant"))
                     input type="date" name="protected_until_ms";
                 }
+                (check("crash_consistent", view.say(
+                    "Without the commands before and after snapshots",
+                    "Sans les commandes avant et après les instantanés",
+                )))
             },
         }))
         (view.folded(view.say("Schedule…", "Planification…"), Form {
@@ -254,6 +259,36 @@ fn snapshot_part(view: View<'_>, volume: &Volume, snapshots: &[Snapshot], here: 
 fn exact(bytes: u64) -> String {
     let shown = size(bytes);
     if shown.contains('.') { bytes.to_string() } else { shown }
+}
+
+/// The volume as it was.
+fn roll_back_form(view: View<'_>, volume: &str, snapshot: &str, here: &str) -> Markup {
+    view.folded(
+        view.say("Roll back…", "Restaurer…"),
+        Form {
+            call: "roll_back_snapshot",
+            button: view.say("Roll back", "Restaurer"),
+            back: here,
+            least: Role::Administrator,
+            danger: Some((
+                volume,
+                view.say(
+                    "The volume is what it was then, at once and on both nodes. What it is now is kept as a snapshot \
+                     before-rollback-…, by which this can be undone.",
+                    "Le volume redevient ce qu’il était alors, aussitôt et sur les deux nœuds. Son état actuel est gardé en \
+                     instantané before-rollback-…, qui permet de revenir en arrière.",
+                ),
+            )),
+            fields: html! {
+                (hidden("volume", volume))
+                (hidden("name", snapshot))
+                (check("force", view.say(
+                    "Also while hosts use it: what they have in memory does not fit any more",
+                    "Même si des hôtes l’utilisent : ce qu’ils ont en mémoire ne correspondra plus",
+                )))
+            },
+        },
+    )
 }
 
 /// A new volume of a snapshot, or of the volume as it is now.
@@ -370,6 +405,48 @@ fn changes(view: View<'_>, volume: &Volume, here: &str) -> Markup {
     }
 }
 
+/// Host groups, and how they are changed.
+fn group_part(view: View<'_>, groups: &[HostGroup]) -> Markup {
+    let rows = groups.iter().map(|group| {
+        let remove = view.folded(
+            view.say("Remove…", "Supprimer…"),
+            Form {
+                call: "remove_host_group",
+                button: view.say("Remove", "Supprimer"),
+                back: "/hosts",
+                least: Role::Operator,
+                danger: None,
+                fields: hidden("name", &group.name),
+            },
+        );
+        vec![cell(&group.name), cell(group.initiators.join(", ")), cell(group.volumes.join(", ")), remove]
+    });
+    let rows: Vec<_> = rows.collect();
+    let head = [view.say("Group", "Groupe"), view.say("Initiators", "Initiateurs"), "Volumes", ""];
+    html! {
+        h2 { (view.say("Host groups", "Groupes d’hôtes")) }
+        (table(view, &head, &rows))
+        p {
+            (view.say(
+                "A group is allowed to use a volume as group:NAME, on that volume’s page.",
+                "On autorise un groupe sous la forme group:NOM, sur la page du volume.",
+            ))
+        }
+        (view.folded(view.say("Make or change a group…", "Créer ou modifier un groupe…"), Form {
+            call: "change_host_group",
+            button: view.say("Apply", "Appliquer"),
+            back: "/hosts",
+            least: Role::Operator,
+            danger: None,
+            fields: html! {
+                (text("name", view.say("Name of the group", "Nom du groupe"), "", true))
+                (text("added", view.say("iSCSI names that come in, with commas", "Noms iSCSI à ajouter, séparés par des virgules"), "", false))
+                (text("removed", view.say("iSCSI names that go", "Noms iSCSI à retirer"), "", false))
+            },
+        }))
+    }
+}
+
 /// `GET /hosts`
 pub async fn hosts(State(console): State<Console>, Member { session, language }: Member) -> Response {
     let view = View { console: &console, session: &session, language };
@@ -384,6 +461,7 @@ pub async fn hosts(State(console): State<Console>, Member { session, language }:
         vec![cell(&entry.initiator), volume, cell(chap)]
     });
     let rows: Vec<_> = rows.collect();
+    let groups = console.control.host_groups();
     let main = html! {
         (table(view, &[view.say("Initiator", "Initiateur"), "Volume", "CHAP"], &rows))
         p {
@@ -392,6 +470,7 @@ pub async fn hosts(State(console): State<Console>, Member { session, language }:
                 "On autorise un hôte sur la page du volume.",
             ))
         }
+        (group_part(view, &groups))
         (view.folded(view.say("CHAP secret of a host…", "Secret CHAP d’un hôte…"), Form {
             call: "set_chap",
             button: view.say("Set", "Appliquer"),

@@ -1,8 +1,10 @@
 //! Commands on access lists and CHAP credentials.
 
+use std::collections::BTreeSet;
+
 use super::volumes::changed;
 use super::{Control, Refusal};
-use crate::cluster::name::{InitiatorName, VolumeName};
+use crate::cluster::name::{HostGroupName, InitiatorName, NodeName, VolumeName};
 use crate::cluster::state::access::{AllowedInitiator, ChapCredentials, ChapSecret};
 use crate::cluster::state::{Command, Rejection};
 use crate::daemon::engine::Request;
@@ -14,6 +16,7 @@ impl Control {
         let (volume, initiator) = entry(&request.volume, &request.initiator)?;
         let _turn = self.turn().await;
         let command = Command::AllowInitiator { volume: volume.clone(), initiator: initiator.clone() };
+        self.machine.check(command.clone())?;
         if !changed(&self.machine.apply(vec![command]).await?) {
             return Ok(());
         }
@@ -55,7 +58,7 @@ impl Control {
                 record.access.iter().map(|initiator| {
                     let chap = match initiator {
                         AllowedInitiator::Named(name) => state.chap(name),
-                        AllowedInitiator::Everyone => None,
+                        AllowedInitiator::Everyone | AllowedInitiator::Group(_) => None,
                     };
                     messages::AccessEntry {
                         volume: record.name.to_string(),
@@ -67,6 +70,55 @@ impl Control {
             });
             Ok(entries.collect())
         })
+    }
+
+    /// The host groups.
+    pub fn host_groups(&self) -> Vec<messages::HostGroup> {
+        self.machine.read(|state| {
+            let message =
+                |(name, initiators): (&HostGroupName, &BTreeSet<InitiatorName>)| messages::HostGroup {
+                    name: name.to_string(),
+                    initiators: initiators.iter().map(ToString::to_string).collect(),
+                    volumes: state.volumes_of_group(name).map(ToString::to_string).collect(),
+                };
+            state.host_groups().map(message).collect()
+        })
+    }
+
+    /// Changes who is in a host group; sessions of those that lose a volume by it end.
+    pub async fn change_host_group(
+        &self,
+        request: messages::ChangeHostGroupRequest,
+    ) -> Result<messages::HostGroup, Refusal> {
+        let name: HostGroupName = request.name.parse()?;
+        let parsed = |names: &[String]| {
+            names.iter().map(|name| name.parse()).collect::<Result<BTreeSet<InitiatorName>, _>>()
+        };
+        let (added, removed) = (parsed(&request.added)?, parsed(&request.removed)?);
+        let _turn = self.turn().await;
+        let command = Command::ChangeHostGroup { name: name.clone(), added, removed };
+        self.machine.check(command.clone())?;
+        if changed(&self.machine.apply(vec![command]).await?) {
+            self.send_access().await?;
+            let message = format!("host group {name} was changed{}", what(&request));
+            self.events.info("host-group-changed", message, &[("group", name.to_string())]);
+        }
+        let group = self.host_groups().into_iter().find(|group| group.name == name.as_str());
+        group.ok_or_else(|| Rejection::NoSuchHostGroup(name).into())
+    }
+
+    /// Removes a host group that is on no access list.
+    pub async fn remove_host_group(&self, name: &str) -> Result<(), Refusal> {
+        let name: HostGroupName = name.parse()?;
+        let _turn = self.turn().await;
+        let command = Command::RemoveHostGroup { name: name.clone() };
+        self.machine.check(command.clone())?;
+        if !changed(&self.machine.apply(vec![command]).await?) {
+            return Err(Rejection::NoSuchHostGroup(name).into());
+        }
+        let message = format!("host group {name} was removed");
+        self.events.info("host-group-changed", message, &[("group", name.to_string())]);
+        Ok(())
     }
 
     /// Sets an initiator's CHAP credentials.
@@ -101,11 +153,32 @@ impl Control {
         Ok(())
     }
 
+    /// Makes the identities of an administrator void.
+    pub async fn revoke_administrator(&self, name: NodeName) -> Result<(), Refusal> {
+        let _turn = self.turn().await;
+        let command = Command::RevokeAdministrator { name: name.clone() };
+        self.machine.check(command.clone())?;
+        if changed(&self.machine.apply(vec![command]).await?) {
+            let message = format!("identities of administrator {name} are void from now on");
+            self.events.warning("administrator-revoked", message, &[]);
+        }
+        Ok(())
+    }
+
     /// Tells the data thread who may use what.
     pub(super) async fn send_access(&self) -> Result<(), Refusal> {
         let rules = self.access_rules();
         Ok(self.engine.ask(|reply| Request::SetAccess(rules, reply)).await?)
     }
+}
+
+/// What a request changes, in words.
+fn what(request: &messages::ChangeHostGroupRequest) -> String {
+    let part = |what: &str, names: &[String]| match names {
+        [] => String::new(),
+        names => format!("; {what}: {}", names.join(", ")),
+    };
+    part("new", &request.added) + &part("gone", &request.removed)
 }
 
 fn entry(volume: &str, initiator: &str) -> Result<(VolumeName, AllowedInitiator), Refusal> {

@@ -33,11 +33,13 @@ pub enum Kind {
     OnBattery,
     /// A UPS says nothing.
     UpsSilent,
+    /// The command after a snapshot has failed.
+    HostsMayHoldStill,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NotServed,
         Self::NotRedundant,
         Self::MemberUnreachable,
@@ -52,6 +54,7 @@ impl Kind {
         Self::PoolFilling,
         Self::OnBattery,
         Self::UpsSilent,
+        Self::HostsMayHoldStill,
     ];
 
     /// Its name.
@@ -72,6 +75,7 @@ impl Kind {
             Self::PoolFilling => "pool-filling",
             Self::OnBattery => "on-battery",
             Self::UpsSilent => "ups-silent",
+            Self::HostsMayHoldStill => "hosts-may-hold-still",
         }
     }
 

@@ -46,10 +46,24 @@ impl Control {
             snapshot_name: snapshot.record.name.clone(),
             created_unix_ms: now_ms(),
         };
-        self.machine.check(clone.clone())?;
-        self.note_cloning((id, snapshot.version), Some(of.epoch));
-        self.machine.apply(vec![clone]).await?;
-        self.note_cloning((id, snapshot.version), None);
+        let mut applied = self.machine.check(clone.clone());
+        if applied.is_ok() {
+            self.note_cloning((id, snapshot.version), Some(of.epoch));
+            applied = self.machine.apply(vec![clone]).await.map(drop);
+        }
+        match applied {
+            Err(unknown @ Refusal::Unknown(_)) => return Err(unknown),
+            Ok(()) => self.note_cloning((id, snapshot.version), None),
+            Err(refused) => {
+                self.note_cloning((id, snapshot.version), None);
+                drop(turn);
+                if request.snapshot.is_empty() {
+                    // It was taken for the clone alone; what can't be dropped now is seen in the list, and harms nobody.
+                    let _ = self.drop_snapshot(&volume, &snapshot).await;
+                }
+                return Err(refused);
+            }
+        }
         let is_mirrored = of.redundancy == Redundancy::Mirrored;
         self.serve_new(&name, is_mirrored, &mut turn).await?;
         let message = format!("volume {name} was cloned from {volume}@{}", snapshot.record.name);

@@ -1,4 +1,5 @@
-//! Why each volume is served by whom: every epoch that begins becomes an event, with the reason that was given for it.
+//! Why each volume is served by whom: every epoch that begins becomes an event, with the reason that was given for it; so does
+//! the end of an upgrade, when all go over to a newer format.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,22 @@ use crate::cluster::state::volume::{Transition, VolumeRecord};
 #[derive(Default)]
 pub(super) struct Told {
     epochs: BTreeMap<VolumeId, u32>,
+    format: u32,
     has_begun: bool,
 }
 
 impl Control {
     /// Reports the epochs that have begun since the last call. What was so before the first call is not news.
     pub(super) fn tell_decisions(&self, state: &ControlState, told: &mut Told) {
+        let format = state.format();
+        if told.has_begun && told.format < format {
+            let message = format!(
+                "all members know format {format} of the control state, and have gone over to it: older releases are refused \
+                 from now on"
+            );
+            self.events.info("format-raised", message, &[("format", format.to_string())]);
+        }
+        told.format = format;
         for record in state.volumes() {
             let before = told.epochs.insert(record.id, record.epoch);
             let is_news = match before {

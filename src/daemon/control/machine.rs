@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Refusal;
 use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::ProposalError;
+use crate::cluster::state::format::NEWEST_FORMAT;
 use crate::cluster::state::volume::VolumeRecord;
 use crate::cluster::state::{ClusterUuid, Command, ControlState, Outcome};
 use crate::daemon::engine::VolumeSpec;
@@ -60,6 +61,7 @@ impl From<ProposalError> for Refusal {
     fn from(error: ProposalError) -> Self {
         match error {
             ProposalError::Rejected(rejection) => rejection.into(),
+            ProposalError::Unknown => Self::Unknown(error.to_string()),
             other => Self::Impossible(other.to_string()),
         }
     }
@@ -89,7 +91,10 @@ impl LocalMachine {
             None => ControlState::new(),
         };
         let machine = Self { state: Mutex::new(state), records };
-        if saved.is_none() {
+        if saved.is_some() {
+            // No other member could not know it.
+            machine.apply(vec![Command::RaiseFormat { format: NEWEST_FORMAT }])?;
+        } else {
             let uuid = random_uuid()?;
             machine.apply(vec![
                 Command::CreateCluster { name: cluster.clone(), uuid, created_unix_ms: now_ms },

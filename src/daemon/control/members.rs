@@ -29,11 +29,12 @@ impl Control {
     /// The cluster and its members.
     pub fn cluster(&self) -> messages::Cluster {
         let cluster = self.machine.read(|state| state.cluster().cloned());
-        let (space_warning_percent, resync_limit_bytes_per_second) = self.machine.read(|state| {
-            let settings = state.settings();
-            let limit = settings.resync_limit_bytes_per_second.unwrap_or(0);
-            (u32::from(settings.space_warning_percent), limit)
-        });
+        let (space_warning_percent, space_error_percent, resync_limit_bytes_per_second) =
+            self.machine.read(|state| {
+                let settings = state.settings();
+                let limit = settings.resync_limit_bytes_per_second.unwrap_or(0);
+                (settings.space_warning_percent.into(), settings.space_thresholds_percent().1.into(), limit)
+            });
         let (name, uuid) = cluster
             .map_or_else(Default::default, |cluster| (cluster.name.to_string(), cluster.uuid.to_string()));
         let Some(quorum) = self.machine.quorum() else {
@@ -43,6 +44,7 @@ impl Control {
                 uuid,
                 has_majority,
                 space_warning_percent,
+                space_error_percent,
                 resync_limit_bytes_per_second,
                 ..messages::Cluster::default()
             };
@@ -77,6 +79,7 @@ impl Control {
             applied_index: view.applied_index,
             members,
             space_warning_percent,
+            space_error_percent,
             resync_limit_bytes_per_second,
         }
     }

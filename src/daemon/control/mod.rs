@@ -15,6 +15,7 @@ pub mod images;
 mod machine;
 mod members;
 mod operation;
+mod protection;
 mod redundancy;
 mod snapshots;
 mod status;
@@ -33,8 +34,11 @@ use super::config::Config;
 use super::control_requests::ControlRequest;
 use super::engine::{AccessRules, ChapRule, EngineError, EngineHandle, EngineReport, Request, VolumeSpec};
 use super::event_log::EventReporter;
+use super::pool_watch::Forecast;
 use super::power::PowerReport;
+use super::snapshot_commands::SnapshotCommands;
 use super::state_directory::StateDirectory;
+use super::steady_clock::SteadyClock;
 use crate::base::units::VolumeId;
 use crate::cluster::name::{NameError, NodeName};
 use crate::cluster::state::volume::{Redundancy, Transition, VolumeRecord};
@@ -63,6 +67,11 @@ pub struct Control {
     // A lock because statuses are made by tasks that may move between threads; held for copies only.
     power: std::sync::Mutex<Option<PowerReport>>,
     // A lock for the same reason.
+    forecast: std::sync::Mutex<Option<Forecast>>,
+    /// By which protected snapshots are kept.
+    clock: SteadyClock,
+    snapshot_commands: SnapshotCommands,
+    // A lock for the same reason.
     cloning: std::sync::Mutex<clones::Cloning>,
 }
 
@@ -81,6 +90,9 @@ pub enum Refusal {
     /// Not as things are.
     #[error("{0}")]
     Impossible(String),
+    /// It may have been done, or may be later.
+    #[error("{0}")]
+    Unknown(String),
     /// Something has changed since it was looked at.
     #[error("{0}")]
     Stale(String),
@@ -102,6 +114,7 @@ impl Control {
         events: EventReporter,
         quorum: Option<QuorumHandle>,
     ) -> Result<Self, Refusal> {
+        let clock = protection::open_clock(records.clone())?;
         let machine = match quorum {
             Some(quorum) => Machine::Pair(quorum),
             None => {
@@ -110,6 +123,8 @@ impl Control {
             }
         };
         let (node, changing) = (config.node.clone(), Mutex::default());
+        let snapshot_commands =
+            SnapshotCommands::new(config.snapshots.clone(), node.to_string(), events.clone());
         let stop_wanted = tokio::sync::Notify::new();
         Ok(Self {
             node,
@@ -121,6 +136,9 @@ impl Control {
             stop_wanted,
             is_stop_for_power: AtomicBool::new(false),
             power: std::sync::Mutex::default(),
+            forecast: std::sync::Mutex::default(),
+            clock,
+            snapshot_commands,
             cloning: std::sync::Mutex::default(),
         })
     }
@@ -173,9 +191,10 @@ impl Control {
     /// Who may use what.
     pub fn access_rules(&self) -> AccessRules {
         self.machine.read(|state| {
-            let names =
-                |access: &std::collections::BTreeSet<_>| access.iter().map(ToString::to_string).collect();
-            let allowed = state.volumes().map(|record| (record.id, names(&record.access))).collect();
+            let allowed = state
+                .volumes()
+                .map(|record| (record.id, state.let_in(record).into_iter().collect()))
+                .collect();
             let pair = |credentials: &crate::cluster::state::access::ChapCredentials| {
                 (credentials.user.clone(), credentials.secret.expose().to_vec())
             };
@@ -186,6 +205,11 @@ impl Control {
             });
             AccessRules { allowed, chap: chap.collect() }
         })
+    }
+
+    /// Keeps what is to be expected of the pool.
+    pub fn set_forecast(&self, forecast: Option<Forecast>) {
+        *self.forecast.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = forecast;
     }
 
     /// How things are on the data thread.
@@ -277,9 +301,10 @@ impl From<Rejection> for Refusal {
             Rejection::VolumeExists(_) | Rejection::UserExists(_) | Rejection::TokenExists(_) => {
                 Self::Exists(text)
             }
-            Rejection::NoSuchVolume(_) | Rejection::NoSuchVolumeId(_) | Rejection::NoSuchUser(_) => {
-                Self::NotFound(text)
-            }
+            Rejection::NoSuchVolume(_)
+            | Rejection::NoSuchVolumeId(_)
+            | Rejection::NoSuchUser(_)
+            | Rejection::NoSuchHostGroup(_) => Self::NotFound(text),
             Rejection::StaleReservations { .. } => Self::Stale(text),
             Rejection::BadSize { .. }
             | Rejection::SecretLength { .. }

@@ -27,6 +27,9 @@ impl Control {
         if let Some(percent) = request.space_warning_percent {
             settings.space_warning_percent = u8::try_from(percent).unwrap_or(u8::MAX);
         }
+        if let Some(percent) = request.space_error_percent {
+            settings.space_error_percent = Some(u8::try_from(percent).unwrap_or(u8::MAX));
+        }
         if let Some(limit) = request.resync_limit_bytes_per_second {
             settings.resync_limit_bytes_per_second = (limit > 0).then_some(limit);
         }

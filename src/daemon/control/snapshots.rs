@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::protection::protected;
 use super::{Control, Refusal, now_ms};
 use crate::base::units::VolumeId;
 use crate::cluster::name::VolumeName;
 use crate::cluster::state::Command;
 use crate::cluster::state::schedule::SnapshotSchedule;
-use crate::cluster::state::volume::{Redundancy, VolumeRecord};
-use crate::daemon::engine::{EngineError, EngineReport, Request, VolumeSnapshot};
+use crate::cluster::state::volume::VolumeRecord;
+use crate::daemon::engine::{EngineError, Request, VolumeSnapshot};
+use crate::daemon::snapshot_commands::Occasion;
 use crate::rpc::management as messages;
-use crate::rpc::time::{show as show_time, show_seconds};
+use crate::rpc::time::show_seconds;
 use crate::volume::SnapshotError;
 use crate::volume::snapshot::{SnapshotKind, SnapshotRecord};
 
@@ -25,7 +27,11 @@ impl Control {
         let volume: VolumeName = request.volume.parse()?;
         let (id, _) = self.find(&volume)?;
         let (name, protected_until_unix_ms) = checked(request.name, request.protected_until_ms)?;
-        let taken = self.take(id, &volume, &name, (SnapshotKind::Manual, protected_until_unix_ms)).await?;
+        let taking = self.take(id, &volume, &name, (SnapshotKind::Manual, protected_until_unix_ms));
+        let taken = match request.crash_consistent {
+            true => taking.await?,
+            false => self.hold_hosts(&[&volume], &name, false, taking).await?,
+        };
         let message = format!("snapshot {volume}@{name} was taken");
         self.events.info("snapshot-created", message, &[("volume", volume.to_string())]);
         Ok(self.message_of(&volume, &taken))
@@ -60,9 +66,15 @@ impl Control {
             let group = *group.get_or_insert(record.id);
             wanted.push((id, SnapshotRecord { group: Some(group), ..record }));
         }
-        let taken = self.engine.ask(|reply| Request::TakeSnapshots(wanted, reply)).await;
         let first = volumes.first().ok_or_else(|| Refusal::Invalid("a group has volumes".to_owned()))?;
-        let taken = taken.map_err(|error| refusal(first, &name, error))?;
+        let taking = async {
+            let taken = self.engine.ask(|reply| Request::TakeSnapshots(wanted, reply)).await;
+            taken.map_err(|error| refusal(first, &name, error))
+        };
+        let taken = match request.crash_consistent {
+            true => taking.await?,
+            false => self.hold_hosts(&volumes.iter().collect::<Vec<_>>(), &name, false, taking).await?,
+        };
         let names: Vec<String> = volumes.iter().map(|volume| format!("{volume}@{name}")).collect();
         let message = format!("snapshots {} were taken at one cut", names.join(", "));
         self.events.info("snapshot-created", message, &[]);
@@ -141,28 +153,6 @@ impl Control {
                 "volume {volume} has no snapshot {name}: `gemel snapshot list {volume}` shows them"
             ))
         })
-    }
-
-    /// Refuses while a volume has a snapshot that nobody may delete yet, also where that cannot be told. A volume of
-    /// this node alone that the pool does not have, though it is in order, has none.
-    pub(super) async fn check_unprotected(
-        &self,
-        id: VolumeId,
-        volume: &VolumeName,
-        report: &EngineReport,
-    ) -> Result<(), Refusal> {
-        let now_ms = now_ms();
-        let is_local = self.machine.read(|state| {
-            state.volume_by_id(id).is_some_and(|record| record.redundancy == Redundancy::Local)
-        });
-        if is_local && !report.pool.offline && report.volume(id).is_none() {
-            return Ok(());
-        }
-        let listed = self.list(id, volume).await?;
-        match listed.iter().find(|snapshot| snapshot.record.is_protected(now_ms)) {
-            Some(snapshot) => Err(protected(volume, snapshot)),
-            None => Ok(()),
-        }
     }
 
     /// Sets when snapshots are taken by themselves.
@@ -249,14 +239,34 @@ impl Control {
         let newest = own.iter().map(|snapshot| snapshot.record.taken_unix_ms).max();
         if schedule.is_due(newest, now_ms) {
             let name = format!("auto-{}", show_seconds(now_ms));
-            own.push(self.take(id, volume, &name, (SnapshotKind::Schedule, None)).await?);
+            let taking = self.take(id, volume, &name, (SnapshotKind::Schedule, None));
+            own.push(self.hold_hosts(&[volume], &name, true, taking).await?);
             tracing::info!(%volume, name, "snapshot by schedule");
         }
-        let superfluous = superfluous(own, schedule.keep, now_ms);
+        let superfluous = superfluous(own, schedule.keep, self.protection_now_ms());
         for snapshot in superfluous.into_iter().filter(|snapshot| !self.is_cloned(snapshot)) {
             self.drop_snapshot(volume, &snapshot).await?;
         }
         Ok(())
+    }
+
+    /// Takes snapshots between the commands of the site.
+    async fn hold_hosts<T>(
+        &self,
+        volumes: &[&VolumeName],
+        name: &str,
+        is_scheduled: bool,
+        taking: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        let volumes = volumes.iter().map(|volume| volume.as_str()).collect::<Vec<_>>().join(" ");
+        let occasion = Occasion { volumes, snapshot: name.to_owned(), is_scheduled };
+        match self.snapshot_commands.hold(occasion, taking).await {
+            Ok(taken) => taken,
+            Err(why) => Err(Refusal::Impossible(format!(
+                "no snapshot was taken, as the command before snapshots failed: {why}; put that right, or take one as after a \
+                 power failure with --crash-consistent"
+            ))),
+        }
     }
 
     pub(super) async fn take(
@@ -288,7 +298,11 @@ impl Control {
         })
     }
 
-    async fn list(&self, id: VolumeId, volume: &VolumeName) -> Result<Vec<VolumeSnapshot>, Refusal> {
+    pub(super) async fn list(
+        &self,
+        id: VolumeId,
+        volume: &VolumeName,
+    ) -> Result<Vec<VolumeSnapshot>, Refusal> {
         let listed = self.engine.ask(|reply| Request::ListSnapshots(id, reply)).await;
         let listed = listed.map_err(|error| refusal(volume, "", error))?;
         // What a rollback keeps for itself is no snapshot of the volume. What a replica has kept is one, once an operator has
@@ -298,12 +312,16 @@ impl Control {
         Ok(listed.into_iter().filter(is_of_volume).collect())
     }
 
-    async fn drop_snapshot(&self, volume: &VolumeName, snapshot: &VolumeSnapshot) -> Result<(), Refusal> {
+    pub(super) async fn drop_snapshot(
+        &self,
+        volume: &VolumeName,
+        snapshot: &VolumeSnapshot,
+    ) -> Result<(), Refusal> {
         // None is cloned meanwhile.
         let _turn = self.turn().await;
         self.check_not_cloned(volume, snapshot)?;
         let VolumeSnapshot { volume: id, version, record } = snapshot;
-        let (id, version, now_ms) = (*id, *version, now_ms());
+        let (id, version, now_ms) = (*id, *version, self.protection_now_ms());
         let dropped = self.engine.ask(|reply| Request::DropSnapshot(id, version, now_ms, reply)).await;
         dropped.map_err(|error| match error {
             EngineError::Snapshot(SnapshotError::Protected { .. }) => protected(volume, snapshot),
@@ -349,14 +367,6 @@ fn checked(name: String, protected_until_ms: Option<u64>) -> Result<(String, Opt
 fn superfluous(own: Vec<VolumeSnapshot>, keep: u32, now_ms: u64) -> Vec<VolumeSnapshot> {
     let too_many = own.len().saturating_sub(keep as usize);
     own.into_iter().take(too_many).filter(|snapshot| !snapshot.record.is_protected(now_ms)).collect()
-}
-
-fn protected(volume: &VolumeName, snapshot: &VolumeSnapshot) -> Refusal {
-    let SnapshotRecord { name, protected_until_unix_ms, .. } = &snapshot.record;
-    let until = show_time(protected_until_unix_ms.unwrap_or_default());
-    Refusal::Impossible(format!(
-        "snapshot {volume}@{name} is protected until {until}: nobody deletes it before"
-    ))
 }
 
 fn refusal(volume: &VolumeName, name: &str, error: EngineError) -> Refusal {

@@ -28,6 +28,7 @@ impl Control {
                 items.extend(self.attention_to_maintenance(state));
                 items.extend(self.attention_to_power());
                 items.extend(attention(state, &self.node, &report.pool));
+                items.extend(self.attention_to_hosts());
                 items.sort_by_key(|item| std::cmp::Reverse(item.severity));
                 self.health(state, report, &items).into()
             },
@@ -160,6 +161,7 @@ impl Control {
     }
 
     fn pool_message(&self, state: &ControlState, pool: &PoolReport) -> messages::Pool {
+        let forecast = *self.forecast.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         messages::Pool {
             node: self.node.to_string(),
             state: pool_state(pool).into(),
@@ -175,6 +177,8 @@ impl Control {
             }
             .to_owned(),
             scrub: Some(scrub_message(&self.node, pool)),
+            growth_bytes_per_day: forecast.map(|forecast| forecast.bytes_per_day.max(0.0) as u64),
+            full_ms: forecast.and_then(|forecast| forecast.full_unix_ms),
         }
     }
 }
@@ -299,13 +303,17 @@ fn attention(state: &ControlState, node: &NodeName, pool: &PoolReport) -> Vec<me
         );
         items.push(item(Kind::DataUnrecoverable, Severity::Warning, "", message, &action));
     }
-    let percent = u64::from(state.settings().space_warning_percent);
-    if u128::from(pool.used_bytes) * 100 >= u128::from(pool.capacity_bytes) * u128::from(percent)
-        && pool.capacity_bytes > 0
+    let (warning, error) = state.settings().space_thresholds_percent();
+    let thresholds = [(error, Severity::Error), (warning, Severity::Warning)];
+    let is_passed = |(percent, _): &(u8, Severity)| {
+        u128::from(pool.used_bytes) * 100 >= u128::from(pool.capacity_bytes) * u128::from(*percent)
+    };
+    if let Some((percent, severity)) =
+        thresholds.into_iter().find(is_passed).filter(|_| pool.capacity_bytes > 0)
     {
         let message = format!("the pool of node {node} is more than {percent} % full");
         let action = "delete what is not needed, or have hosts unmap free space, before writes that need new space fail";
-        items.push(item(Kind::PoolFilling, Severity::Warning, "", message, action));
+        items.push(item(Kind::PoolFilling, severity, "", message, action));
     }
     items.sort_by_key(|item| std::cmp::Reverse(item.severity));
     items

@@ -2,6 +2,7 @@
 //! Nothing survives the process. A snapshot is a second table of the same blocks; its space is not counted.
 
 use std::cell::{Cell, RefCell};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::future::{Future, ready};
 
@@ -253,8 +254,10 @@ impl Pool for MemoryPool {
         // After a restart every volume begins anew: that is what the pool is for.
         let begin = |(origin, snapshot)| self.with_snapshot(origin, snapshot, Blocks::clone).ok();
         let blocks = origin.and_then(begin).unwrap_or_default();
-        self.used_blocks.set(self.used_blocks.get() + blocks.len() as u64);
-        self.volumes.borrow_mut().entry(volume).or_insert(blocks);
+        if let Entry::Vacant(place) = self.volumes.borrow_mut().entry(volume) {
+            self.used_blocks.set(self.used_blocks.get() + blocks.len() as u64);
+            place.insert(blocks);
+        }
         Ok(1)
     }
 

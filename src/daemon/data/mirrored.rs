@@ -5,7 +5,7 @@
 //! it; a unit gets its device with the reservations of the newest state. Left to others: what the parts do.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -13,15 +13,16 @@ use std::time::{Duration, Instant};
 
 use futures::future::LocalBoxFuture;
 
+use super::faces::{Face, Faces, Presented, reservations};
 use super::pool::{Pool, PoolError};
-use super::volumes::{Unit, Volumes};
+use super::volumes::Volumes;
 use crate::base::buffer::BufferPool;
 use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
-use crate::cluster::state::volume::{Redundancy, VolumeRecord};
+use crate::cluster::state::volume::{Redundancy, Transition, VolumeRecord};
 use crate::cluster::state::{Command, ControlState};
 use crate::daemon::engine::VolumeSpec;
 use crate::daemon::event_log::EventReporter;
@@ -29,17 +30,14 @@ use crate::daemon::floating::{FloatingAddresses, FloatingConfig, is_chosen};
 use crate::daemon::listen::listen;
 use crate::daemon::state_directory::StateDirectory;
 use crate::mirror::{Coverage, Records};
-use crate::pair::{Hosts, Node, NodeServices, Patience, ServedStore, Surroundings};
+use crate::pair::{Node, NodeServices, Patience, Surroundings};
 use crate::peer::hello::Introduction;
 use crate::peer::mirror_stream::{MirrorConnections, MirrorSetup};
 use crate::peer::quorum::{QuorumHandle, clock_ms, unix_ms};
 use crate::peer::settings::PeerSettings;
 use crate::peer::tls::Keys;
-use crate::scsi::asymmetric_access::{AccessAuthority, AccessState, ActivationFailed, GroupAccess};
-use crate::scsi::forward::front::{Front, FrontUnit};
-use crate::scsi::forward::service::Service;
-use crate::scsi::reservation::PersistedReservations;
-use crate::volume::Volume;
+use crate::scsi::asymmetric_access::{AccessAuthority, ActivationFailed};
+use crate::scsi::forward::front::FrontUnit;
 use crate::volume::device::DeviceGeometry;
 
 /// What a node of a pair is started with.
@@ -94,26 +92,6 @@ struct Floating {
     refuse_at: RefuseAt,
     /// That was done, so that the addresses may be given up.
     is_refusing: bool,
-}
-
-/// The volumes as this node presents them, and both ends of what is forwarded.
-struct Faces<P: Pool> {
-    own: NodeName,
-    known: RefCell<BTreeMap<VolumeId, Face<P>>>,
-    front: Front,
-    service: Service<Volume<ServedStore<P>>>,
-}
-
-/// A volume as this node presents it.
-struct Face<P: Pool> {
-    unit: Rc<Unit<P>>,
-    saver_epoch: Rc<Cell<u32>>,
-    record: VolumeRecord,
-    groups: Vec<(NodeName, u16)>,
-    /// What the unit was told of its groups.
-    told: Vec<GroupAccess>,
-    /// Since when commands are not forwarded, where they are not.
-    unreached: Instant,
 }
 
 impl<P: Pool> Mirrored<P> {
@@ -359,12 +337,16 @@ impl<P: Pool> Mirrored<P> {
         let is_member = record.in_sync.contains(&self.own);
         let is_new = !is_promised && is_member && (record.epoch == 0 || (record.epoch == 1 && !is_older));
         let coverage = if is_new { Coverage::Whole } else { Coverage::through(Version::default()) };
+        // What an operator has made the volume, though this node lacked something of it, is all of it; only that may not be on
+        // record here yet.
+        let is_decreed =
+            self.pool.volume_record(record.id).is_some() && record.began_by == Some(Transition::Force);
         let created = match self.origin(state, record) {
             Ok(origin) => self.pool.create_replica(record.id, &coverage.encode(), origin).await,
             Err(why) => Err(PoolError::Failed(why)),
         };
         let is_whole = Kept { pool: self.pool.clone() }.coverage(record.id) == Coverage::Whole;
-        if !is_whole && is_member && self.lost.borrow_mut().insert(record.id) {
+        if !is_whole && is_member && !is_decreed && self.lost.borrow_mut().insert(record.id) {
             tracing::warn!(volume = %record.name, "the pool does not have what this node was in sync with");
         }
         created.map_err(|error| error.to_string())?;
@@ -462,141 +444,6 @@ impl<P: Pool> Mirrored<P> {
     }
 }
 
-impl<P: Pool> Faces<P> {
-    fn new(own: NodeName, runtime: RuntimeHandle) -> Rc<Self> {
-        Rc::new_cyclic(|faces: &Weak<Self>| {
-            let (of_front, of_service) = (faces.clone(), faces.clone());
-            let forwarding_changed = move |volume| {
-                if let Some(faces) = of_front.upgrade() {
-                    faces.unreached(volume);
-                    faces.tell(volume);
-                }
-            };
-            let front_changed = move || {
-                if let Some(faces) = of_service.upgrade() {
-                    faces.tell_all();
-                }
-            };
-            let service = Service::new(runtime, front_changed);
-            let front = Front::new(forwarding_changed);
-            Self { own, known: RefCell::default(), front, service }
-        })
-    }
-
-    fn unreached(&self, volume: VolumeId) {
-        if let Some(face) = self.known.borrow_mut().get_mut(&volume) {
-            face.unreached = Instant::now();
-        }
-    }
-
-    /// Tells the units the states of their groups, as far as they have changed.
-    fn tell_all(&self) {
-        let volumes: Vec<VolumeId> = self.known.borrow().keys().copied().collect();
-        volumes.into_iter().for_each(|volume| self.tell(volume));
-    }
-
-    fn tell(&self, volume: VolumeId) {
-        let has_device = self.known.borrow().get(&volume).is_some_and(|face| face.unit.has_device());
-        self.tell_as(volume, has_device);
-    }
-
-    /// Tells a unit the states of its groups. `serves`: its node has the device, and keeps it.
-    fn tell_as(&self, volume: VolumeId, serves: bool) {
-        let (unit, states) = {
-            let mut known = self.known.borrow_mut();
-            let Some(face) = known.get_mut(&volume) else { return };
-            let (own, peer) = self.states(volume, face, serves);
-            let group = |(name, portal_group): &(NodeName, u16)| GroupAccess {
-                portal_group: *portal_group,
-                state: if *name == self.own { own } else { peer },
-                preferred: *name == face.record.primary,
-            };
-            let states: Vec<GroupAccess> = face.groups.iter().map(group).collect();
-            if states == face.told {
-                return;
-            }
-            face.told.clone_from(&states);
-            (face.unit.clone(), states)
-        };
-        unit.set_access_states(&states);
-    }
-
-    /// The states of this node's group and of the other one's.
-    fn states(&self, volume: VolumeId, face: &Face<P>, serves: bool) -> (AccessState, AccessState) {
-        if serves {
-            // What the other node can't forward it refuses.
-            let is_reached = self.service.has_front();
-            let peer = if is_reached { AccessState::ActiveNonOptimized } else { AccessState::Standby };
-            return (AccessState::ActiveOptimized, peer);
-        }
-        if self.front.is_forwarding(volume) {
-            return (AccessState::ActiveNonOptimized, AccessState::ActiveOptimized);
-        }
-        if face.record.primary == self.own {
-            return (AccessState::Transitioning, AccessState::Standby);
-        }
-        // Soon it will be reached, or this node takes over; else hosts had better use the other path.
-        let is_hopeful = face.unreached.elapsed() < LONGEST_TRANSITION;
-        let own = if is_hopeful { AccessState::Transitioning } else { AccessState::Standby };
-        (own, AccessState::ActiveOptimized)
-    }
-}
-
-/// Lets hosts use what the node serves.
-struct Presented<P: Pool> {
-    faces: Rc<Faces<P>>,
-    pool: Rc<P>,
-}
-
-impl<P: Pool> Presented<P> {
-    fn face(&self, volume: VolumeId) -> Option<(Rc<Unit<P>>, VolumeRecord)> {
-        let known = self.faces.known.borrow();
-        known.get(&volume).map(|face| (face.unit.clone(), face.record.clone()))
-    }
-
-    fn let_in(&self, id: VolumeId, volume: Volume<ServedStore<P>>) -> Result<(), String> {
-        let (unit, record) = self.face(id).ok_or("it is not presented to hosts yet")?;
-        let unreadable =
-            |error: &dyn std::fmt::Display| format!("its saved reservations cannot be read: {error}");
-        let saved = reservations(&record).map_err(|error| unreadable(&error))?;
-        // Deposed, the other node can't change anything any more: what is in limbo ends.
-        self.faces.front.serves_itself(id);
-        unit.attach_device(volume, &saved).map_err(|error| unreadable(&error))?;
-        self.pool.bind_space(id, true);
-        self.faces.tell(id);
-        self.faces.service.serve(id, &unit);
-        Ok(())
-    }
-}
-
-impl<P: Pool> Hosts<P> for Presented<P> {
-    fn attach(
-        &self,
-        record: &VolumeRecord,
-        volume: Volume<ServedStore<P>>,
-    ) -> LocalBoxFuture<'static, Result<(), String>> {
-        Box::pin(std::future::ready(self.let_in(record.id, volume)))
-    }
-
-    fn detach(&self, volume: VolumeId) -> LocalBoxFuture<'static, ()> {
-        // What the other node acknowledges from now on has to find its place here.
-        self.pool.bind_space(volume, false);
-        let Some((unit, _)) = self.face(volume) else { return Box::pin(std::future::ready(())) };
-        self.faces.unreached(volume);
-        self.faces.tell_as(volume, false);
-        let detached = unit.detach_device();
-        self.faces.service.stop(volume);
-        self.faces.front.serves_no_more(volume);
-        detached
-    }
-
-    fn permitted(&self, volume: VolumeId) {
-        if let Some(face) = self.faces.known.borrow().get(&volume) {
-            face.unit.look_again();
-        }
-    }
-}
-
 /// Who decides about access to a mirrored volume's logical unit.
 struct Authority<P: Pool> {
     own_group: u16,
@@ -645,9 +492,6 @@ impl<P: Pool> AccessAuthority for Authority<P> {
 
 /// How often what was acknowledged is put on record.
 const WATERMARK_PERIOD: Duration = Duration::from_secs(1);
-
-/// How long a path is said to be in transition when commands can't be forwarded: longer than a take-over takes.
-const LONGEST_TRANSITION: Duration = Duration::from_secs(5);
 
 /// How often is looked whether a step of a stop is done, and how many times: a second at most.
 const LEAVE_TICK: Duration = Duration::from_millis(10);
@@ -752,12 +596,5 @@ impl<P: Pool> Records for Kept<P> {
 
     fn unix_ms(&self) -> u64 {
         unix_ms()
-    }
-}
-
-fn reservations(record: &VolumeRecord) -> Result<PersistedReservations, serde_json::Error> {
-    match record.reservations.encoded.as_slice() {
-        [] => Ok(PersistedReservations::default()),
-        encoded => serde_json::from_slice(encoded),
     }
 }

@@ -9,6 +9,7 @@ pub mod disk_book;
 pub mod disk_changes;
 pub mod disk_pool;
 pub mod driver;
+mod faces;
 pub mod healing;
 mod images;
 pub mod memory_pool;

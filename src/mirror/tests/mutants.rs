@@ -2,17 +2,13 @@
 //!
 //! `SEEDS=n` says how many seeds there are, `MUTANT=Name` takes one mutant.
 
-use std::any::Any;
-use std::panic::{catch_unwind, set_hook, take_hook};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::super::mutant::{self, Mutant};
 use super::world::{Totals, run};
 use super::{by_hand, healing, pair, snapshots};
+use crate::sim::mutant_search::{self as search, Found};
 
 fn seeds(default: u64) -> u64 {
-    std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(default)
+    search::seeds().unwrap_or(default)
 }
 
 #[test]
@@ -50,41 +46,16 @@ fn a_life_is_the_same_twice() {
 
 #[test]
 fn every_mutant_is_found() {
-    let only = std::env::var("MUTANT").ok();
     // Those about rollbacks are found by the lives of the whole cluster: volumes roll back, mirrors do not.
     let is_elsewhere =
         |mutant: &Mutant| matches!(mutant, Mutant::RollbackInFlightShown | Mutant::KeptStateInRollback);
-    let wanted = |mutant: &Mutant| {
-        !is_elsewhere(mutant) && only.as_ref().is_none_or(|name| format!("{mutant:?}") == *name)
-    };
-    let mutants: Vec<Mutant> = Mutant::ALL.into_iter().filter(wanted).collect();
-    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    // A mutant's own assertions panic: that is a way of being found, and no news.
-    let hook = take_hook();
-    set_hook(Box::new(|_| {}));
-    let work = || {
-        while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match find(*mutant, seeds(1500)) {
-                Some((seed, verdict)) => println!("mutant {mutant:?}: found by seed {seed} ({verdict})"),
-                None => {
-                    println!("mutant {mutant:?}: NOT FOUND");
-                    missed.lock().unwrap().push(*mutant);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
-    });
-    set_hook(hook);
-    let missed = missed.into_inner().unwrap();
-    assert!(missed.is_empty(), "not found: {missed:?}");
+    let mutants: Vec<Mutant> = Mutant::ALL.into_iter().filter(|mutant| !is_elsewhere(mutant)).collect();
+    search::all_are_found("mirror", &mutants, |mutant| find(mutant, seeds(1500)));
 }
 
-/// The first seed that finds `mutant`, and what it said. Those that real stores in one log make harmless
+/// What finds `mutant`. Those that real stores in one log make harmless
 /// are looked for by tests of their own.
-fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
+fn find(mutant: Mutant, seeds: u64) -> Option<Found> {
     let directed = match mutant {
         Mutant::OldConfirmationCounts => {
             Some(pair::a_confirmation_of_the_epoch_before_does_not_complete_an_append as fn())
@@ -110,19 +81,8 @@ fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
         }
         _ => None,
     };
-    let found = mutant::with(mutant, || match directed {
-        Some(test) => catch_unwind(test).err().map(|panic| (0, message(panic))),
-        None => (0..seeds).find_map(|seed| match catch_unwind(|| run(seed)) {
-            Ok(Ok(_)) => None,
-            Ok(Err(problem)) => Some((seed, problem)),
-            Err(panic) => Some((seed, message(panic))),
-        }),
-    });
-    found.map(|(seed, verdict)| (seed, verdict.chars().take(160).collect()))
-}
-
-fn message(panic: Box<dyn Any + Send>) -> String {
-    let message = panic.downcast_ref::<String>().cloned();
-    let message = message.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-    format!("assertion: {}", message.unwrap_or_default())
+    mutant::with(mutant, || match directed {
+        Some(test) => Found::by_test(test),
+        None => Found::by_seed(0..=seeds, |seed| run(seed).map(drop)),
+    })
 }

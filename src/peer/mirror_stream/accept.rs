@@ -124,7 +124,7 @@ impl MirrorService {
         let hello = hello.ok_or_else(|| Status::invalid_argument("the first frame is not a hello"))?;
         let greeted = introduction.check(&hello, service.protocol(), std::slice::from_ref(peer))?;
         let certificates = certificates.as_ref().map(|certificates| certificates.as_slice());
-        keys.check_caller(certificates, &greeted.name, greeted.info.kind)
+        keys.check_caller(certificates, &greeted.name, greeted.kind)
             .map_err(|error| Status::permission_denied(format!("{error}: {}", greeted.name)))?;
         let (outbox, frames) = queue(introduction.hello(service.protocol()));
         let accepted = Accepted { address, incoming, outbox };

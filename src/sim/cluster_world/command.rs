@@ -92,7 +92,7 @@ pub(super) fn miscompare(response: &Response) -> Option<usize> {
 }
 
 /// What the sectors from `first` on are after these writes; zeros for number zero.
-fn sectors(volume: VolumeId, first: u64, numbers: &[u64]) -> Bytes {
+pub(super) fn sectors(volume: VolumeId, first: u64, numbers: &[u64]) -> Bytes {
     let mut data = AlignedBuf::zeroed((numbers.len() * SECTOR).next_multiple_of(4096));
     for (index, number) in numbers.iter().enumerate().filter(|(_, number)| **number > 0) {
         let sector = &mut data[index * SECTOR..][..SECTOR];

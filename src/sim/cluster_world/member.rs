@@ -165,19 +165,25 @@ impl Member {
         let room = &cluster.rooms[index];
         let timing = Timing { election_ticks: 10 + 3 * index, heartbeat_ticks: 2 };
         let identity = || Identity { member: MemberId(cluster.random.next().max(1)), cluster: CLUSTER };
+        let newest_format = cluster.network.newest_format(index);
         use crate::cluster::raft::member::Member as Consensus;
         let opened = match recover(room.file.clone()) {
             Ok(Recovered::Whole(log, image)) => Consensus::open(log, image, timing),
-            Ok(Recovered::Blank(medium)) if index == 0 && !room.was_started.get() => {
-                Consensus::found(medium, identity(), super::NAMES[0], &founding_state().encode(), timing)
-            }
+            Ok(Recovered::Blank(medium)) if index == 0 && !room.was_started.get() => Consensus::found(
+                medium,
+                identity(),
+                super::NAMES[0],
+                &founding_state(newest_format).encode(),
+                timing,
+            ),
             Ok(Recovered::Blank(medium)) => Consensus::join(medium, identity(), timing),
             Err(error) => return Err(format!("the log of {}: {error}", super::NAMES[index])),
         };
         let member = opened.map_err(|error| format!("the log of {}: {error}", super::NAMES[index]))?;
         room.was_started.set(true);
         let life = cluster.random.next();
-        let setup = Setup { name: name(index), kind: kind(index), life, terms: LeaseTerms::LAN };
+        let setup =
+            Setup { name: name(index), kind: kind(index), life, terms: LeaseTerms::LAN, newest_format };
         let now_ms = room.clock.now_ms(world);
         let quorum = Quorum::new(member, setup, now_ms);
         let state = RefCell::new(quorum.state().clone());
@@ -240,7 +246,8 @@ impl Member {
     }
 
     pub(super) fn info(&self) -> PeerInfo {
-        PeerInfo { member: self.view().member, kind: kind(self.index) }
+        let newest_format = self.cluster.network.newest_format(self.index);
+        PeerInfo { member: self.view().member, kind: kind(self.index), newest_format }
     }
 
     pub(super) fn is_linked_to(&self, other: usize) -> bool {
@@ -377,10 +384,8 @@ fn kind(index: usize) -> SeatKind {
     if index == WITNESS { SeatKind::Witness } else { SeatKind::Node }
 }
 
-fn founding_state() -> ControlState {
-    let mut state = ControlState::new();
+fn founding_state(format: u32) -> ControlState {
     let uuid = ClusterUuid(CLUSTER);
     let create = Command::CreateCluster { name: "demo".parse().unwrap(), uuid, created_unix_ms: 1 };
-    state.apply(1, create).unwrap();
-    state
+    ControlState::in_format(format).beginning_with([create]).unwrap()
 }

@@ -27,6 +27,7 @@ mod scenarios;
 mod snapshots;
 
 mod unit;
+mod upgrade;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -72,6 +73,10 @@ struct Setting {
     is_orderly: bool,
     /// Volumes are rolled back now and then.
     rolls_back: bool,
+    /// Clones are made of snapshots.
+    has_clones: bool,
+    /// All members begin with an older release, and are brought to the present one now and then.
+    is_upgraded: bool,
     /// Longest that a message takes, in microseconds.
     latency: u64,
     /// Longest that the thread of the data takes to see what the thread of the quorum says, in microseconds.
@@ -117,6 +122,8 @@ impl Cluster {
         let setting = Setting {
             is_orderly,
             rolls_back: seed.is_multiple_of(4),
+            has_clones: !is_orderly && seed % 4 == 1,
+            is_upgraded: !is_orderly && seed % 5 == 3,
             latency: if is_orderly { 60 } else { [30, 100, 100, 500][random.index(4)] },
             handling: if is_orderly { 50 } else { [20, 200, 2000][random.index(3)] },
         };
@@ -142,6 +149,9 @@ impl Cluster {
             history: RefCell::default(),
             met: RefCell::default(),
         });
+        if cluster.setting.is_upgraded {
+            (0..3).for_each(|member| cluster.network.install(member, upgrade::older_release()));
+        }
         cluster.clock.spawn(Box::pin(network::keep(cluster.clone())));
         cluster.clock.spawn(Box::pin(oracle::watch(cluster.clone())));
         cluster

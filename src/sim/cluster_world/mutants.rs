@@ -1,22 +1,20 @@
 //! Proof that the random lives find bugs: each seeded one, of the driver of the pair, of the SCSI layer, of the mirror
 //! and of the control plane, by some seed.
 //!
-//! `MUTANT=Name` takes one of them, `SEEDS=n` says how many seeds each may take. Without either, only those run
-//! that are found quickly: continuous integration has a minute for this.
+//! Without `MUTANT` and `SEEDS` only those run that are found quickly: continuous integration has a minute for this.
 
-use std::panic::{set_hook, take_hook};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::fmt::{self, Debug, Formatter};
 
-use super::runs::{number, run};
+use super::runs::run;
 use super::{planned, scenarios};
 use crate::cluster::mutant as cluster;
 use crate::mirror::mutant as mirror;
 use crate::pair::mutant as pair;
 use crate::scsi::mutant as scsi;
+use crate::sim::mutant_search::{self as search, Found};
 use crate::volume::mutant as volume;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 enum Mutant {
     Pair(pair::Mutant),
     Scsi(scsi::Mutant),
@@ -56,8 +54,8 @@ impl Mutant {
         }
     }
 
-    /// The first seed that finds it, and what it said.
-    fn find(self, seeds: u64) -> Option<(u64, String)> {
+    /// What finds it.
+    fn find(self, seeds: u64) -> Option<Found> {
         let directed: Option<fn() -> Result<(), String>> = match self {
             Self::Pair(pair::Mutant::LeaseForNewerRecord) => {
                 Some(|| scenarios::try_scenario(1, scenarios::a_lease_that_comes_with_the_deposition))
@@ -97,12 +95,16 @@ impl Mutant {
             }
             _ => None,
         };
-        // What the scenario of a mistake shows is shown by the scenario, which is seed zero.
-        let found = self.with(|| {
-            let found = directed.and_then(|test| test().err()).map(|problem| (0, problem));
-            found.or_else(|| (1..=seeds).find_map(|seed| run(seed).err().map(|problem| (seed, problem))))
-        });
-        found.map(|(seed, problem)| (seed, problem.replace('\n', " ").chars().take(160).collect()))
+        self.with(|| {
+            let found = directed.and_then(Found::by_scenario);
+            found.or_else(|| Found::by_seed(1..=seeds, |seed| run(seed).map(drop)))
+        })
+    }
+}
+
+impl Debug for Mutant {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
     }
 }
 
@@ -125,41 +127,10 @@ const CLUSTER: [cluster::Mutant; 4] = [
 
 #[test]
 fn every_mutant_is_found() {
-    let seeds = number("SEEDS");
-    let only = std::env::var("MUTANT").ok();
-    let wanted = |mutant: &Mutant| match &only {
-        Some(name) => mutant.name().ends_with(&format!(" {name}")),
-        None => seeds.is_some() || QUICK.contains(&mutant.name().as_str()),
-    };
-    let mutants: Vec<Mutant> = Mutant::all().into_iter().filter(wanted).collect();
-    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    // A mutant's own assertions panic: that is a way of being found, and no news.
-    let hook = take_hook();
-    set_hook(Box::new(|_| {}));
-    let work = || {
-        while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match mutant.find(seeds.unwrap_or(QUICK_SEEDS)) {
-                Some((0, problem)) => {
-                    println!("mutant {}: found by its scenario ({problem})", mutant.name());
-                }
-                Some((seed, problem)) => {
-                    println!("mutant {}: found by seed {seed} ({problem})", mutant.name());
-                }
-                None => {
-                    println!("mutant {}: NOT FOUND", mutant.name());
-                    missed.lock().unwrap().push(mutant.name());
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
-    });
-    set_hook(hook);
-    let missed = missed.into_inner().unwrap();
-    println!("mutants of the cluster: {} run, {} not found", mutants.len(), missed.len());
-    assert!(missed.is_empty(), "not found: {missed:?}");
+    let is_wanted = |mutant: &Mutant| !search::is_quick() || QUICK.contains(&mutant.name().as_str());
+    let mutants: Vec<Mutant> = Mutant::all().into_iter().filter(is_wanted).collect();
+    let seeds = search::seeds().unwrap_or(QUICK_SEEDS);
+    search::all_are_found("cluster", &mutants, |mutant| mutant.find(seeds));
 }
 
 /// Those that a scenario or a few seeds find.

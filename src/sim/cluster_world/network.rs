@@ -15,6 +15,7 @@ use super::room::{Data, Life};
 use super::{Cluster, NAMES, VOLUMES, micros};
 use crate::base::runtime::{Instant, Runtime};
 use crate::base::signal::Signal;
+use crate::cluster::state::format;
 use crate::cluster::versions::{Protocol, Spoken};
 use crate::mirror::{FromReplica, ReplicaLink, ToReplica};
 
@@ -49,9 +50,17 @@ impl Network {
         self.speaks[member].set(speaks);
     }
 
-    /// Whether the programs of two members have a version of a protocol in common.
-    fn fit(&self, one: usize, other: usize, protocol: Protocol) -> bool {
-        let of = |member: usize| self.speaks[member].get().of(protocol);
+    /// The newest format of the control state that a member's program knows.
+    pub(super) fn newest_format(&self, member: usize) -> u32 {
+        format::of_version(self.speaks[member].get().of(Protocol::Control).newest())
+    }
+
+    /// Whether two members have a version of a protocol in common that each still speaks.
+    fn fit(&self, one: &Life, other: &Life, protocol: Protocol) -> bool {
+        let of = |life: &Life| {
+            let oldest = format::version_of(life.member.state().format());
+            self.speaks[life.index].get().without_control_before(oldest).of(protocol)
+        };
         of(one).agree(of(other)).is_some()
     }
 
@@ -229,7 +238,7 @@ pub(super) async fn call(data: Rc<Data>) {
         let Some(peer) = peer.filter(|_| cluster.network.passes_both_ways(life.index, other)) else {
             continue;
         };
-        if !cluster.network.fit(life.index, other, Protocol::Mirror) {
+        if !cluster.network.fit(&life, &peer, Protocol::Mirror) {
             cluster.meet("refused releases");
             continue;
         }
@@ -327,7 +336,7 @@ pub(super) async fn keep(cluster: Rc<Cluster>) {
             let is_wanted =
                 count == 0 || (count == 1 && !cluster.setting.is_orderly && cluster.random.below(400) == 0);
             let can_connect = !near.world.is_paused() && !far.world.is_paused();
-            let fit = cluster.network.fit(one, other, Protocol::Control);
+            let fit = cluster.network.fit(&near, &far, Protocol::Control);
             if is_wanted && can_connect && fit && cluster.network.passes_both_ways(one, other) {
                 Channel::open(&cluster, [near, far]);
             } else if count > 1 && cluster.random.below(30) == 0 {

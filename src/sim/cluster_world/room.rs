@@ -1,7 +1,7 @@
 //! A machine in its room: what outlives it (disks, the log's file, promises, the clock), and its present life.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::base::runtime::{Instant, LocalBoxFuture, Runtime};
 use crate::base::signal::Signal;
 use crate::base::units::{Version, VolumeId};
 use crate::cluster::lease::StoreHealth;
-use crate::cluster::state::Command;
-use crate::cluster::state::volume::VolumeRecord;
+use crate::cluster::state::volume::{Transition, VolumeRecord};
+use crate::cluster::state::{Command, ControlState};
 use crate::disk::{Disk, Operation};
 use crate::mirror::{Coverage, Records};
 use crate::pair::{Node, NodeServices, Patience, Surroundings};
@@ -75,6 +75,11 @@ pub(super) struct Data {
     pub faces: Rc<RefCell<BTreeMap<VolumeId, Face>>>,
     /// The node is about to stop: its store counts as gone.
     pub is_leaving: Cell<bool>,
+    has_given_back: Cell<bool>,
+    /// Something in the state could not be presented yet.
+    pub is_awaiting: Cell<bool>,
+    /// Volumes with which the node is in sync by the state, and that its disks do not have.
+    lost: RefCell<BTreeSet<VolumeId>>,
 }
 
 impl Room {
@@ -270,6 +275,9 @@ impl Data {
             seen_index,
             faces,
             is_leaving: Cell::default(),
+            has_given_back: Cell::default(),
+            is_awaiting: Cell::default(),
+            lost: RefCell::default(),
         });
         *life.data.borrow_mut() = Some(data.clone());
         life.world.spawn(Box::pin(network::call(data.clone())));
@@ -294,7 +302,7 @@ impl Data {
             }
             life.world.sleep(delay).await;
             let state = life.member.state();
-            if state.applied_index() > self.seen_index.get() {
+            if state.applied_index() > self.seen_index.get() || self.is_awaiting.get() {
                 self.take_state(&state).await;
             }
             self.tell_health();
@@ -312,7 +320,8 @@ impl Data {
 
     /// Tells everybody how the store is. When it is gone the lease is given back.
     pub(super) fn tell_health(&self) {
-        let health = if self.is_leaving.get() || self.store.is_offline() {
+        let is_ending = self.is_leaving.get() || self.store.is_offline();
+        let health = if is_ending || !self.lost.borrow().is_empty() {
             StoreHealth::Gone
         } else if self.store.array().stalled_for() >= LONGEST_SILENCE {
             StoreHealth::Stuck
@@ -321,7 +330,7 @@ impl Data {
         };
         let member = &self.life().member;
         let before = member.store.replace(health);
-        if health == StoreHealth::Gone && before != StoreHealth::Gone {
+        if is_ending && !self.has_given_back.replace(true) {
             member.give_back();
         }
         if health != before {
@@ -329,16 +338,55 @@ impl Data {
         }
     }
 
-    /// Makes a volume known to the pool. What is new to a pool that joins an older volume lacks everything.
-    pub(super) async fn create_replica(&self, record: &VolumeRecord) -> Result<(), String> {
+    /// Makes a volume known to the pool. What is new to a pool that joins an older volume lacks everything; a clone is made
+    /// where that of which it is made is whole.
+    pub(super) async fn create_replica(
+        &self,
+        state: &ControlState,
+        record: &VolumeRecord,
+    ) -> Result<(), String> {
+        let is_decreed = self.store.newest(record.id).is_some() && record.began_by == Some(Transition::Force);
+        let created = self.create(state, record).await;
+        let is_whole = Kept { store: self.store.clone() }.coverage(record.id) == Coverage::Whole;
+        if !is_whole && !is_decreed && record.in_sync.contains(&name(self.life().index)) {
+            self.cluster.meet("volumes that the disks have not any more");
+            self.lost.borrow_mut().insert(record.id);
+        }
+        created
+    }
+
+    /// What was lost is no matter any more once the other node goes on without this one.
+    pub(super) fn forget_lost(&self, state: &ControlState) {
+        let own = name(self.life().index);
+        let is_in_sync =
+            |id: &VolumeId| state.volume_by_id(*id).is_some_and(|record| record.in_sync.contains(&own));
+        self.lost.borrow_mut().retain(is_in_sync);
+    }
+
+    async fn create(&self, state: &ControlState, record: &VolumeRecord) -> Result<(), String> {
         if self.store.newest(record.id).is_some() {
             return Ok(());
         }
-        let coverage = match record.epoch {
-            0 | 1 => Coverage::Whole,
-            _ => Coverage::through(Version::default()),
+        let life = self.life();
+        let own = name(life.index);
+        let is_promised = self.cluster.rooms[life.index].promised.borrow().contains_key(&record.id);
+        let is_new = !is_promised && record.in_sync.contains(&own) && record.epoch <= 1;
+        let coverage = if is_new { Coverage::Whole } else { Coverage::through(Version::default()) };
+        let (version, coverage) = (Version::default(), coverage.encode());
+        let created = match &record.origin {
+            None => self.store.put_volume(record.id, version, &coverage).await,
+            Some(origin) => {
+                let kept = Kept { store: self.store.clone() };
+                let is_member = |of: &VolumeRecord| of.in_sync.contains(&own);
+                let is_whole = state.volume_by_id(origin.volume).is_some_and(is_member)
+                    && kept.coverage(origin.volume) == Coverage::Whole;
+                if !is_whole {
+                    return Err("what it is a clone of is not up to date on this node".to_owned());
+                }
+                self.cluster.meet("clones made");
+                self.store.clone_volume(record.id, version, &coverage, origin.volume, origin.version()).await
+            }
         };
-        let created = self.store.put_volume(record.id, Version::default(), &coverage.encode()).await;
         created.map_err(|error| error.to_string())
     }
 }

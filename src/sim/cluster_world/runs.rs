@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::future::{Either, select};
 
 use super::hosts::{HOSTS, Host, Hosts, USED};
-use super::{Cluster, NAMES, VOLUMES, WITNESS, micros, name, network, planned, snapshots};
+use super::{Cluster, NAMES, VOLUMES, WITNESS, micros, name, network, planned, snapshots, upgrade};
 use crate::base::runtime::{Instant, Runtime};
 use crate::base::units::{BlockAddress, VolumeId};
 use crate::disk::{DiskErrorKind, Operation};
@@ -95,6 +95,7 @@ async fn live(cluster: Rc<Cluster>) -> Result<(), String> {
             until_level(&cluster, volume).await?;
         }
         compare(&cluster, volume).await?;
+        cluster.check_clones(volume).await?;
     }
     cluster.oracle.check(&cluster.snapshots)?;
     cluster.check_reservations()
@@ -104,6 +105,7 @@ async fn live(cluster: Rc<Cluster>) -> Result<(), String> {
 async fn damage(cluster: &Rc<Cluster>, failing: Option<usize>) -> Result<(), String> {
     let random = &cluster.random;
     let (node, member) = (random.index(2), random.index(3));
+    upgrade::ask_for_what_is_new(cluster);
     match random.below(29) {
         0..2 => cluster.set_link(0, 1, false),
         2 => cluster.set_passes(node, 1 - node, false),
@@ -205,6 +207,7 @@ fn repair_some(cluster: &Rc<Cluster>) -> Result<(), String> {
             if member != WITNESS && often() {
                 bring_disks_back(cluster, member);
             }
+            upgrade::upgrade_at_times(cluster, member);
             cluster.start(member)?;
         }
     }
@@ -300,6 +303,7 @@ pub(super) async fn heal(cluster: &Rc<Cluster>) -> Result<(), String> {
         if member != WITNESS {
             bring_disks_back(cluster, member);
         }
+        upgrade::upgrade_at_last(cluster, member);
         cluster.start(member)?;
     }
     for node in 0..2 {
@@ -311,7 +315,8 @@ pub(super) async fn heal(cluster: &Rc<Cluster>) -> Result<(), String> {
     let is_well = |volume: &VolumeId| cluster.in_sync(*volume) == 2 && cluster.server(*volume).is_some();
     cluster
         .until("everything heals", 3000, || VOLUMES.iter().all(is_well) && network::is_whole(cluster))
-        .await
+        .await?;
+    upgrade::until_upgraded(cluster).await
 }
 
 /// Reads everything through whoever serves, as a host that was not there before.
@@ -366,12 +371,15 @@ pub(super) async fn compare(cluster: &Rc<Cluster>, volume: VolumeId) -> Result<(
     cluster.compare_snapshots(volume).await
 }
 
-pub(super) fn number(name: &str) -> Option<u64> {
+fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 /// What a full run has to meet.
-const SOMETIMES: [&str; 43] = [
+const SOMETIMES: [&str; 46] = [
+    "members upgraded",
+    "clones read",
+    "writes to clones",
     "rollbacks",
     "snapshots taken",
     "snapshots dropped",

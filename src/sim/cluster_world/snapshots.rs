@@ -6,6 +6,8 @@
 //! nodes at the same cut; one without an acknowledgement is there or not, and that stays so once somebody has looked
 //! (I19), unless the node that was asked is still about to do it: one that stands still does so when it goes on.
 
+mod clones;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -30,6 +32,7 @@ use crate::volume::{SnapshotError, Volume};
 pub(super) struct Snapshots {
     known: RefCell<Vec<Rc<Known>>>,
     rollbacks: RefCell<Vec<Rc<RolledBack>>>,
+    clone_writes: RefCell<clones::Writes>,
 }
 
 /// A rollback that somebody wanted: of each sector, a write of what the snapshot shows.
@@ -51,6 +54,8 @@ pub(super) struct Known {
     turn: u64,
     acknowledged: Cell<Option<u64>>,
     state: Cell<State>,
+    /// A clone of it is there, or may come.
+    is_cloned: Cell<bool>,
     /// How many that it be taken or dropped are still to be done by the node that was asked.
     under_way: Cell<u32>,
     /// In which turn of service that was asked last.
@@ -184,6 +189,7 @@ impl Cluster {
             turn: served.turn,
             acknowledged: Cell::default(),
             state: Cell::new(State::InDoubt),
+            is_cloned: Cell::default(),
             under_way: Cell::default(),
             asked_in: Cell::default(),
             version: Cell::default(),
@@ -437,7 +443,9 @@ async fn do_something(cluster: &Cluster, volume: VolumeId) {
     match random.below(10) {
         0..4 if there.len() < MOST_SNAPSHOTS => drop(cluster.take_snapshot(volume).await),
         4 => {
-            if let Some(version) = chosen().and_then(|known| known.version.get()) {
+            if let Some(version) =
+                chosen().filter(|known| !known.is_cloned.get()).and_then(|known| known.version.get())
+            {
                 cluster.drop_snapshot(volume, version).await;
             }
         }
@@ -447,6 +455,7 @@ async fn do_something(cluster: &Cluster, volume: VolumeId) {
                 cluster.roll_back(volume, version).await;
             }
         }
+        6..9 if cluster.setting.has_clones => cluster.work_on_clones(volume).await,
         _ => {
             if let Some(known) = chosen() {
                 let (first, count) = USED[random.index(2)];

@@ -49,11 +49,13 @@ pub(super) fn target_port(node: usize) -> TargetPort {
 impl Data {
     pub(super) async fn take_state(self: &Rc<Self>, state: &ControlState) {
         let own = self.life().index;
+        self.is_awaiting.set(false);
         for record in state.volumes().filter(|record| record.redundancy == Redundancy::Mirrored) {
             let is_known = self.faces.borrow().contains_key(&record.id);
             if !is_known {
-                if let Err(error) = self.create_replica(record).await {
+                if let Err(error) = self.create_replica(state, record).await {
                     self.cluster.tell(|| format!("{} cannot present: {error}", NAMES[own]));
+                    self.is_awaiting.set(true);
                     continue;
                 }
                 let face = self.present(record);
@@ -61,6 +63,7 @@ impl Data {
             }
             self.update(own, record);
         }
+        self.forget_lost(state);
         self.node.handle_state(state);
         self.seen_index.set(state.applied_index());
     }

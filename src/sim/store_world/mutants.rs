@@ -4,71 +4,28 @@
 //! those run that are found quickly: continuous integration has a minute for this. Some need a map that is too
 //! large for a simulated pool: for them it is the model of the store's state (`store/tests`) that has to show them.
 
-use std::panic::{catch_unwind, set_hook, take_hook};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::{Theme, run_theme};
 use crate::base::mutant::{Mutant, with};
+use crate::sim::mutant_search::{self as search, Found};
 use crate::store::tests::versions;
 
 #[test]
 fn every_mutant_is_found() {
-    let seeds: Option<u64> = std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok());
-    let only = std::env::var("MUTANT").ok();
-    let wanted = |mutant: &Mutant| match &only {
-        Some(name) => format!("{mutant:?}") == *name,
-        None => seeds.is_some() || !SLOW.contains(mutant),
-    };
-    let mutants: Vec<Mutant> = Mutant::ALL.into_iter().filter(wanted).collect();
-    assert!(!mutants.is_empty(), "no such mutant: {only:?}");
-    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    // A mutant's own assertions panic: that is a way of being found, and no news.
-    let hook = take_hook();
-    set_hook(Box::new(|_| {}));
-    let work = || {
-        while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match find(*mutant, seeds.unwrap_or(QUICK_SEEDS)) {
-                Some((seed, verdict)) => println!("mutant {mutant:?}: found by seed {seed} ({verdict})"),
-                None => {
-                    println!("mutant {mutant:?}: NOT FOUND");
-                    missed.lock().unwrap().push(*mutant);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
-    });
-    set_hook(hook);
-    let missed = missed.into_inner().unwrap();
-    println!("mutants: {} run, {} not found", mutants.len(), missed.len());
-    assert!(missed.is_empty(), "not found: {missed:?}");
+    let is_wanted = |mutant: &Mutant| !search::is_quick() || !SLOW.contains(mutant);
+    let mutants: Vec<Mutant> = Mutant::ALL.into_iter().filter(is_wanted).collect();
+    let seeds = search::seeds().unwrap_or(QUICK_SEEDS);
+    search::all_are_found("store", &mutants, |mutant| find(mutant, seeds));
 }
 
-/// The first seed that finds `mutant`, and what it said.
-fn find(mutant: Mutant, seeds: u64) -> Option<(u64, String)> {
-    (1..=seeds).find_map(|seed| {
-        let work = || match mutant {
-            Mutant::SnapshotsBeforeMapInCheckpoint | Mutant::HoleForgottenUnderLateWrite => {
-                versions::run(seed, &mut versions::Met::default());
-                Ok(())
-            }
-            _ => run_theme(seed, theme_for(mutant)).map(drop),
-        };
-        let outcome = catch_unwind(|| with(mutant, work));
-        let verdict = match outcome {
-            Ok(Ok(())) => return None,
-            Ok(Err(problem)) => problem,
-            Err(panic) => {
-                let message = panic.downcast_ref::<String>().cloned();
-                let message = message.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                format!("assertion: {}", message.unwrap_or_default())
-            }
-        };
-        Some((seed, verdict.chars().take(160).collect()))
-    })
+fn find(mutant: Mutant, seeds: u64) -> Option<Found> {
+    let run = |seed| match mutant {
+        Mutant::SnapshotsBeforeMapInCheckpoint | Mutant::HoleForgottenUnderLateWrite => {
+            versions::run(seed, &mut versions::Met::default());
+            Ok(())
+        }
+        _ => run_theme(seed, theme_for(mutant)).map(drop),
+    };
+    with(mutant, || Found::by_seed(1..=seeds, run))
 }
 
 /// The search keeps to the theme that meets a mistake soonest.

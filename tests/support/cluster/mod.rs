@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use gemel::cluster::state::format::NEWEST_FORMAT;
 use gemel::cluster::state::{ClusterUuid, Command as Change, ControlState};
 use gemel::disk::file::{Allocation, create};
 use gemel::peer::authority::Authority;
@@ -43,6 +44,22 @@ pub struct ClusterSettings {
     pub portal: Option<SocketAddr>,
     /// Sections added to the nodes' configurations.
     pub sections: String,
+    /// Format of the control state that the cluster begins with.
+    pub format: u32,
+    /// The release that its members begin with.
+    pub release: Release,
+}
+
+/// A release of the programs.
+#[derive(Clone, Debug, Default)]
+pub enum Release {
+    /// The present one.
+    #[default]
+    Present,
+    /// The present one, told to say that it speaks these versions of the protocols.
+    Claiming(Vec<&'static str>),
+    /// The one whose programs are in this folder.
+    Programs(PathBuf),
 }
 
 impl Default for ClusterSettings {
@@ -55,6 +72,8 @@ impl Default for ClusterSettings {
             pool: String::new(),
             portal: None,
             sections: String::new(),
+            format: NEWEST_FORMAT,
+            release: Release::Present,
         }
     }
 }
@@ -121,6 +140,8 @@ pub struct Cluster {
     settings: ClusterSettings,
     pub network: Network,
     uuid: ClusterUuid,
+    /// What each member was last started as.
+    releases: RefCell<BTreeMap<String, Release>>,
     processes: RefCell<BTreeMap<String, Child>>,
     folder: PathBuf,
     _place: Option<tempfile::TempDir>,
@@ -154,12 +175,14 @@ impl Cluster {
             settings,
             network,
             uuid: ClusterUuid(std::array::from_fn(|n| n as u8 + 1)),
+            releases: RefCell::default(),
             processes: RefCell::default(),
             folder: folder.to_owned(),
             _place: None,
             // A test that failed has no effect on the next.
             _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
         };
+        MEMBERS.iter().for_each(|member| cluster.install(member, cluster.settings.release.clone()));
         cluster.found();
         MEMBERS.iter().for_each(|member| cluster.spawn(member));
         cluster.wait_until("all three vote", || {
@@ -190,7 +213,8 @@ impl Cluster {
         let (name, uuid) = ("a".parse().expect("a name"), self.uuid);
         let create =
             Change::CreateCluster { name: "test".parse().expect("a name"), uuid, created_unix_ms: 1 };
-        let state = ControlState::founded([create]).expect("a cluster begins like this");
+        let state = ControlState::in_format(self.settings.format);
+        let state = state.beginning_with([create]).expect("a cluster begins like this");
         quorum::found(&log, &name, uuid, &state).expect("the first log can be made");
     }
 
@@ -200,7 +224,7 @@ impl Cluster {
     }
 
     fn format(&self, node: &str) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gemeld"));
+        let mut command = Command::new(self.program(node));
         command.arg("--config").arg(self.configuration(node)).args(["format", "--force"]);
         let output = command.output().expect("gemeld can be run");
         assert!(output.status.success(), "{}", text_of(&output));
@@ -266,17 +290,28 @@ impl Cluster {
         self.folder.join(member).join("state")
     }
 
-    /// Starts a member's process.
-    pub fn spawn(&self, member: &str) {
-        self.spawn_with(member, &[], &[]);
+    /// Gives a member that does not run another release.
+    pub fn install(&self, member: &str, release: Release) {
+        self.releases.borrow_mut().insert(member.to_owned(), release);
     }
 
-    /// Starts it with these arguments besides, and under these words before its command.
-    pub fn spawn_with(&self, member: &str, under: &[&str], arguments: &[&str]) {
+    fn program(&self, member: &str) -> PathBuf {
+        let (name, present) = match member {
+            "w" => ("gemel-witness", env!("CARGO_BIN_EXE_gemel-witness")),
+            _ => ("gemeld", env!("CARGO_BIN_EXE_gemeld")),
+        };
+        match self.releases.borrow().get(member) {
+            Some(Release::Programs(folder)) => folder.join(name),
+            _ => present.into(),
+        }
+    }
+
+    /// Starts a member's process.
+    pub fn spawn(&self, member: &str) {
         let log = File::options().create(true).append(true).open(self.log_path(member)).expect("a log");
-        let program = match member {
-            "w" => env!("CARGO_BIN_EXE_gemel-witness"),
-            _ => env!("CARGO_BIN_EXE_gemeld"),
+        let claims = match self.releases.borrow().get(member) {
+            Some(Release::Claiming(claims)) => claims.clone(),
+            _ => Vec::new(),
         };
         let mut command = self.network.command(member, "setpriv");
         command.args(["--pdeathsig", "KILL"]);
@@ -284,11 +319,10 @@ impl Cluster {
             command.args(["taskset", "-c", &cpu.to_string()]);
         }
         let child = command
-            .args(under)
-            .arg(program)
+            .arg(self.program(member))
             .arg("--config")
             .arg(self.configuration(member))
-            .args(arguments)
+            .args(claims.iter().flat_map(|claim| ["--claim-protocol", claim]))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor can be duplicated"))
             .stderr(log)
@@ -321,6 +355,13 @@ impl Cluster {
         let status = child.wait().expect("it has ended");
         assert!(status.success(), "{member} ended with {status}:\n{}", self.log(member));
         began.elapsed()
+    }
+
+    /// Waits until a member ends by itself, and gives what it has written.
+    pub fn wait_ended(&self, member: &str) -> String {
+        let mut child = self.processes.borrow_mut().remove(member).expect("it runs");
+        self.wait_until("it ends", || child.try_wait().expect("a child can be waited for").is_some());
+        self.log(member)
     }
 
     /// SIGSTOP: it does nothing, and its sockets stay open.

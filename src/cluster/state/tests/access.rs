@@ -32,6 +32,41 @@ fn access_is_by_list_and_everyone_is_said_aloud() {
 }
 
 #[test]
+fn a_host_group_lets_its_hosts_in_and_stays_while_it_is_on_a_list() {
+    let mut machine = Machine::with_nodes(&["a"]);
+    machine.must(create("x", 1 << 30, Redundancy::Local, "a"));
+    let volume: VolumeName = "x".parse().unwrap();
+    let [one, two] =
+        ["iqn.2026-01.org:one", "iqn.2026-01.org:two"].map(|name| -> InitiatorName { name.parse().unwrap() });
+    let group = || "esx".parse::<HostGroupName>().unwrap();
+    let change = |added: &[&InitiatorName], removed: &[&InitiatorName]| Command::ChangeHostGroup {
+        name: group(),
+        added: added.iter().map(|name| (*name).clone()).collect(),
+        removed: removed.iter().map(|name| (*name).clone()).collect(),
+    };
+    let entry = || "group:esx".parse().unwrap();
+    let allow = || Command::AllowInitiator { volume: "x".parse().unwrap(), initiator: entry() };
+    assert_eq!(machine.apply(allow()), Err(Rejection::NoSuchHostGroup(group())));
+    assert_eq!(machine.apply(change(&[&one, &two], &[])), Ok(Outcome::Changed));
+    assert!(!machine.state.may_access(&volume, &one), "it is on no list yet");
+    assert_eq!(machine.apply(allow()), Ok(Outcome::Changed));
+    assert!(machine.state.may_access(&volume, &one) && machine.state.may_access(&volume, &two));
+    assert_eq!(ControlState::decode(&machine.state.encode()).unwrap(), machine.state);
+    assert_eq!(machine.apply(change(&[], &[&two])), Ok(Outcome::Changed));
+    assert_eq!(machine.apply(change(&[&one], &[&two])), Ok(Outcome::Unchanged));
+    assert!(machine.state.may_access(&volume, &one) && !machine.state.may_access(&volume, &two));
+    let remove = || Command::RemoveHostGroup { name: group() };
+    let in_use = Err(Rejection::HostGroupInUse { group: group(), volume: volume.clone() });
+    assert_eq!(machine.apply(remove()), in_use);
+    let text = String::from_utf8(machine.state.encode()).unwrap().replace("\"esx\":[", "\"xen\":[");
+    assert!(matches!(ControlState::decode(text.as_bytes()), Err(DecodeError::Inconsistent { .. })));
+    machine.must(Command::DenyInitiator { volume: volume.clone(), initiator: entry() });
+    assert!(!machine.state.may_access(&volume, &one));
+    assert_eq!(machine.apply(remove()), Ok(Outcome::Changed));
+    assert_eq!(machine.apply(remove()), Ok(Outcome::Unchanged));
+}
+
+#[test]
 fn chap_secrets_are_long_enough_one_way_only_and_hidden() {
     let mut machine = Machine::with_nodes(&["a"]);
     let (host, other) = ("iqn.2026-01.org:host", "iqn.2026-01.org:other");

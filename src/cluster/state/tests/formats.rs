@@ -9,8 +9,8 @@ fn damaged_and_newer_states_are_refused() {
     let text = String::from_utf8(machine.state.encode()).unwrap();
     let decode = |text: &str| ControlState::decode(text.as_bytes());
     assert_eq!(decode(&text).unwrap(), machine.state);
-    let newer = text.replace("\"format\":8", "\"format\":9");
-    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 9 })));
+    let newer = text.replace("\"format\":9", "\"format\":10");
+    assert!(matches!(decode(&newer), Err(DecodeError::Newer { format: 10 })));
     assert!(matches!(decode(&text[..text.len() - 1]), Err(DecodeError::Malformed { .. })));
     for (good, bad) in
         [("\"name\":\"x\"", "\"name\":\"X\""), ("\"sector\":512", "\"sector\":520"), ("07070707", "0707070")]
@@ -28,14 +28,28 @@ fn damaged_and_newer_states_are_refused() {
     }
 }
 
-/// The state that a log of commands makes.
+/// The state that a log of commands makes, of a cluster of the oldest format that is written.
 fn made_by(log: &str) -> ControlState {
+    made_from(ControlState::in_format(8), log, 0)
+}
+
+/// The state that a log of commands makes; since format 6 it says who proposed the present epoch.
+fn made_from(mut state: ControlState, log: &str, life: u64) -> ControlState {
     let log: Vec<Command> = serde_json::from_str(log).unwrap();
-    let mut state = ControlState::new();
     for (index, command) in (1..).zip(log) {
-        state.apply(index, command).unwrap();
+        let life = if life == 0 { 0 } else { life | index };
+        state.apply_proposed(index, life, command).unwrap();
     }
     state
+}
+
+fn check_read(fixture: &[u8], state: &ControlState) {
+    assert_eq!(
+        ControlState::decode(fixture).unwrap(),
+        *state,
+        "{}",
+        String::from_utf8_lossy(&state.encode())
+    );
 }
 
 #[test]
@@ -81,42 +95,44 @@ fn format_4_is_still_read() {
 #[test]
 fn format_5_is_still_read() {
     let state = made_by(include_str!("../fixtures/commands-5.json"));
-    let fixture = include_bytes!("../fixtures/state-5.json");
-    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+    check_read(include_bytes!("../fixtures/state-5.json"), &state);
 }
 
 #[test]
-fn format_6_is_still_read() {
-    // Format 6 says who proposed the present epoch, as the log does.
-    let log: Vec<Command> = serde_json::from_str(include_str!("../fixtures/commands-6.json")).unwrap();
-    let mut state = ControlState::new();
-    for (index, command) in (1..).zip(log) {
-        state.apply_proposed(index, 1 << 60 | index, command).unwrap();
-    }
-    let fixture = include_bytes!("../fixtures/state-6.json");
-    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+fn formats_6_to_8_are_still_read() {
+    let made = |log| made_from(ControlState::in_format(8), log, 1 << 60);
+    let state = made(include_str!("../fixtures/commands-6.json"));
+    check_read(include_bytes!("../fixtures/state-6.json"), &state);
+    let state = made(include_str!("../fixtures/commands-7.json"));
+    check_read(include_bytes!("../fixtures/state-7.json"), &state);
+    let state = made(include_str!("../fixtures/commands-8.json"));
+    check_read(include_bytes!("../fixtures/state-8.json"), &state);
 }
 
 #[test]
-fn format_7_is_still_read() {
-    // Since format 6 the state says who proposed the present epoch, as the log does.
-    let log: Vec<Command> = serde_json::from_str(include_str!("../fixtures/commands-7.json")).unwrap();
-    let mut state = ControlState::new();
-    for (index, command) in (1..).zip(log) {
-        state.apply_proposed(index, 1 << 60 | index, command).unwrap();
-    }
-    let fixture = include_bytes!("../fixtures/state-7.json");
-    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+fn format_9_is_still_read() {
+    let state = made_from(ControlState::new(), include_str!("../fixtures/commands-9.json"), 1 << 60);
+    check_read(include_bytes!("../fixtures/state-9.json"), &state);
 }
 
 #[test]
-fn format_8_is_still_read() {
-    // Since format 6 the state says who proposed the present epoch, as the log does.
-    let log: Vec<Command> = serde_json::from_str(include_str!("../fixtures/commands-8.json")).unwrap();
-    let mut state = ControlState::new();
-    for (index, command) in (1..).zip(log) {
-        state.apply_proposed(index, 1 << 60 | index, command).unwrap();
+fn a_format_is_gone_over_to_once_and_never_back() {
+    let mut machine = Machine::with_nodes(&["a"]);
+    machine.state.format = 8;
+    let newest = Settings { space_error_percent: Some(95), ..Settings::default() };
+    let change = Command::ChangeSettings { settings: newest };
+    let refused = Rejection::NewerFormat { needed: 9, present: 8 };
+    assert_eq!(machine.apply(change.clone()), Err(refused));
+    let before = machine.state.encode();
+    assert!(!String::from_utf8(before).unwrap().contains("space_error"));
+    for (format, outcome, present) in [
+        (8, Outcome::Unchanged, 8),
+        (9, Outcome::Changed, 9),
+        (9, Outcome::Unchanged, 9),
+        (8, Outcome::Unchanged, 9),
+    ] {
+        assert_eq!(machine.apply(Command::RaiseFormat { format }), Ok(outcome));
+        assert_eq!(machine.state.format(), present);
     }
-    let fixture = include_bytes!("../fixtures/state-8.json");
-    assert_eq!(ControlState::decode(fixture).unwrap(), state, "{}", String::from_utf8_lossy(&state.encode()));
+    assert_eq!(machine.apply(change), Ok(Outcome::Changed));
 }

@@ -17,6 +17,7 @@ use crate::scsi::mutant::{self, Mutant};
 use crate::scsi::sense::AdditionalSense;
 use crate::scsi::task_set::TaskAttribute;
 use crate::scsi::testing::sense_of;
+use crate::sim::mutant_search::{self as search, Found};
 
 const STEPS: u64 = 3000;
 
@@ -292,23 +293,15 @@ fn too_much_under_way_is_task_set_full() {
     assert_eq!(world.sites[1].front.load(), (0, 0));
 }
 
-/// The first seed that finds a mutant.
-fn found_by(mutant: Mutant, most: u64) -> Option<u64> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let found =
-        (1..=most).find(|seed| mutant::with(mutant, || std::panic::catch_unwind(|| live(*seed)).is_err()));
-    std::panic::set_hook(hook);
-    found
-}
-
 #[test]
 fn every_mutant_is_found_in_random_lives() {
-    for mutant in FOUND_IN_RANDOM_LIVES {
-        let found = found_by(mutant, 5000);
-        println!("{mutant:?}: {found:?}");
-        assert!(found.is_some(), "{mutant:?} is not found");
-    }
+    let run = |seed| {
+        live(seed);
+        Ok::<(), ()>(())
+    };
+    search::all_are_found("forwarding", &FOUND_IN_RANDOM_LIVES, |mutant| {
+        mutant::with(mutant, || Found::by_seed(1..=5000, run))
+    });
 }
 
 pub(in crate::scsi) const FOUND_IN_RANDOM_LIVES: [Mutant; 7] = [
