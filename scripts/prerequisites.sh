@@ -80,6 +80,23 @@ if [ "$1" = test ] && ! command -v promtool >/dev/null 2>&1 && [ ! -x target/too
     )
 fi
 
+# A directory to sign in by: the program alone, no service, with the libraries that are nowhere else here.
+if [ "$1" = test ] && [ ! -x /usr/sbin/slapd ] && [ ! -x target/tools/slapd/usr/sbin/slapd ]; then
+    echo "prerequisites: unpacking Debian's slapd into target/tools/slapd"
+    update_once
+    rm -rf target/tools/slapd
+    mkdir -p target/tools/slapd
+    (
+        cd target/tools/slapd
+        perl=$(apt-cache depends slapd | sed -n 's/ *Depends: \(libperl[0-9.a-z]*\)$/\1/p')
+        ldap=$(apt-cache depends slapd | sed -n 's/ *Depends: \(libldap[-0-9.a-z]*\)$/\1/p')
+        # shellcheck disable=SC2086 # lists of packages
+        apt-get download -qq slapd $ldap libodbc2 libltdl7 libwrap0 libsasl2-2 libargon2-1 $perl 2>/dev/null
+        for package in ./*.deb; do dpkg-deb -x "$package" .; done
+        rm -f ./*.deb
+    )
+fi
+
 # Whether this qemu-img has its iSCSI driver: without it, it does not know the protocol.
 speaks_iscsi() { # speaks_iscsi QEMU_IMG
     command -v "$1" >/dev/null 2>&1 &&

@@ -92,11 +92,15 @@ impl Site {
         self.ask(&["pool", "show"])
     }
 
-    fn state_of(&self, path: &str) -> String {
+    /// What is known of a disk; null when it is none of the pool's.
+    fn facts_of(&self, path: &str) -> Value {
         let pool = self.pool();
-        let disks = pool["disks"].as_array().unwrap().iter();
-        let mut found = disks.filter(|disk| disk["path"] == path);
-        found.next().map_or_else(|| "gone".to_owned(), |disk| disk["state"].as_str().unwrap().to_owned())
+        let mut disks = pool["disks"].as_array().unwrap().iter();
+        disks.find(|disk| disk["path"] == path).cloned().unwrap_or_default()
+    }
+
+    fn state_of(&self, path: &str) -> String {
+        self.facts_of(path)["state"].as_str().unwrap_or("gone").to_owned()
     }
 
     fn wait_until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
@@ -265,6 +269,9 @@ fn ten_thousand_rotten_blocks_are_found_and_repaired_under_load() {
     assert!(report["found"].as_u64().unwrap() >= 10_000);
     assert_eq!(report["found"], report["repaired"]);
     assert_eq!(report["unrecoverable"], 0);
+    // It is known which disk it was.
+    let of = |place: usize| site.facts_of(&site.disk(place))["checksum_errors"].as_u64().unwrap();
+    assert!(of(2) >= 10_000 && [0, 1, 3].iter().all(|place| of(*place) == 0), "{} of disk 2", of(2));
     load.wait_for_more();
     let again = site.scrub();
     assert_eq!((&again["found"], &again["unrecoverable"]), (&Value::from(0), &Value::from(0)), "{again}");

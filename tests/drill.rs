@@ -32,13 +32,20 @@ fn a_drill_moves_drains_and_kills_and_says_what_a_host_noticed() {
     let kill = format!("kill -9 $(cat {dir}/{{node}}/gemeld.pid)");
     let start = format!("{} demo restart {{node}} --dir {dir}", env!("CARGO_BIN_EXE_gemel"));
     let report_file = report.display().to_string();
-    let output =
-        drill(&pair, &["--moves", "2", "--kill", &kill, "--start", &start, "--report", &report_file]);
+    // As systemctl does, it returns when the process has ended.
+    let stop = format!(
+        "pid=$(cat {dir}/{{node}}/gemeld.pid); kill $pid; \
+         while grep -q '^State:.[RSD]' /proc/$pid/status 2>/dev/null; do sleep 0.05; done"
+    );
+    let commands = ["--stop", &stop, "--kill", &kill, "--start", &start];
+    let output = drill(&pair, &[&["--moves", "2", "--report", &report_file][..], &commands].concat());
     assert!(output.status.success(), "{}", errors(&output));
     let made: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let acts = made["acts"].as_array().unwrap();
-    assert_eq!(acts.len(), 6, "{made}");
-    assert!(acts.iter().any(|act| act["what"] == "node b killed, and started again"), "{made}");
+    assert_eq!(acts.len(), 8, "{made}");
+    for what in ["node a stopped in order, and started again", "node b killed, and started again"] {
+        assert!(acts.iter().any(|act| act["what"] == what), "{what}: {made}");
+    }
     assert!(made["wrong"] == 0 && made["operations"].as_u64() > Some(200), "{made}");
     let text = std::fs::read_to_string(&report).unwrap();
     assert!(text.contains("**Passed.**") && text.contains("VMware ESX"), "{text}");

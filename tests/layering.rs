@@ -24,7 +24,8 @@ const RANKS: &[(&str, u32)] = &[
     ("peer", 7),
     ("sim", 7),
     ("daemon", 8),
-    ("cli", 8),
+    // The set-up in a browser is made of the console's parts.
+    ("cli", 9),
     ("witness", 9),
     ("bin", 10),
 ];

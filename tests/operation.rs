@@ -112,6 +112,12 @@ fn a_volume_whose_only_whole_replica_is_gone_is_had_back_or_forced() {
     let refusal = refused(&pair, "b", &["force", "primary", "demo", "--on", "b", "--confirm", "dem"]);
     assert!(refusal.contains("the name does not match"), "{refusal}");
     assert!(!is_served_by(&pair, "b", "b"));
+    let matters = pair.ask("b", &["status"])["attention"].clone();
+    let is_told_why = |item: &Value| {
+        // b was not there when it was decided.
+        item["kind"] == "not-served" && item["why"].to_string().contains("node a goes on alone with it")
+    };
+    assert!(matters.as_array().unwrap().iter().any(is_told_why), "{matters}");
     succeed(&pair, "b", &["force", "primary", "demo", "--on", "b", "--confirm", "demo"]);
     wait_until("b serves", || is_served_by(&pair, "b", "b"));
     assert!(events(&pair, "b").contains("volume-forced"));

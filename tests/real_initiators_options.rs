@@ -19,7 +19,7 @@ const ARRAY_SECRET: &str = "sesame-closes-99";
 
 #[test]
 fn chap_lets_in_who_knows_the_secret() {
-    let (folder, node) = start(NodeSettings::default());
+    let (folder, node) = start(in_memory());
     set_chap(&node, folder.path(), &[]);
     let target = target_name("disk");
     let inquire = |login: &str| {
@@ -51,7 +51,7 @@ fn chap_lets_in_who_knows_the_secret() {
 
 #[test]
 fn mutual_chap_proves_the_array_to_the_host() {
-    let (folder, node) = start(NodeSettings::default());
+    let (folder, node) = start(in_memory());
     let file = folder.path().join("array-secret");
     std::fs::write(&file, ARRAY_SECRET).expect("a file can be written");
     set_chap(&node, folder.path(), &["--mutual-user", ARRAY_USER, "--mutual-secret-file", path(&file)]);
@@ -70,7 +70,7 @@ fn mutual_chap_proves_the_array_to_the_host() {
 
 #[test]
 fn headers_are_protected_by_digests() {
-    let (_folder, node) = start(NodeSettings::default());
+    let (_folder, node) = start(in_memory());
     let url = format!("{}?header_digest=crc32c", node.url(0, "disk"));
     succeeded(&run("iscsi-perf", &["-m", "16", "-b", "8", "-t", "1", "-r", &url]));
     let steps = ["-c", "write -P 0x31 0 1M", "-c", "write -P 0x32 4k 512", "-c", "read -P 0x32 4k 512"];
@@ -84,12 +84,12 @@ fn headers_are_protected_by_digests() {
 fn digests_are_preferred_or_refused_as_configured() {
     // libiscsi, which qemu uses, knows no data digests; it gets along with a target that wants both.
     let iscsi = "header_digest = \"prefer\"\ndata_digest = \"prefer\"".to_owned();
-    let (_folder, node) = start(NodeSettings { iscsi, ..NodeSettings::default() });
+    let (_folder, node) = start(NodeSettings { iscsi, ..in_memory() });
     let answer = login_answer(&node, "none-crc32c");
     assert!(answer.contains("HeaderDigest=CRC32C\0") && answer.contains("DataDigest=None\0"), "{answer}");
     drop(node);
     let iscsi = "header_digest = \"refuse\"".to_owned();
-    let (_folder, node) = start(NodeSettings { iscsi, ..NodeSettings::default() });
+    let (_folder, node) = start(NodeSettings { iscsi, ..in_memory() });
     let answer = login_answer(&node, "crc32c-none");
     assert!(answer.contains("HeaderDigest=None\0"), "{answer}");
     let answer = login_answer(&node, "crc32c");
@@ -252,6 +252,11 @@ fn until_prompt(output: &mut impl Read) -> String {
         text.push(byte[0]);
     }
     String::from_utf8_lossy(&text).replace("qemu-io> ", "\n")
+}
+
+/// What sessions agree on has nothing to do with disks.
+fn in_memory() -> NodeSettings {
+    NodeSettings { memory_pool: Some(256 << 20), ..NodeSettings::default() }
 }
 
 fn start(settings: NodeSettings) -> (tempfile::TempDir, Node) {

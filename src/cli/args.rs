@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use super::cluster::args::ClusterVerb;
 use super::drill::DrillArguments;
 use super::image::{ExportArguments, ImportArguments};
+use super::setup::SetupArguments;
 use super::snapshot::{CloneArguments, CloneVerb, SnapshotVerb};
 use super::support::SupportVerb;
 use super::user::UserVerb;
@@ -89,6 +90,8 @@ pub enum Noun {
     Support(SupportVerb),
     /// A fire drill: move volumes, drain nodes, on request stop and kill them, and report how long a host had to wait.
     Drill(DrillArguments),
+    /// Set this machine up in a browser, step by step: a new cluster, or a place in one. As root, on a new machine.
+    Setup(SetupArguments),
     /// Print the completions for a shell.
     Completions {
         /// The shell.

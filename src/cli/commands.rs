@@ -14,7 +14,7 @@ use super::cluster::args::{AdministratorVerb, ClusterVerb};
 use super::error::{CliError, REFUSED};
 use super::snapshot::CloneVerb;
 use super::support::{self, SupportVerb};
-use super::{alert, client, cluster, demo, drill, image, manual, show, snapshot, user};
+use super::{alert, client, cluster, demo, drill, image, manual, setup, show, snapshot, user};
 use crate::rpc::management::management_client::ManagementClient;
 use crate::rpc::management::{
     AllowAccessRequest, ChangeHostGroupRequest, ChangeSettingsRequest, ChangeSpareRequest, ChapCredential,
@@ -37,6 +37,9 @@ struct Session {
 /// Runs a command; the result is the exit code of one that succeeded.
 pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
     let output = Output { json: arguments.json };
+    if let Noun::Setup(wanted) = arguments.noun {
+        return setup::run(wanted).await.map(|()| 0);
+    }
     match &arguments.noun {
         Noun::Demo(demo) => return demo::run(demo).await.map(|()| 0),
         Noun::Completions { shell } => return print(&manual::completions(*shell)).map(|()| 0),
@@ -148,6 +151,7 @@ pub async fn run(arguments: Arguments) -> Result<u8, CliError> {
         Noun::Alert(verb) => return session.alert(verb).await,
         Noun::User(verb) => user::run(&mut session.client, output, verb).await?,
         Noun::Demo(_)
+        | Noun::Setup(_)
         | Noun::Support(_)
         | Noun::Drill(_)
         | Noun::Completions { .. }

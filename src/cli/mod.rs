@@ -15,6 +15,7 @@ mod error;
 mod image;
 mod local_socket;
 mod manual;
+mod setup;
 mod show;
 mod snapshot;
 mod support;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::cluster::name::{ClusterName, NodeName};
 use crate::cluster::quorum::SeatKind;
+use crate::daemon::accounts::directory::LdapConfig;
 use crate::daemon::floating::FloatingConfig;
 use crate::daemon::power::UpsConfig;
 use crate::daemon::snapshot_commands::SnapshotsConfig;
@@ -60,6 +61,9 @@ pub struct Config {
     /// The UPS of this node's room.
     #[serde(default)]
     pub ups: Option<UpsConfig>,
+    /// The site's directory, whose users may sign in to the console.
+    #[serde(default)]
+    pub ldap: Option<LdapConfig>,
 }
 
 /// `[pool]`
@@ -456,6 +460,16 @@ mod tests {
         };
         assert_eq!(text(&shown), text(&smallest));
         assert_eq!(shown.shutdown.drain_timeout_ms, smallest.shutdown.drain_timeout_ms);
+    }
+
+    #[test]
+    fn the_documented_directory_is_one() {
+        let example = include_str!("../../deploy/gemeld.toml");
+        let (single, rest) = example.split_once("# [ldap]\n").unwrap();
+        let section = rest.lines().map_while(|line| line.strip_prefix('#')).map(str::trim_start);
+        let lines = section.filter(|line| line.contains(" = ")).collect::<Vec<_>>();
+        assert!(lines.len() >= 7, "{lines:?}");
+        assert!(parse(&format!("{single}[ldap]\n{}\n", lines.join("\n"))).unwrap().ldap.is_some());
     }
 
     #[test]

@@ -330,7 +330,7 @@ pub struct DiskReport {
     pub size_bytes: u64,
     /// Why it is not in service.
     pub reason: String,
-    /// Reads, writes and checksums that failed since the start.
+    /// Since the start: reads that failed or were wrong, writes that failed, blocks that were rebuilt and written anew.
     pub errors: [u64; 3],
     /// Its place; none for a spare.
     pub slot: Option<u8>,

@@ -5,6 +5,7 @@
 //! Every event has a kind, a word that never changes its meaning.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -136,6 +137,11 @@ impl EventLog {
         let recent = lock(&self.recent);
         let from = recent.partition_point(|event| event.sequence <= after);
         recent.range(from.max(recent.len().saturating_sub(limit))..).cloned().collect()
+    }
+
+    /// Looks at events, the newest first, until it has seen enough.
+    pub fn look_back(&self, mut look: impl FnMut(&Event) -> ControlFlow<()>) {
+        let _ = lock(&self.recent).iter().rev().try_for_each(&mut look);
     }
 
     /// The newest sequence number, and changes of it.

@@ -1,11 +1,16 @@
 //! What the node has done lately, for plots: a bounded memory of regular looks.
 //!
-//! Two rings: a look every ten seconds for an hour, and the mean of five minutes for thirty days. Kept in memory, some
-//! 600 KiB at most; a node that restarts begins anew.
+//! Two rings: a look every ten seconds for an hour, and the mean of five minutes for thirty days; some 600 KiB of memory at most. The
+//! second one is also in a file of the state directory, a line a sample, so that a restart does not end it. The file has at most
+//! twice as many lines as the ring has samples; what is lost or damaged of it is missing in a plot, and nothing else.
 
 use std::collections::VecDeque;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::control::{Control, now_ms};
 use super::engine::EngineReport;
@@ -19,13 +24,18 @@ const FINE: usize = 360;
 const LOOKS_A_COARSE: usize = 30;
 /// Coarse samples that are kept: thirty days.
 const COARSE: usize = 8640;
+/// The same as time.
+const KEPT_MS: u64 = COARSE as u64 * LOOKS_A_COARSE as u64 * LOOK.as_secs() * 1000;
+/// Name of the file.
+const NAME: &str = "history.jsonl";
 /// Upper bounds of latencies, as powers of two of nanoseconds.
 const LATENCIES: std::ops::RangeInclusive<u32> = 14..=35;
 /// What is plotted of reads and of writes.
 const KINDS: [OperationKind; 2] = [OperationKind::Read, OperationKind::Write];
 
 /// What happened in some time, on average.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Sample {
     /// Its end, in milliseconds since 1970.
     pub time_ms: u64,
@@ -40,10 +50,10 @@ pub struct Sample {
 }
 
 /// The memory.
-#[derive(Default)]
 pub struct History {
     // A lock because pages are made by tasks that may move between threads; held for copies only.
     rings: Mutex<Rings>,
+    file: PathBuf,
 }
 
 #[derive(Default)]
@@ -52,6 +62,15 @@ struct Rings {
     fine: VecDeque<Sample>,
     pending: Vec<Sample>,
     coarse: VecDeque<Sample>,
+    /// Lines of the file.
+    lines: usize,
+}
+
+/// What has to be done to the file.
+enum Keep {
+    Append(Sample),
+    /// It has grown too long.
+    Rewrite(Vec<Sample>),
 }
 
 /// Sums since the start, of reads and of writes.
@@ -64,11 +83,25 @@ struct Totals {
 }
 
 impl History {
+    /// Goes on with what the state directory has of it.
+    #[must_use]
+    pub fn open(state_dir: &Path) -> Self {
+        let file = state_dir.join(NAME);
+        let rings = Mutex::new(Rings::load(&file, now_ms()));
+        Self { rings, file }
+    }
+
     /// Looks at the node for ever.
     pub async fn run(self: Arc<Self>, control: Arc<Control>) {
         loop {
-            if let Ok(report) = control.report().await {
-                self.add(now_ms(), &report);
+            if let Ok(report) = control.report().await
+                && let Some(keep) = self.add(now_ms(), &report)
+            {
+                let file = self.file.clone();
+                let kept = tokio::task::spawn_blocking(move || keep.carry_out(&file)).await;
+                if let Ok(Err(error)) = kept {
+                    tracing::warn!(%error, "what the plots show is not kept");
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -81,26 +114,73 @@ impl History {
         (rings.fine.iter().copied().collect(), rings.coarse.iter().copied().collect())
     }
 
-    fn add(&self, now_ms: u64, report: &EngineReport) {
+    fn add(&self, now_ms: u64, report: &EngineReport) -> Option<Keep> {
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         let totals = Totals::of(report);
-        if let Some((before_ms, before)) = rings.before.replace((now_ms, totals.clone())) {
-            let seconds = now_ms.saturating_sub(before_ms) as f64 / 1000.0;
-            if seconds > 0.0 {
-                let pool_use = report.pool.used_bytes as f64 / report.pool.capacity_bytes.max(1) as f64;
-                rings.push(Sample { time_ms: now_ms, pool_use, ..totals.since(&before, seconds) });
-            }
+        let (before_ms, before) = rings.before.replace((now_ms, totals.clone()))?;
+        let seconds = now_ms.saturating_sub(before_ms) as f64 / 1000.0;
+        if seconds <= 0.0 {
+            return None;
         }
+        let pool_use = report.pool.used_bytes as f64 / report.pool.capacity_bytes.max(1) as f64;
+        rings.push(Sample { time_ms: now_ms, pool_use, ..totals.since(&before, seconds) })
     }
 }
 
 impl Rings {
-    fn push(&mut self, sample: Sample) {
+    /// What the file has. Lines that can't be read are skipped; what is older than the ring, or later than now, as a clock was put
+    /// back, is left out.
+    fn load(file: &Path, now_ms: u64) -> Self {
+        let text = std::fs::read(file).unwrap_or_default();
+        let mut rings = Self::default();
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            rings.lines += 1;
+            let Ok(sample) = serde_json::from_slice::<Sample>(line) else { continue };
+            let last_ms = rings.coarse.back().map_or(0, |last: &Sample| last.time_ms);
+            let is_kept = sample.time_ms > last_ms && sample.time_ms <= now_ms;
+            if is_kept && now_ms - sample.time_ms <= KEPT_MS {
+                keep(&mut rings.coarse, sample, COARSE);
+            }
+        }
+        rings
+    }
+
+    fn push(&mut self, sample: Sample) -> Option<Keep> {
         keep(&mut self.fine, sample, FINE);
         self.pending.push(sample);
-        if self.pending.len() == LOOKS_A_COARSE {
-            keep(&mut self.coarse, mean(&self.pending), COARSE);
-            self.pending.clear();
+        if self.pending.len() < LOOKS_A_COARSE {
+            return None;
+        }
+        let sample = mean(&self.pending);
+        keep(&mut self.coarse, sample, COARSE);
+        self.pending.clear();
+        self.lines += 1;
+        if self.lines <= 2 * COARSE {
+            return Some(Keep::Append(sample));
+        }
+        self.lines = self.coarse.len();
+        Some(Keep::Rewrite(self.coarse.iter().copied().collect()))
+    }
+}
+
+impl Keep {
+    fn carry_out(self, file: &Path) -> std::io::Result<()> {
+        match self {
+            // The line break comes first: what a crash has cut off spoils no line but its own.
+            Self::Append(sample) => {
+                let line = format!("\n{}", serde_json::to_string(&sample)?);
+                std::fs::File::options().create(true).append(true).open(file)?.write_all(line.as_bytes())
+            }
+            Self::Rewrite(samples) => {
+                let mut lines = String::new();
+                for sample in samples {
+                    lines.push('\n');
+                    lines.push_str(&serde_json::to_string(&sample)?);
+                }
+                let new = file.with_extension("new");
+                std::fs::write(&new, lines)?;
+                std::fs::rename(new, file)
+            }
         }
     }
 }
@@ -189,11 +269,12 @@ mod tests {
 
     #[test]
     fn rates_and_latencies_are_those_between_two_looks() {
-        let history = History::default();
+        let place = tempfile::tempdir().unwrap();
+        let history = History::open(place.path());
         let mut latencies = vec![100; 50];
-        history.add(1000, &report(&latencies));
+        assert!(history.add(1000, &report(&latencies)).is_none());
         latencies.extend([300; 100]);
-        history.add(11_000, &report(&latencies));
+        assert!(history.add(11_000, &report(&latencies)).is_none());
         let (fine, coarse) = history.samples();
         assert_eq!((fine.len(), coarse.len()), (1, 0));
         assert_eq!((fine[0].operations, fine[0].bytes), ([0.0, 10.0], [0.0, 40_960.0]));
@@ -203,12 +284,41 @@ mod tests {
 
     #[test]
     fn both_rings_are_bounded_and_a_volume_that_leaves_counts_as_nothing() {
-        let history = History::default();
+        let place = tempfile::tempdir().unwrap();
+        let history = History::open(place.path());
         for look in 0..20_000 {
-            history.add(look * 10_000, &report(if look % 2 == 0 { &[100] } else { &[] }));
+            let _ = history.add(look * 10_000, &report(if look % 2 == 0 { &[100] } else { &[] }));
         }
         let (fine, coarse) = history.samples();
         assert_eq!((fine.len(), coarse.len()), (FINE, 19_999 / LOOKS_A_COARSE));
         assert!(fine.iter().all(|sample| sample.operations[1] <= 0.1));
+    }
+
+    #[test]
+    fn a_restart_goes_on_with_what_was_kept_and_the_file_is_bounded() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join(NAME);
+        let now_ms = 100 * KEPT_MS;
+        let sample = |time_ms| Sample { time_ms, pool_use: 0.5, ..Sample::default() };
+        let day_ms = 24 * 3600 * 1000;
+        let times = [now_ms - KEPT_MS - 1, now_ms - day_ms, now_ms - 2 * day_ms, now_ms - 1, now_ms + day_ms];
+        times.into_iter().for_each(|time_ms| Keep::Append(sample(time_ms)).carry_out(&file).unwrap());
+        // A crash in the middle of a line, and another sample after it.
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        text.push_str("\n{\"time_ms\":17");
+        std::fs::write(&file, text).unwrap();
+        Keep::Append(sample(now_ms)).carry_out(&file).unwrap();
+        let mut rings = Rings::load(&file, now_ms);
+        let kept: Vec<u64> = rings.coarse.iter().map(|sample| sample.time_ms).collect();
+        assert_eq!((kept, rings.lines), (vec![now_ms - day_ms, now_ms - 1, now_ms], 7));
+        assert_eq!(rings.coarse[0], sample(now_ms - day_ms));
+
+        for look in 0..2 * COARSE * LOOKS_A_COARSE {
+            if let Some(keep) = rings.push(sample(now_ms + look as u64)) {
+                keep.carry_out(&file).unwrap();
+            }
+        }
+        let lines = std::fs::read_to_string(&file).unwrap().lines().filter(|line| !line.is_empty()).count();
+        assert!(lines <= 2 * COARSE && lines == rings.lines, "{lines}");
     }
 }

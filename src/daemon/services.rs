@@ -100,13 +100,13 @@ impl Services {
             ManagementService::new(control.clone(), log, alerts.clone(), desk_of_service, others, consoles);
         let calls = Arc::new(Calls::new(Arc::new(service), events.clone()));
         let management = ManagementServer::from_arc(calls.clone());
-        let history = Arc::new(History::default());
+        let history = Arc::new(History::open(&config.state_dir));
         let console = Console {
             control: control.clone(),
             calls,
             history: history.clone(),
             log: known.clone(),
-            accounts: Accounts::new(control.clone(), events.clone()),
+            accounts: Accounts::new(control.clone(), events.clone(), config.ldap.clone()),
             is_tls: config.console.tls,
             open_metrics: config.console.open_metrics,
         };

@@ -145,18 +145,27 @@ impl Site {
         let Some((program, arguments)) = command.split_first() else { return Ok(()) };
         let limit = Duration::from_secs(self.config.limit_s.get());
         let mut child = tokio::process::Command::new(program);
-        child.args(arguments).kill_on_drop(true);
+        // A group of its own, so that what it has started ends with it.
+        child.args(arguments).kill_on_drop(true).process_group(0);
         child.env("GEMEL_NODE", &self.node).env("GEMEL_VOLUMES", &occasion.volumes);
         child.env("GEMEL_SNAPSHOT", &occasion.snapshot);
         child.env("GEMEL_REASON", if occasion.is_scheduled { "schedule" } else { "command" });
         if let Some(is_taken) = taken {
             child.env("GEMEL_TAKEN", if is_taken { "yes" } else { "no" });
         }
-        match tokio::time::timeout(limit, child.status()).await {
+        let mut child = child.spawn().map_err(|error| format!("{program} cannot be run: {error}"))?;
+        let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+        match tokio::time::timeout(limit, child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(Ok(status)) => Err(format!("{program} ended with {status}")),
-            Ok(Err(error)) => Err(format!("{program} cannot be run: {error}")),
-            Err(_) => Err(format!("{program} took longer than {} s and was killed", limit.as_secs())),
+            Ok(Err(error)) => Err(format!("{program} cannot be waited for: {error}")),
+            Err(_) => {
+                // It has not been waited for, so the number is still its own.
+                if let Some(group) = group {
+                    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                }
+                Err(format!("{program} took longer than {} s and was killed", limit.as_secs()))
+            }
         }
     }
 

@@ -184,7 +184,7 @@ async fn serve(arguments: &Arguments) -> Result<ExitCode, Failure> {
         &config,
         state.clone(),
         engine.clone(),
-        events.clone(),
+        (events.clone(), log.clone()),
         quorum.as_ref().map(|(q, _)| q.clone()),
     );
     let control = Arc::new(control?);

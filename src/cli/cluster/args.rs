@@ -138,7 +138,7 @@ pub struct RestoreArguments {
 }
 
 /// What is this machine's own.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct LocalArguments {
     /// A disk of the pool, by a name that stays the same (/dev/disk/by-id/…); once for each.
     #[arg(long, value_name = "PATH")]

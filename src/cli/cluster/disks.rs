@@ -15,7 +15,9 @@ use crate::rpc::size::show as show_size;
 /// [`CliError::Usage`], with proposals where none is named.
 pub fn check(disks: &[PathBuf]) -> Result<(), CliError> {
     if disks.is_empty() {
-        let unused: Vec<_> = unused_disks().iter().map(|disk| format!("\n    --disk {disk}")).collect();
+        let unused = unused_disks();
+        let unused: Vec<_> =
+            unused.iter().map(|(path, size)| format!("\n    --disk {path}  # {size}")).collect();
         let proposal = match unused.is_empty() {
             true => "; no disk of this machine looks unused".to_owned(),
             false => format!("; these look unused:{}", unused.join("")),
@@ -44,8 +46,16 @@ pub fn absolute(disks: &[PathBuf]) -> Result<Vec<PathBuf>, CliError> {
     disks.iter().map(absolute).collect()
 }
 
+/// Disks that somebody may choose from, and their sizes: those that look unused, and others that were named.
+pub fn offered(named: &[PathBuf]) -> Vec<(String, String)> {
+    let size =
+        |path: &PathBuf| fs::metadata(path).map_or_else(|_| String::new(), |file| show_size(file.len()));
+    let named = named.iter().map(|path| (path.display().to_string(), size(path)));
+    named.chain(unused_disks()).collect()
+}
+
 /// Whole disks without partitions, users and mounts, as sysfs tells, with their sizes.
-fn unused_disks() -> Vec<String> {
+fn unused_disks() -> Vec<(String, String)> {
     let mounted = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let in_use: BTreeSet<PathBuf> = mounted
@@ -54,7 +64,7 @@ fn unused_disks() -> Vec<String> {
         .filter_map(|line| fs::canonicalize(line.split_whitespace().next()?).ok())
         .collect();
     let Ok(devices) = fs::read_dir("/sys/block") else { return Vec::new() };
-    let mut found: Vec<String> = devices
+    let mut found: Vec<_> = devices
         .flatten()
         .filter_map(|device| {
             let name = device.file_name().into_string().ok()?;
@@ -68,7 +78,7 @@ fn unused_disks() -> Vec<String> {
                 fs::read_dir(&path).ok()?.flatten().any(|entry| entry.path().join("partition").exists());
             let node = Path::new("/dev").join(&name);
             let is_free = is_disk && !has_users && !has_partitions && !in_use.contains(&node);
-            is_free.then(|| format!("{}  # {}", lasting_name(&node).display(), show_size(sectors * 512)))
+            is_free.then(|| (lasting_name(&node).display().to_string(), show_size(sectors * 512)))
         })
         .collect();
     found.sort();

@@ -6,7 +6,7 @@
 pub mod args;
 pub mod backup;
 pub mod configuration;
-mod disks;
+pub mod disks;
 pub mod init;
 pub mod join;
 pub mod places;

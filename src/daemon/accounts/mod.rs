@@ -1,9 +1,10 @@
 //! Who may use the console and the REST API of this node: signing in, sessions, tokens of scripts.
 //!
 //! Users, their hashes and tokens are a part of the control state, so both nodes know them; sessions are this node's and
-//! end with its process. Guarantees: a session ends when its user is removed or gets another password, and what he may do
+//! end with its process. Who is no user here may be one of the site's directory ([`directory`]). Guarantees: a session ends when its user is removed or gets another password, and what he may do
 //! is what he may now; who guesses passwords is slowed down, whomever he guesses; no secret reaches a log.
 
+pub mod directory;
 pub mod key;
 pub mod password;
 mod throttle;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::directory::{DirectoryError, LdapConfig};
 use self::key::Key;
 use self::throttle::Throttle;
 use super::calls::{Actor, Way};
@@ -27,6 +29,8 @@ use crate::cluster::state::user::{PasswordHash, Role, User};
 pub const LONGEST_IDLE: Duration = Duration::from_secs(30 * 60);
 /// A session ends so long after it began.
 pub const LONGEST_SESSION: Duration = Duration::from_secs(12 * 3600);
+/// The same for one of the directory, as nobody tells this node when he is removed there.
+pub const LONGEST_OF_DIRECTORY: Duration = Duration::from_secs(2 * 3600);
 /// Sessions at a time; the one that was not used for the longest time makes room.
 const MOST_SESSIONS: usize = 1024;
 
@@ -34,6 +38,7 @@ const MOST_SESSIONS: usize = 1024;
 pub struct Accounts {
     control: Arc<Control>,
     events: EventReporter,
+    directory: Option<LdapConfig>,
     started: Instant,
     // A lock because requests are served by tasks that may move between threads; held for moments only.
     inner: Mutex<Inner>,
@@ -47,14 +52,20 @@ struct Inner {
 
 /// A session as it is kept: by the digest of its key.
 struct Kept {
-    user: UserName,
-    /// As it was when the session began.
-    password: PasswordHash,
+    proof: Proof,
     form_key: String,
     from: IpAddr,
     began: Instant,
     used: Instant,
     notice: Option<Notice>,
+}
+
+/// Who has signed in, and by what.
+enum Proof {
+    /// A user of the cluster, with his password as it was when the session began.
+    Password(UserName, PasswordHash),
+    /// One of the directory, with what he might do then.
+    Directory(String, Role),
 }
 
 /// A session of somebody who has signed in.
@@ -66,6 +77,8 @@ pub struct Session {
     pub form_key: String,
     /// What is to be said on the next page.
     pub notice: Option<Notice>,
+    /// Whether his password is the directory's.
+    pub is_of_directory: bool,
     key: Vec<u8>,
 }
 
@@ -90,33 +103,41 @@ pub enum SignInError {
     /// The link or the password were refused, or could not be kept.
     #[error("{0}")]
     Refused(String),
+    /// The directory.
+    #[error(transparent)]
+    Directory(DirectoryError),
 }
 
 impl Accounts {
     /// The accounts of a node.
     #[must_use]
-    pub fn new(control: Arc<Control>, events: EventReporter) -> Arc<Self> {
-        Arc::new(Self { control, events, started: Instant::now(), inner: Mutex::default() })
+    pub fn new(control: Arc<Control>, events: EventReporter, directory: Option<LdapConfig>) -> Arc<Self> {
+        Arc::new(Self { control, events, directory, started: Instant::now(), inner: Mutex::default() })
     }
 
     /// Whether there is anybody who could sign in.
     #[must_use]
     pub fn is_anybody(&self) -> bool {
-        self.control.look(|state| state.users().next().is_some())
+        self.directory.is_some() || self.control.look(|state| state.users().next().is_some())
     }
 
     /// Signs somebody in; the key of his session.
     ///
     /// # Errors
-    /// [`SignInError::Wrong`], [`SignInError::TooMany`].
+    /// [`SignInError`].
     pub async fn sign_in(&self, name: &str, password: &str, from: IpAddr) -> Result<String, SignInError> {
         let keys = [format!("from {}", network(from)), format!("user {name}")];
         self.admit(&keys)?;
         let user = name.parse::<UserName>().ok();
-        let found = user.and_then(|name| {
-            let user = self.control.look(|state| state.user(&name).cloned());
-            Some((name, user?.password?))
-        });
+        let user = user
+            .and_then(|name| self.control.look(|state| state.user(&name).cloned().map(|user| (name, user))));
+        // A user of the cluster is never one of the directory: who makes one here decides what he may do.
+        if user.is_none()
+            && let Some(directory) = &self.directory
+        {
+            return self.sign_in_by(directory, name, password, (from, &keys)).await;
+        }
+        let found = user.and_then(|(name, user)| Some((name, user.password?)));
         // One who does not exist takes as long.
         let is_right = match &found {
             Some((_, hash)) => password::is_right(password, hash).await,
@@ -129,15 +150,47 @@ impl Accounts {
             Some((name, hash)) => {
                 self.lock().throttle.forgive(&keys);
                 self.events.info("sign-in", format!("{name} signed in to the console from {from}"), &[]);
-                self.begin(name, hash, from)
+                self.begin(Proof::Password(name, hash), from)
             }
             None => {
-                let shown: String = name.chars().filter(|letter| !letter.is_control()).take(64).collect();
-                let message = format!("somebody at {from} did not get in to the console as {shown:?}");
-                self.events.warning("sign-in-refused", message, &[]);
+                self.tell_refusal(name, from, "");
                 Err(SignInError::Wrong)
             }
         }
+    }
+
+    async fn sign_in_by(
+        &self,
+        directory: &LdapConfig,
+        name: &str,
+        password: &str,
+        (from, keys): (IpAddr, &[String]),
+    ) -> Result<String, SignInError> {
+        match directory.sign_in(name, password).await {
+            Ok(role) => {
+                self.lock().throttle.forgive(keys);
+                // Directories take names in either case.
+                let name = name.to_ascii_lowercase();
+                let message =
+                    format!("{name} of the directory signed in to the console as {role}, from {from}");
+                self.events.info("sign-in", message, &[]);
+                self.begin(Proof::Directory(name, role), from)
+            }
+            Err(error) => {
+                self.tell_refusal(name, from, &format!(": {error}"));
+                Err(if error == DirectoryError::Wrong {
+                    SignInError::Wrong
+                } else {
+                    SignInError::Directory(error)
+                })
+            }
+        }
+    }
+
+    fn tell_refusal(&self, name: &str, from: IpAddr, why: &str) {
+        let shown: String = name.chars().filter(|letter| !letter.is_control()).take(64).collect();
+        let message = format!("somebody at {from} did not get in to the console as {shown:?}{why}");
+        self.events.warning("sign-in-refused", message, &[]);
     }
 
     /// Sets the password of who has the link with this key, and signs him in.
@@ -158,7 +211,7 @@ impl Accounts {
         self.lock().throttle.forgive(&keys);
         let message = format!("{name} set a password by a link, from {from}");
         self.events.info("password-set", message, &[]);
-        self.begin(name, hash, from)
+        self.begin(Proof::Password(name, hash), from)
     }
 
     /// Sets the password of who is signed in, who has to know his present one. His other sessions end.
@@ -183,7 +236,7 @@ impl Accounts {
         let set = self.control.set_own_password(&name, new).await;
         let hash = set.map_err(|refusal| SignInError::Refused(refusal.to_string()))?;
         if let Some(kept) = self.lock().sessions.get_mut(&session.key) {
-            kept.password = hash;
+            kept.proof = Proof::Password(name.clone(), hash);
         }
         self.events.info("password-set", format!("{name} set another password"), &[]);
         Ok(())
@@ -197,10 +250,16 @@ impl Accounts {
         let mut inner = self.lock();
         let kept = inner.sessions.get_mut(&key)?;
         let now = Instant::now();
-        let user = self.control.look(|state| state.user(&kept.user).cloned());
-        let is_over = now - kept.used > LONGEST_IDLE || now - kept.began > LONGEST_SESSION;
-        let user = user.filter(|user| !is_over && user.password.as_ref() == Some(&kept.password));
-        let Some(user) = user else {
+        let (longest, who) = match &kept.proof {
+            Proof::Password(name, password) => {
+                let user = self.control.look(|state| state.user(name).cloned());
+                let user = user.filter(|user| user.password.as_ref() == Some(password));
+                (LONGEST_SESSION, user.map(|user| (name.to_string(), user.role)))
+            }
+            Proof::Directory(name, role) => (LONGEST_OF_DIRECTORY, Some((name.clone(), *role))),
+        };
+        let is_over = now - kept.used > LONGEST_IDLE || now - kept.began > longest;
+        let Some((name, role)) = who.filter(|_| !is_over) else {
             inner.sessions.remove(&key);
             return None;
         };
@@ -208,9 +267,9 @@ impl Accounts {
             kept.used = now;
         }
         let notice = if is_visit { kept.notice.take() } else { None };
-        let (name, from) = (kept.user.to_string(), kept.from.to_string());
-        let actor = Actor { name, role: user.role, way: Way::Console, from };
-        Some(Session { actor, form_key: kept.form_key.clone(), notice, key })
+        let actor = Actor { name, role, way: Way::Console, from: kept.from.to_string() };
+        let is_of_directory = matches!(kept.proof, Proof::Directory(..));
+        Some(Session { actor, form_key: kept.form_key.clone(), notice, is_of_directory, key })
     }
 
     /// Has something said on the session's next page.
@@ -247,7 +306,7 @@ impl Accounts {
         Ok(actor)
     }
 
-    fn begin(&self, user: UserName, password: PasswordHash, from: IpAddr) -> Result<String, SignInError> {
+    fn begin(&self, proof: Proof, from: IpAddr) -> Result<String, SignInError> {
         let random = || Key::random().map_err(|error| SignInError::Refused(error.to_string()));
         let (key, form_key, now) = (random()?, random()?.to_string(), Instant::now());
         let mut inner = self.lock();
@@ -256,7 +315,7 @@ impl Accounts {
             let oldest = inner.sessions.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| key.clone());
             oldest.and_then(|oldest| inner.sessions.remove(&oldest));
         }
-        let kept = Kept { user, password, form_key, from, began: now, used: now, notice: None };
+        let kept = Kept { proof, form_key, from, began: now, used: now, notice: None };
         inner.sessions.insert(key.digest().0, kept);
         Ok(key.to_string())
     }

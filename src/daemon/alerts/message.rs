@@ -50,6 +50,8 @@ pub struct Item {
     pub of_node: String,
     /// What is the matter.
     pub message: String,
+    /// Why it is so: the events that led to it, oldest first.
+    pub why: Vec<String>,
     /// What to do.
     pub action: String,
     /// For how long it has been so.
@@ -81,6 +83,7 @@ impl Sender {
                 News::Over => writeln!(text, "OVER after {lasted}: {}.", matter.message),
             };
             if *news != News::Over {
+                write_why(&mut text, matter);
                 let _ = writeln!(text, "  What to do: {}.", matter.action);
             }
             text.push('\n');
@@ -90,7 +93,9 @@ impl Sender {
                 && !notices.iter().any(|notice| is_same(&notice.matter, item))
         });
         for item in others {
-            let _ = writeln!(text, "Also: {}.\n  What to do: {}.\n", item.message, item.action);
+            let _ = writeln!(text, "Also: {}.", item.message);
+            write_why(&mut text, item);
+            let _ = writeln!(text, "  What to do: {}.\n", item.action);
         }
         self.close(&mut text, status, events);
         let first = notices.first();
@@ -112,13 +117,9 @@ impl Sender {
         let health = name::<Health>(status.health);
         let mut text = format!("Health: {health}.\n\n");
         for matter in &status.attention {
-            let _ = writeln!(
-                text,
-                "{}: {}.\n  What to do: {}.\n",
-                heading(matter),
-                matter.message,
-                matter.action
-            );
+            let _ = writeln!(text, "{}: {}.", heading(matter), matter.message);
+            write_why(&mut text, matter);
+            let _ = writeln!(text, "  What to do: {}.\n", matter.action);
         }
         for pool in &status.pools {
             let used = pool.used_bytes as f64 * 100.0 / pool.capacity_bytes.max(1) as f64;
@@ -172,6 +173,14 @@ impl Sender {
     }
 }
 
+/// The events that led to it.
+fn write_why(text: &mut String, matter: &Attention) {
+    for event in &matter.why {
+        let line = format!("{} {}", event.time, event.message.trim_end_matches('.'));
+        let _ = writeln!(text, "  Why: {}.", line.trim_start());
+    }
+}
+
 fn item(notice: &Notice) -> Item {
     let matter = &notice.matter;
     Item {
@@ -185,6 +194,11 @@ fn item(notice: &Notice) -> Item {
         about: matter.about.clone(),
         of_node: matter.node.clone(),
         message: matter.message.clone(),
+        why: matter
+            .why
+            .iter()
+            .map(|event| format!("{} {}", event.time, event.message).trim_start().to_owned())
+            .collect(),
         action: matter.action.clone(),
         lasted_seconds: notice.lasted.as_secs(),
     }
@@ -216,11 +230,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::rpc::management;
 
     fn notice(news: News, severity: Severity, message: &str) -> Notice {
         let action = "start node b".to_owned();
         let (kind, message) = (message.to_owned(), message.to_owned());
-        let matter = Attention { severity: severity.into(), kind, message, action, ..Attention::default() };
+        let event = management::Event {
+            time: "03:12".into(),
+            message: "node b is gone".into(),
+            ..Default::default()
+        };
+        let why = vec![event];
+        let matter =
+            Attention { severity: severity.into(), kind, message, action, why, ..Attention::default() };
         Notice { news, matter, lasted: Duration::from_secs(90) }
     }
 
@@ -246,7 +268,7 @@ mod tests {
         assert_eq!(message.subject, "[gemel main] WARNING: volume x: only node a has all data (and 1 more)");
         assert_eq!(message.severity, "warning");
         for part in [
-            "WARNING: volume x: only node a has all data.\n  What to do: start node b.",
+            "WARNING: volume x: only node a has all data.\n  Why: 03:12 node b is gone.\n  What to do: start node b.",
             "OVER after 1m: volume y: not served.",
             "Also: a disk is gone.",
             "What is safe: Node a is alone",

@@ -11,6 +11,8 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use sha2::{Digest, Sha256};
+
 use crate::daemon::config::Config;
 use crate::peer::authority::{self_signed, write_public, write_secret};
 
@@ -65,12 +67,7 @@ impl Certificate {
     /// # Errors
     /// [`CertificateError`].
     pub fn server(self: &Arc<Self>) -> Result<Arc<ServerConfig>, CertificateError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let versions = versions.map_err(|error| self.error(&error.to_string()))?;
-        let mut server = versions.with_no_client_auth().with_cert_resolver(self.clone());
-        server.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(server))
+        server(self.clone()).map_err(|error| self.error(&error.to_string()))
     }
 
     /// Shows what is new, for ever.
@@ -110,6 +107,35 @@ impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.now.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
+}
+
+/// Connections protected by a certificate that is made now and kept nowhere, and its SHA-256 fingerprint, for a machine that is
+/// reached at `address`.
+///
+/// # Errors
+/// [`CertificateError`].
+pub fn temporary(address: &std::net::IpAddr) -> Result<(Arc<ServerConfig>, String), CertificateError> {
+    let failed = |error: &dyn std::error::Error| CertificateError(PathBuf::new(), error.to_string());
+    let names =
+        [host(), "localhost".to_owned(), address.to_string()].into_iter().filter(|name| is_plain(name));
+    let (certificate, key) =
+        self_signed(&names.collect::<Vec<_>>(), last_day()).map_err(|error| failed(&error))?;
+    let certificate =
+        CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|error| failed(&error))?;
+    let fingerprint: Vec<_> = Sha256::digest(&certificate).iter().map(|byte| format!("{byte:02X}")).collect();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| failed(&error))?;
+    let signing = rustls::crypto::ring::sign::any_supported_type(&key).map_err(|error| failed(&error))?;
+    let certified = Arc::new(CertifiedKey::new(vec![certificate], signing));
+    let server = server(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
+    Ok((server.map_err(|error| failed(&error))?, fingerprint.join(":")))
+}
+
+fn server(certificate: Arc<dyn ResolvesServerCert>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut server = versions.with_no_client_auth().with_cert_resolver(certificate);
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(server))
 }
 
 /// Makes the node's own certificate, unless there is one that has these names and is not old.
@@ -152,28 +178,36 @@ fn read(certificate: &Path, key: &Path) -> Result<CertifiedKey, CertificateError
 
 /// What this node may be called.
 fn names(config: &Config) -> Vec<String> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let members = config.pair.iter().flat_map(|pair| &pair.listen);
     let addresses = config.console.listen.iter().chain(members).chain(&config.iscsi.portals);
     let addresses = addresses.map(std::net::SocketAddr::ip).filter(|address| !address.is_unspecified());
-    let texts = [config.node.to_string(), host.trim().to_owned(), "localhost".to_owned()];
+    let texts = [config.node.to_string(), host(), "localhost".to_owned()];
     let mut names: Vec<String> = Vec::new();
     for name in texts.into_iter().chain(addresses.map(|address| address.to_string())) {
-        let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:-".contains(&byte));
-        if !name.is_empty() && is_plain && !names.contains(&name) {
+        if is_plain(&name) && !names.contains(&name) {
             names.push(name);
         }
     }
     names
 }
 
+/// The name of this machine.
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether a certificate may name it.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".:-".contains(&byte))
+}
+
 /// Addresses under which the console is reached, for people.
 #[must_use]
 pub fn addresses(config: &Config) -> Vec<String> {
     let scheme = if config.console.tls { "https" } else { "http" };
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host();
     let shown = config.console.listen.iter().map(|address| match address.ip().is_unspecified() {
-        true => format!("{scheme}://{}:{}", host.trim(), address.port()),
+        true => format!("{scheme}://{host}:{}", address.port()),
         false => format!("{scheme}://{address}"),
     });
     shown.collect()

@@ -10,7 +10,7 @@ mod acts;
 pub mod certificate;
 mod cluster_pages;
 mod figures;
-mod html;
+pub mod html;
 pub mod listener;
 mod message_pages;
 mod openapi;
@@ -34,6 +34,8 @@ use serde::Deserialize;
 
 use self::html::View;
 use self::visitor::Member;
+pub use self::visitor::is_foreign;
+pub use self::words::Language;
 use super::accounts::Accounts;
 use super::calls::Calls;
 use super::config::OpenMetrics;
@@ -60,6 +62,8 @@ pub struct Console {
     pub open_metrics: OpenMetrics,
 }
 
+/// How all pages look.
+pub const STYLE: &str = include_str!("style.css");
 /// Most bytes of a form or of a request.
 const LARGEST_BODY: usize = 64 << 10;
 
@@ -87,7 +91,7 @@ pub fn router(console: Console) -> Router {
         .route("/api/v1/{*path}", any(rest::answer))
         .route("/metrics", get(figures::metrics))
         .route("/health", get(figures::health))
-        .route("/style.css", fixed("text/css; charset=utf-8", include_str!("style.css")))
+        .route("/style.css", fixed("text/css; charset=utf-8", STYLE))
         .route("/refresh.js", fixed("text/javascript; charset=utf-8", include_str!("refresh.js")))
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(axum::middleware::from_fn_with_state(console.clone(), visitor::guard))
@@ -120,7 +124,7 @@ async fn first_page(
 }
 
 /// A response that runs nothing but the console's own files, is shown in no frame, and is not kept.
-fn protected(mut response: Response) -> Response {
+pub fn protected(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, POLICY),

@@ -100,12 +100,21 @@ fn matters(page: &mut String, status: &Status, words: &Words) {
         for item in &status.attention {
             let _ = write!(
                 page,
-                "<li class=\"{}\"><strong>{}</strong><br>{}: {}</li>",
+                "<li class=\"{}\"><strong>{}</strong>",
                 name::<Severity>(item.severity),
-                escape(&item.message),
-                words.to_do,
-                escape(&item.action)
+                escape(&item.message)
             );
+            for event in &item.why {
+                let _ = write!(
+                    page,
+                    "<br><a href=\"/events?search={}\">{}</a>: {} {}",
+                    escape(&event.kind),
+                    words.why,
+                    escape(&event.time),
+                    escape(&event.message)
+                );
+            }
+            let _ = write!(page, "<br>{}: {}</li>", words.to_do, escape(&item.action));
         }
         page.push_str("</ul>");
     }

@@ -11,6 +11,7 @@ use super::html::{Form, View, cell, choice, head, hidden, secret, table, text, t
 use super::visitor::{FORM_KEY, Fields, LANGUAGE_COOKIE, Member, Visitor, session_cookie};
 use super::words::Language;
 use crate::cluster::state::user::Role;
+use crate::daemon::accounts::directory::DirectoryError;
 use crate::daemon::accounts::{LONGEST_SESSION, SignInError};
 
 /// `GET /login`
@@ -98,6 +99,20 @@ pub async fn account(State(console): State<Console>, Member { session, language 
     ];
     let main = html! {
         p { (view.say("Role:", "Rôle :")) " " strong { (session.actor.role.as_str()) } }
+        @if session.is_of_directory {
+            p { (view.say(
+                "Your name and password are those of the site's directory. What scripts use is made for users of the cluster.",
+                "Votre nom et votre mot de passe sont ceux de l’annuaire du site. Les jetons pour scripts sont faits pour les utilisateurs de la grappe.",
+            )) }
+        } @else { (own_account(view, &rows, &head)) }
+    };
+    view.page("/account", &session.actor.name, main).into_response()
+}
+
+/// Password and tokens of a user of the cluster.
+fn own_account(view: View<'_>, rows: &[Vec<Markup>], head: &[&str]) -> Markup {
+    let session = view.session;
+    html! {
         h2 { (view.say("Password", "Mot de passe")) }
         form.act method="post" action="/account/password" {
             input type="hidden" name=(FORM_KEY) value=(session.form_key);
@@ -114,7 +129,7 @@ pub async fn account(State(console): State<Console>, Member { session, language 
             ))
             " " a href="/api/v1/openapi.json" { "/api/v1/openapi.json" }
         }
-        (table(view, &head, &rows))
+        (table(view, head, rows))
         (view.folded(view.say("New token…", "Nouveau jeton…"), Form {
             call: "create_api_token",
             button: view.say("Make", "Créer"),
@@ -128,8 +143,7 @@ pub async fn account(State(console): State<Console>, Member { session, language 
                 (text("valid_seconds", view.say("Good for (30d; empty: for ever)", "Durée (30d ; vide : illimité)"), "365d", false))
             },
         }))
-    };
-    view.page("/account", &session.actor.name, main).into_response()
+    }
 }
 
 /// `POST /account/password`
@@ -182,7 +196,12 @@ fn refused(error: &SignInError, page: Markup) -> Response {
             let wait = wait.as_secs().max(1).to_string();
             (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, wait)], page).into_response()
         }
-        SignInError::Wrong | SignInError::Refused(_) => (StatusCode::FORBIDDEN, page).into_response(),
+        SignInError::Directory(DirectoryError::Trouble(_)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, page).into_response()
+        }
+        SignInError::Wrong | SignInError::Refused(_) | SignInError::Directory(_) => {
+            (StatusCode::FORBIDDEN, page).into_response()
+        }
     }
 }
 

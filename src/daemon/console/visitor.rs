@@ -121,7 +121,8 @@ fn to_tls(request: &Request) -> Response {
 }
 
 /// Whether a browser says that another site sends this (Fetch Metadata; RFC 6454 section 7).
-fn is_foreign(headers: &HeaderMap) -> bool {
+#[must_use]
+pub fn is_foreign(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     match (text("sec-fetch-site"), text("origin"), text("host")) {
         (Some(site), ..) => !["same-origin", "none"].contains(&site),

@@ -35,6 +35,7 @@ pub struct Words {
     pub act: &'static str,
     /// Headings.
     pub attention: &'static str,
+    pub why: &'static str,
     pub next_loss: &'static str,
     pub activity: &'static str,
     pub hour: &'static str,
@@ -119,6 +120,7 @@ static ENGLISH: Words = Words {
     heals: "No: it heals by itself.",
     act: "Yes: see below.",
     attention: "What is the matter",
+    why: "Why",
     next_loss: "What the next loss would do",
     activity: "Activity of this node",
     hour: "last hour",
@@ -164,6 +166,7 @@ static FRENCH: Words = Words {
     heals: "Non : cela se répare tout seul.",
     act: "Oui : voir ci-dessous.",
     attention: "Ce qui ne va pas",
+    why: "Pourquoi",
     next_loss: "Ce que ferait la prochaine panne",
     activity: "Activité de ce nœud",
     hour: "dernière heure",

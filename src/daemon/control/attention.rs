@@ -89,6 +89,7 @@ impl Kind {
             node: String::new(),
             kind: self.name().to_owned(),
             about: about.to_owned(),
+            why: Vec::new(),
         }
     }
 }

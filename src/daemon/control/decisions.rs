@@ -7,6 +7,7 @@ use super::Control;
 use crate::base::units::VolumeId;
 use crate::cluster::state::ControlState;
 use crate::cluster::state::volume::{Transition, VolumeRecord};
+use crate::rpc::management as messages;
 
 /// Epochs that have been told of.
 #[derive(Default)]
@@ -44,10 +45,7 @@ impl Control {
 
     fn tell(&self, record: &VolumeRecord, before: u32) {
         let Some(decision) = Decision::of(record) else { return };
-        let mut message = format!("volume {}: {}", record.name, decision.what);
-        if !record.reason.is_empty() {
-            message = format!("{message}: {}", record.reason);
-        }
+        let message = decision.message(record);
         let in_sync: Vec<&str> = record.in_sync.iter().map(|node| node.as_str()).collect();
         let mut evidence = vec![
             ("volume", record.name.to_string()),
@@ -65,6 +63,16 @@ impl Control {
     }
 }
 
+/// What was decided last for a volume, as an event that this node may have missed: without time and number.
+pub(super) fn last_decision(record: &VolumeRecord) -> Option<messages::Event> {
+    let decision = Decision::of(record)?;
+    let message = decision.message(record);
+    let severity = if decision.is_abnormal { messages::Severity::Warning } else { messages::Severity::Info };
+    let evidence = vec![format!("volume={}", record.name), format!("epoch={}", record.epoch)];
+    let (kind, severity) = (decision.kind.to_owned(), severity.into());
+    Some(messages::Event { kind, severity, message, evidence, ..messages::Event::default() })
+}
+
 /// An epoch in words.
 struct Decision {
     kind: &'static str,
@@ -73,6 +81,11 @@ struct Decision {
 }
 
 impl Decision {
+    fn message(&self, record: &VolumeRecord) -> String {
+        let message = format!("volume {}: {}", record.name, self.what);
+        if record.reason.is_empty() { message } else { format!("{message}: {}", record.reason) }
+    }
+
     fn of(record: &VolumeRecord) -> Option<Self> {
         let primary = &record.primary;
         let (kind, is_abnormal, what) = match record.began_by? {

@@ -22,6 +22,7 @@ mod status;
 mod stopping;
 mod users;
 mod volumes;
+mod why;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::config::Config;
 use super::control_requests::ControlRequest;
 use super::engine::{AccessRules, ChapRule, EngineError, EngineHandle, EngineReport, Request, VolumeSpec};
-use super::event_log::EventReporter;
+use super::event_log::{EventLog, EventReporter};
 use super::pool_watch::Forecast;
 use super::power::PowerReport;
 use super::snapshot_commands::SnapshotCommands;
@@ -55,6 +56,8 @@ pub struct Control {
     machine: Machine,
     engine: EngineHandle,
     events: EventReporter,
+    /// Events that explain what is the matter.
+    log: EventLog,
     started: Instant,
     // A lock because commands come from several calls at once: each is applied and takes effect as
     // one. The data thread's own requests do not take it, so they can be served while a change waits
@@ -111,7 +114,7 @@ impl Control {
         config: &Config,
         records: Arc<StateDirectory>,
         engine: EngineHandle,
-        events: EventReporter,
+        (events, log): (EventReporter, EventLog),
         quorum: Option<QuorumHandle>,
     ) -> Result<Self, Refusal> {
         let clock = protection::open_clock(records.clone())?;
@@ -131,6 +134,7 @@ impl Control {
             machine,
             engine,
             events,
+            log,
             started: Instant::now(),
             changing,
             stop_wanted,

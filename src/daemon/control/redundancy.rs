@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Control;
 use super::attention::Kind;
+use super::decisions::last_decision;
 use crate::base::units::BLOCK_SIZE;
 use crate::cluster::name::NodeName;
 use crate::cluster::state::ControlState;
@@ -30,19 +31,30 @@ struct Condition {
 impl Control {
     /// What is the matter with volumes, and what to do.
     pub(super) fn attention_to_volumes(&self, state: &ControlState, report: &EngineReport) -> Vec<Attention> {
-        let mut conditions: BTreeMap<Condition, Vec<String>> = BTreeMap::new();
+        let mut conditions: BTreeMap<Condition, Vec<&VolumeRecord>> = BTreeMap::new();
         for record in state.volumes() {
             for condition in self.condition(state, record, report).into_iter().chain(self.was_stopped(record))
             {
-                conditions.entry(condition).or_default().push(record.name.to_string());
+                conditions.entry(condition).or_default().push(record);
             }
         }
-        let item = |(condition, names): (Condition, Vec<String>)| {
+        let item = |(condition, records): (Condition, Vec<&VolumeRecord>)| {
+            let names: Vec<String> = records.iter().map(|record| record.name.to_string()).collect();
             let volumes = list(&names);
             let first = names.first().map_or("", String::as_str);
             let message = condition.message.replace("{}", &volumes);
             let action = condition.action.replace("{}", &volumes).replace("{first}", first);
-            condition.kind.item(condition.severity, &condition.about, message, action)
+            let subjects: Vec<&str> =
+                names.iter().map(String::as_str).chain([condition.about.as_str()]).collect();
+            let mut why = self.why(condition.kind, &subjects);
+            // A node that was away knows from the control state alone what was decided meanwhile.
+            if let Some(decision) = records.first().and_then(|record| last_decision(record))
+                && condition.kind.is_led_to_by(&decision.kind)
+                && !why.iter().any(|event| event.kind == decision.kind)
+            {
+                why.push(decision);
+            }
+            Attention { why, ..condition.kind.item(condition.severity, &condition.about, message, action) }
         };
         conditions.into_iter().map(item).collect()
     }

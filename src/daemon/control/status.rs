@@ -29,6 +29,7 @@ impl Control {
                 items.extend(self.attention_to_power());
                 items.extend(attention(state, &self.node, &report.pool));
                 items.extend(self.attention_to_hosts());
+                self.explain(&mut items, &report.pool);
                 items.sort_by_key(|item| std::cmp::Reverse(item.severity));
                 self.health(state, report, &items).into()
             },

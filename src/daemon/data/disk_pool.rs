@@ -434,7 +434,8 @@ impl DiskPool {
                 DiskState::Rebuilding => ReportedState::Rebuilding,
             },
             reason: status.reason.clone().unwrap_or_default(),
-            errors: [status.read_errors, 0, 0],
+            // A disk leaves with its first write error.
+            errors: [status.read_errors, 0, status.repairs],
             rebuild: progress.map(|progress| RebuildReport {
                 total_bytes: progress.segments.0 * segment_bytes,
                 done_bytes: progress.segments.1 * segment_bytes,
