@@ -10,9 +10,9 @@ mod service;
 #[path = "support/site/mod.rs"]
 mod site;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 
 use browser::Browser;
 use serde_json::Value;
@@ -24,6 +24,8 @@ const PASSWORD: &str = "correct horse battery";
 /// `gemel setup` on a machine.
 struct Guide {
     process: Child,
+    /// What it prints; open as long as it runs, as a terminal is.
+    _printed: BufReader<ChildStderr>,
     link: String,
     /// Is made when the service is to be started.
     wanted: PathBuf,
@@ -41,11 +43,10 @@ impl Guide {
             _ => command.args(site.local_options(machine)),
         };
         let mut process = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let printed = BufReader::new(process.stderr.take().unwrap());
-        let lines = printed.lines().map(|line| line.unwrap());
-        let link =
-            lines.map(|line| line.trim().to_owned()).find(|line| line.starts_with("https://")).unwrap();
-        Self { process, link, wanted }
+        let mut printed = BufReader::new(process.stderr.take().unwrap());
+        let mut lines = printed.by_ref().lines().map(|line| line.unwrap().trim().to_owned());
+        let link = lines.find(|line| line.starts_with("https://")).unwrap();
+        Self { process, _printed: printed, link, wanted }
     }
 
     fn address(&self) -> &str {
