@@ -71,7 +71,7 @@ fn run(subject: Subject) -> Run {
     let iscsi = "keepalive_interval_s = 300".to_owned();
     let node = Node::start(folder.path(), NodeSettings { iscsi, ..NodeSettings::default() });
     // Small, because SANITIZE overwrites all of it several times.
-    node.administer(&["volume", "create", "conformance", "--size", "128M", "--sector", subject.sector]);
+    node.administer(&["volume", "create", "conformance", "--size", "32M", "--sector", subject.sector]);
     node.administer(&["access", "allow", "conformance", "*"]);
     let names = folder.path().join("tests");
     std::fs::write(&names, selection(&subject)).expect("a list can be written");

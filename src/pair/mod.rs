@@ -88,6 +88,8 @@ pub struct Patience {
     pub primary: Duration,
     /// With a volume on both nodes, before it returns to its home.
     pub home: Duration,
+    /// For both to have everything, before an asked hand-over is given up.
+    pub hand_over: Duration,
     /// For the outcome of a proposal, before another one is made.
     pub proposal: Duration,
     /// Between two times at which both stores are told what both have.
@@ -102,6 +104,7 @@ impl Patience {
         replica: Duration::from_millis(1000),
         primary: Duration::from_millis(1500),
         home: Duration::from_secs(60),
+        hand_over: Duration::from_secs(8),
         proposal: Duration::from_millis(1000),
         settled: Duration::from_millis(1000),
         tick: Duration::from_millis(50),

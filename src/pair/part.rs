@@ -45,8 +45,8 @@ pub(super) struct Part<S: BlockStore + 'static> {
     pub(super) changed: Signal,
     pub(super) proposed_at: Cell<Option<Instant>>,
     pub(super) peer_missed_since: Cell<Option<Instant>>,
-    /// Why the volume is to be handed over, when it is.
-    pub(super) hand_over_reason: RefCell<Option<String>>,
+    /// That the volume is to be handed over, while this node is its primary.
+    pub(super) hand_over: RefCell<Option<HandOver>>,
     /// Since when the volume is on both nodes, while it is.
     pub(super) on_both_since: Cell<Option<Instant>>,
     /// Why this node can't serve the volume, for people, when that is so.
@@ -78,6 +78,14 @@ pub(super) struct Refused {
     pub(super) at: Instant,
     /// Why, if that is its last word.
     pub(super) last_word: Option<String>,
+}
+
+/// That a volume is to be handed over.
+pub(super) struct HandOver {
+    /// For people.
+    pub(super) reason: String,
+    pub(super) asked_at: Instant,
+    pub(super) tried_at: Option<Instant>,
 }
 
 /// How a volume is on a node.
@@ -147,7 +155,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             changed: Signal::default(),
             proposed_at: Cell::new(None),
             peer_missed_since: Cell::new(None),
-            hand_over_reason: RefCell::default(),
+            hand_over: RefCell::default(),
             on_both_since: Cell::new(None),
             problem: RefCell::default(),
             has_ended: Cell::new(false),
@@ -186,6 +194,9 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
 
     pub(super) fn take_record(&self, record: &VolumeRecord) {
         if *self.record.borrow() != *record {
+            if self.record.borrow().primary != record.primary {
+                self.hand_over.take(); // done, or overtaken
+            }
             *self.record.borrow_mut() = record.clone();
             self.look_again();
         }
@@ -247,7 +258,10 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         let stores = self.node.upgrade().map(|node| node.services.surroundings.stores());
         let is_possible = is_both && is_attached && stores.is_some_and(|(_, peer)| peer == StoreHealth::Well);
         if is_possible {
-            *self.hand_over_reason.borrow_mut() = Some(reason.to_owned());
+            let mut hand_over = self.hand_over.borrow_mut();
+            let tried_at = hand_over.as_ref().and_then(|earlier| earlier.tried_at);
+            let (reason, asked_at) = (reason.to_owned(), self.runtime.now());
+            *hand_over = Some(HandOver { reason, asked_at, tried_at });
             self.changed.notify();
         }
         is_possible
@@ -492,7 +506,6 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             // An error means that the store takes nothing any more.
             let _ = node.services.store.flush().await;
         }
-        self.hand_over_reason.take();
     }
 
     /// Lets hosts in as soon as they may come.

@@ -102,10 +102,6 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         let is_on_both = is_both && matches!(replica, Replica::Whole | Replica::Level);
         let on_both_since = self.on_both_since.get().unwrap_or(now);
         self.on_both_since.set(is_on_both.then_some(on_both_since));
-        if !is_both || matches!(replica, Replica::Lost | Replica::Behind) {
-            // Whoever asked for it asks again: hosts are not to be surprised by it much later.
-            self.hand_over_reason.take();
-        }
         if is_on_both {
             if node.is_stopping(now) {
                 return self.drain_and_leave(node, Transition::Stop, "the cluster is switched off").await;
@@ -113,8 +109,7 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
             if let Some(reason) = self.better_elsewhere(node, record, now.since(on_both_since)) {
                 self.hand_over(&reason);
             }
-            let reason = self.hand_over_reason.borrow_mut().take();
-            if let Some(reason) = reason {
+            if let Some(reason) = self.why_hand_over(node, now) {
                 return self.drain_and_leave(node, Transition::Move, &reason).await;
             }
         }
@@ -173,6 +168,18 @@ impl<S: SnapshotStore + ChangeLog + 'static> Part<S> {
         } else {
             Replica::Silent(serving.mirror.silent_since().map_or_else(Default::default, since))
         })
+    }
+
+    /// Why the volume is to be handed over now, when it is. Where that fails, it is tried again as long as whoever
+    /// asked for it waits: hosts are not to be surprised by it much later. Between two tries they get on.
+    fn why_hand_over(&self, node: &Rc<Shared<S>>, now: Instant) -> Option<String> {
+        let patience = node.services.patience;
+        let mut hand_over = self.hand_over.borrow_mut();
+        hand_over.take_if(|wanted| now.since(wanted.asked_at) >= patience.hand_over);
+        let was_just_tried = |tried: Instant| now.since(tried) < patience.replica * 2;
+        let wanted = hand_over.as_mut().filter(|wanted| !wanted.tried_at.is_some_and(was_just_tried))?;
+        wanted.tried_at = Some(now);
+        Some(wanted.reason.clone())
     }
 
     /// Why a volume should be on the other node, where nothing speaks against that.

@@ -8,7 +8,7 @@ use super::hosts::Host;
 use super::runs::{compare, heal, look_at_all, until_level};
 use super::scenarios::try_scenario;
 use super::{Cluster, NAMES, VOLUMES, micros, name};
-use crate::base::runtime::Runtime;
+use crate::base::runtime::{Instant, Runtime};
 use crate::base::units::VolumeId;
 use crate::cluster::state::Command;
 use crate::cluster::state::volume::{Transition, VolumeRecord};
@@ -50,6 +50,28 @@ fn a_move_is_not_forgotten_while_the_new_primarys_stream_begins() {
         assert_eq!(cluster.in_sync(VOLUME), 2);
     };
     try_scenario(1, run).unwrap_or_else(|problem| panic!("{problem}"));
+}
+
+#[test]
+fn a_move_that_could_not_be_drained_in_time_is_tried_again() {
+    planned(|cluster| async move {
+        let one = host(&cluster, 0);
+        assert!(one.write(P, (0, 8)).await);
+        // What is on its way to the disks takes longer than hosts are to wait for a move.
+        cluster.rooms[P].stall(Instant(cluster.clock.now().0 + 25_000_000));
+        let writes = one.clone();
+        cluster.clock.spawn(Box::pin(async move {
+            writes.write(P, (8, 8)).await;
+        }));
+        cluster.clock.sleep(micros(500)).await;
+        let before = cluster.record(VOLUME).unwrap().epoch;
+        assert!(hand_over(&cluster, P));
+        until(&cluster, "the other one serves", || cluster.serves(S, VOLUME)).await;
+        let record = cluster.record(VOLUME).unwrap();
+        assert_eq!(record.began_by, Some(Transition::Move));
+        assert!(record.epoch > before + 1, "the first try was given up, in an epoch of its own");
+        heals(&cluster).await;
+    });
 }
 
 /// An hour of the cluster: longer than any scenario.

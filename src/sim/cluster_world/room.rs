@@ -201,6 +201,7 @@ const PATIENCE: Patience = Patience {
     replica: hundredth(Patience::LAN.replica),
     primary: hundredth(Patience::LAN.primary),
     home: hundredth(Patience::LAN.home),
+    hand_over: hundredth(Patience::LAN.hand_over),
     proposal: hundredth(Patience::LAN.proposal),
     settled: hundredth(Patience::LAN.settled),
     tick: hundredth(Patience::LAN.tick),
