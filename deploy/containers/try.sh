@@ -1,9 +1,12 @@
 #!/bin/sh
 # Starts compose.yaml's three containers, makes a cluster of them and a volume that every host may use.
-# Usage: try.sh            COMPOSE="podman compose" for podman.        Ends with: COMPOSE down --volumes
+# Usage: try.sh            COMPOSE="podman compose" for podman, COMPOSE=docker-compose for Debian's.
+# With arguments compose does what they say: `try.sh exec a gemel status`; `try.sh down --volumes` removes all of it.
 set -eu
 cd "$(dirname "$0")"
+export COMPOSE_PROJECT_NAME=gemel
 compose=${COMPOSE:-docker compose}
+[ $# = 0 ] || exec $compose "$@"
 on() { # on MACHINE COMMAND...
     machine=$1
     shift

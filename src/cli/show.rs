@@ -23,7 +23,7 @@ pub fn status(status: &Status) -> String {
         let severity = name::<Severity>(attention.severity);
         let _ = writeln!(page, "  {severity}: {}", attention.message);
         for event in &attention.why {
-            let _ = writeln!(page, "    why: {}", event_line(event));
+            let _ = writeln!(page, "    why: {}", event.line());
         }
         let _ = writeln!(page, "    -> {}", attention.action);
     }
@@ -40,11 +40,6 @@ pub fn status(status: &Status) -> String {
     page.push_str("\nVolumes\n");
     page.push_str(&volumes(&status.volumes));
     page
-}
-
-/// An event that explains something; without its time where that is not known.
-fn event_line(event: &Event) -> String {
-    format!("{} {}", event.time, event.message).trim_start().to_owned()
 }
 
 /// A table of nodes.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::control::{Control, now_ms};
 use super::engine::EngineReport;
+use crate::peer::authority::write_public;
 use crate::volume::statistics::OperationKind;
 
 /// Time between two looks.
@@ -177,9 +178,7 @@ impl Keep {
                     lines.push('\n');
                     lines.push_str(&serde_json::to_string(&sample)?);
                 }
-                let new = file.with_extension("new");
-                std::fs::write(&new, lines)?;
-                std::fs::rename(new, file)
+                write_public(file, &lines).map_err(std::io::Error::other)
             }
         }
     }

@@ -15,6 +15,14 @@ pub mod time;
 pub mod management {
     tonic::include_proto!("gemel.management.v1");
 
+    impl Event {
+        /// It as a line; without its time where that is not known.
+        #[must_use]
+        pub fn line(&self) -> String {
+            format!("{} {}", self.time, self.message).trim_start().to_owned()
+        }
+    }
+
     impl std::fmt::Debug for ChapCredential {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             write!(f, "ChapCredential({}, secret withheld)", self.user)

@@ -42,7 +42,7 @@ pub struct Made {
 }
 
 /// A join token.
-#[derive(Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Token {
     /// Whom it is for.
     pub name: String,

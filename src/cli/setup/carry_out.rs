@@ -66,7 +66,7 @@ pub struct Progress {
     /// Why it failed.
     pub failure: Option<String>,
     /// For the other machines.
-    pub tokens: Vec<(String, String, String)>,
+    pub tokens: Vec<Token>,
     /// Who is there.
     pub members: Vec<Member>,
     /// Why the members are not known.
@@ -191,9 +191,7 @@ async fn go_on(
 async fn configure(plan: &Plan, progress: &mut Progress) -> Result<(), CliError> {
     match plan {
         Plan::Make(arguments) => {
-            let made = init::run(arguments)?;
-            let token = |Token { name, kind, token }| (name, kind, token);
-            progress.tokens = made.tokens.into_iter().map(token).collect();
+            progress.tokens = init::run(arguments)?.tokens;
         }
         Plan::Join(arguments, ..) => progress.cluster = join::run(arguments).await?.cluster,
     }

@@ -10,6 +10,7 @@ mod carry_out;
 mod pages;
 mod plan;
 
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -27,14 +28,14 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
 use self::carry_out::{Order, Progress, Step, Wanted};
-use self::plan::{Plan, Wish};
+use self::plan::Plan;
 use super::cluster::args::LocalArguments;
 use super::error::CliError;
 use crate::daemon::accounts::key::{Key, is_same_text};
 use crate::daemon::console::certificate;
 use crate::daemon::console::listener::{ConsoleListener, Peer};
-
-use crate::daemon::console::{Language, STYLE, is_foreign, protected};
+use crate::daemon::console::visitor::{Fields, answer, cookie, is_foreign, language_of};
+use crate::daemon::console::{Language, STYLE, protected};
 
 /// `gemel setup`
 #[derive(Debug, Args)]
@@ -85,11 +86,13 @@ pub async fn run(arguments: SetupArguments) -> Result<(), CliError> {
         true => format!("ADDRESS-OF-THIS-MACHINE:{}", address.port()),
         false => address.to_string(),
     };
-    eprintln!(
+    let invitation = format!(
         "Open this in a browser, on any machine that reaches this one. The link is as secret as a key:\n\n    \
          https://{shown}/?code={code}\n\nThe browser will warn of a certificate that it does not know. Its SHA-256 fingerprint is\n{fingerprint}\n\n\
-         Ctrl-C ends this; what is done by then stays."
+         Ctrl-C ends this; what is done by then stays.\n"
     );
+    // A terminal that is gone has ended this already, or is not to.
+    let _ = std::io::stderr().write_all(invitation.as_bytes());
     let (orders, queue) = mpsc::channel(4);
     let setup = Arc::new(Setup {
         code,
@@ -129,28 +132,16 @@ async fn guard(State(setup): State<Arc<Setup>>, request: Request, next: Next) ->
     if !request.method().is_safe() && is_foreign(request.headers()) {
         return (StatusCode::FORBIDDEN, "this was sent by another site").into_response();
     }
-    let wish = Wish::parse(request.uri().query().unwrap_or_default().as_bytes());
+    let wish = Fields::parse(request.uri().query().unwrap_or_default().as_bytes());
     if is_same_text(wish.get("code"), &setup.code) {
         let cookie = format!("{COOKIE}={}; Path=/; HttpOnly; Secure; SameSite=Strict", setup.code);
         return protected(([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response());
     }
-    if !cookies(request.headers()).any(|(name, value)| name == COOKIE && is_same_text(value, &setup.code)) {
+    if !cookie(request.headers(), COOKIE).is_some_and(|code| is_same_text(code, &setup.code)) {
         let text = "open the link that `gemel setup` has printed";
         return protected((StatusCode::FORBIDDEN, text).into_response());
     }
-    let chosen = wish.get("lang").to_owned();
-    let mut response = protected(next.run(request).await);
-    if let Ok(cookie) = HeaderValue::from_str(&format!("{LANGUAGE_COOKIE}={chosen}; Path=/; SameSite=Lax"))
-        && ["en", "fr"].contains(&chosen.as_str())
-    {
-        response.headers_mut().append(header::SET_COOKIE, cookie);
-    }
-    response
-}
-
-fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
-    let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='))
+    answer(request, next).await
 }
 
 /// The language of who looks.
@@ -162,25 +153,20 @@ struct Reader {
 
 impl Reader {
     fn of(headers: &HeaderMap, query: &str) -> Self {
-        let text =
-            |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default();
-        let wish = Wish::parse(query.as_bytes());
-        let kept = cookies(headers).find(|(name, _)| *name == LANGUAGE_COOKIE).map(|(_, value)| value);
-        let named = Some(wish.get("lang")).filter(|code| !code.is_empty()).or(kept);
-        let host = text(header::HOST);
+        let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let host = host.rsplit_once(':').map_or(host, |(host, _)| host).to_owned();
-        Self { language: Language::of(named, text(header::ACCEPT_LANGUAGE)), host }
+        Self { language: language_of(headers, query), host }
     }
 }
 
 async fn show(State(setup): State<Arc<Setup>>, headers: HeaderMap, uri: axum::http::Uri) -> Response {
     let query = uri.query().unwrap_or_default();
-    let (reader, asked) = (Reader::of(&headers, query), Wish::parse(query.as_bytes()));
+    let (reader, asked) = (Reader::of(&headers, query), Fields::parse(query.as_bytes()));
     if !asked.get("new").is_empty() {
         setup.forget_failure();
     }
     let Some(progress) = setup.progress() else {
-        return pages::ask(&reader, &setup, &Wish::default(), None).into_response();
+        return pages::ask(&reader, &setup, &Fields::default(), None).into_response();
     };
     if progress.is_over() {
         setup.is_over.notify_one();
@@ -189,7 +175,7 @@ async fn show(State(setup): State<Arc<Setup>>, headers: HeaderMap, uri: axum::ht
 }
 
 async fn review(State(setup): State<Arc<Setup>>, headers: HeaderMap, body: Bytes) -> Response {
-    let (reader, wish) = (Reader::of(&headers, ""), Wish::parse(&body));
+    let (reader, wish) = (Reader::of(&headers, ""), Fields::parse(&body));
     match Plan::of(&wish, &setup.local) {
         Ok(plan) => pages::review(&reader, &wish, &plan).into_response(),
         Err(reason) => refused(pages::ask(&reader, &setup, &wish, Some(&reason))),
@@ -197,7 +183,7 @@ async fn review(State(setup): State<Arc<Setup>>, headers: HeaderMap, body: Bytes
 }
 
 async fn go(State(setup): State<Arc<Setup>>, headers: HeaderMap, body: Bytes) -> Response {
-    let (reader, wish) = (Reader::of(&headers, ""), Wish::parse(&body));
+    let (reader, wish) = (Reader::of(&headers, ""), Fields::parse(&body));
     let plan = match Plan::of(&wish, &setup.local) {
         Ok(plan) => plan,
         Err(reason) => return refused(pages::ask(&reader, &setup, &wish, Some(&reason))),
@@ -209,7 +195,7 @@ async fn go(State(setup): State<Arc<Setup>>, headers: HeaderMap, body: Bytes) ->
 }
 
 async fn again(State(setup): State<Arc<Setup>>, body: Bytes) -> Response {
-    let wish = Wish::parse(&body);
+    let wish = Fields::parse(&body);
     let name = setup.progress().map(|progress| progress.name.to_string());
     let with_force = !wish.get("force").is_empty();
     // What is on the disks is lost by that, so the name is typed once more.
@@ -220,7 +206,7 @@ async fn again(State(setup): State<Arc<Setup>>, body: Bytes) -> Response {
 }
 
 async fn add_user(State(setup): State<Arc<Setup>>, headers: HeaderMap, body: Bytes) -> Response {
-    let name = Wish::parse(&body).get("user").trim().to_owned();
+    let name = Fields::parse(&body).get("user").trim().to_owned();
     let host = Reader::of(&headers, "").host;
     setup.order(Wanted::AddUser { name, host }).await
 }
@@ -261,7 +247,6 @@ const PORT: u16 = 3264;
 /// Most bytes of a form.
 const LARGEST_BODY: usize = 64 << 10;
 const COOKIE: &str = "gemel-setup";
-const LANGUAGE_COOKIE: &str = "gemel-lang";
 /// How long an order may take to be taken up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Time for the last page to arrive.

@@ -1,28 +1,24 @@
 //! The pages of a set-up, in English and French, without scripts.
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{DOCTYPE, Markup, html};
 
 use super::carry_out::{Progress, Step};
-use super::plan::{Plan, Wish};
+use super::plan::Plan;
 use super::{Reader, Setup};
 use crate::cli::cluster::disks::offered;
+use crate::cli::cluster::init::Token;
 use crate::cluster::quorum::SeatKind;
-use crate::daemon::console::html::{hidden, text};
+use crate::daemon::console::html::{head, hidden, text, typed_back};
+use crate::daemon::console::visitor::Fields;
 
 fn page(reader: &Reader, is_working: bool, main: &Markup) -> Markup {
     let language = reader.language;
     let (other, name) = language.other();
+    let anew = html! { @if is_working { meta http-equiv="refresh" content="2"; } };
     html! {
         (DOCTYPE)
         html lang=(language.words().code) {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (language.say("Set-up", "Installation")) " · gemel" }
-                link rel="stylesheet" href="/style.css";
-                link rel="icon" href="data:,";
-                @if is_working { (PreEscaped("<meta http-equiv=\"refresh\" content=\"2\">")) }
-            }
+            (head(language.say("Set-up", "Installation"), anew))
             body {
                 header { strong { "gemel" } a href={ "/?lang=" (other) } lang=(other) { (name) } }
                 main #content tabindex="-1" { (main) }
@@ -32,7 +28,7 @@ fn page(reader: &Reader, is_working: bool, main: &Markup) -> Markup {
 }
 
 /// What is this machine to be?
-pub fn ask(reader: &Reader, setup: &Setup, wish: &Wish, refusal: Option<&str>) -> Markup {
+pub fn ask(reader: &Reader, setup: &Setup, wish: &Fields, refusal: Option<&str>) -> Markup {
     let say = |english, french| reader.language.say(english, french);
     let is_first = wish.get("kind").is_empty();
     let value = |name: &str, proposal: &str| match wish.get(name) {
@@ -89,7 +85,7 @@ pub fn ask(reader: &Reader, setup: &Setup, wish: &Wish, refusal: Option<&str>) -
     page(reader, false, &main)
 }
 
-fn on_this_machine(reader: &Reader, setup: &Setup, wish: &Wish) -> Markup {
+fn on_this_machine(reader: &Reader, setup: &Setup, wish: &Fields) -> Markup {
     let say = |english, french| reader.language.say(english, french);
     let is_first = wish.get("kind").is_empty();
     let is_chosen = |disk: &str| wish.all("disk").any(|chosen| chosen == disk);
@@ -114,7 +110,7 @@ fn on_this_machine(reader: &Reader, setup: &Setup, wish: &Wish) -> Markup {
 }
 
 /// What will be done.
-pub fn review(reader: &Reader, wish: &Wish, plan: &Plan) -> Markup {
+pub fn review(reader: &Reader, wish: &Fields, plan: &Plan) -> Markup {
     let say = |english, french| reader.language.say(english, french);
     let name = plan.name().as_str();
     let what = match (plan, plan.kind()) {
@@ -153,10 +149,10 @@ pub fn review(reader: &Reader, wish: &Wish, plan: &Plan) -> Markup {
                 dd { @for disk in disks { (disk.display()) br; } }
             }
         }
-        @if disks.len() == 1 || disks.len() == 2 {
+        @if disks.len() == 1 {
             p.notice { (say(
-                "With fewer than three disks the loss of one is the loss of what this server has.",
-                "Avec moins de trois disques, la perte d’un seul est la perte de ce que ce serveur contient.",
+                "With a single disk, its loss is the loss of what this server has.",
+                "Avec un seul disque, sa perte est la perte de ce que ce serveur contient.",
             )) }
         }
         p { (say(
@@ -164,11 +160,8 @@ pub fn review(reader: &Reader, wish: &Wish, plan: &Plan) -> Markup {
             "Un disque qui contient quelque chose est refusé, et la question vous est posée à nouveau.",
         )) }
         form.act method="post" action="/go" {
-            @for (field, value) in wish.kept() { (hidden(field, value)) }
-            label {
-                (say("Type the name of this machine to begin:", "Pour commencer, saisir le nom de cette machine :")) " " code { (name) }
-                input name="confirm" required autocomplete="off" autocapitalize="none" spellcheck="false";
-            }
+            @for (field, value) in wish.request() { (hidden(field, value)) }
+            (typed_back(say("Type the name of this machine to begin:", "Pour commencer, saisir le nom de cette machine :"), name))
             button { (say("Begin", "Commencer")) }
         }
         p { a href="/" { (say("Back to the beginning", "Retour au début")) } }
@@ -248,10 +241,7 @@ fn failed(reader: &Reader, progress: &Progress, failure: &str) -> Markup {
                             "Take the disks although they hold something: everything on them is lost, for good.",
                             "Prendre les disques bien qu’ils contiennent quelque chose : tout leur contenu est perdu, définitivement.",
                         )) }
-                        label {
-                            (say("Type this to go on:", "Pour continuer, saisir :")) " " code { (progress.name) }
-                            input name="confirm" required autocomplete="off" autocapitalize="none" spellcheck="false";
-                        }
+                        (typed_back(say("Type this to go on:", "Pour continuer, saisir :"), progress.name.as_str()))
                         button.danger { (say("Lose what is on the disks", "Perdre le contenu des disques")) }
                     }
                 }
@@ -270,7 +260,7 @@ fn others(reader: &Reader, progress: &Progress) -> Markup {
             "Sur chacune : installer le paquet, lancer gemel setup en root, et lui donner son jeton. Un jeton sert une fois, pendant un jour, et est aussi secret qu’une clé.",
         )) }
         dl {
-            @for (name, kind, token) in &progress.tokens {
+            @for Token { name, kind, token } in &progress.tokens {
                 dt { (name) " (" (if kind == "witness" { say("witness", "témoin") } else { say("server", "serveur") }) ")" }
                 dd { code.token id={ "token-" (name) } { (token) } }
             }

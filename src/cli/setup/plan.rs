@@ -7,38 +7,8 @@ use crate::cli::cluster::args::{InitArguments, JoinArguments, LocalArguments, Me
 use crate::cli::cluster::disks;
 use crate::cluster::name::NodeName;
 use crate::cluster::quorum::SeatKind;
+use crate::daemon::console::visitor::Fields;
 use crate::peer::joining::token::JoinToken;
-
-/// The fields of a form.
-#[derive(Clone, Debug, Default)]
-pub struct Wish(Vec<(String, String)>);
-
-impl Wish {
-    /// Those of a body or query.
-    pub fn parse(text: &[u8]) -> Self {
-        Self(form_urlencoded::parse(text).into_owned().collect())
-    }
-
-    /// A field; empty when there is none.
-    pub fn get(&self, name: &str) -> &str {
-        self.all(name).next().unwrap_or_default()
-    }
-
-    /// All fields of a name.
-    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(field, _)| field == name).map(|(_, value)| value.as_str())
-    }
-
-    /// Everything that was filled in, but for what confirms it.
-    pub fn kept(&self) -> impl Iterator<Item = (&str, &str)> {
-        let fields = self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        fields.filter(|(name, _)| *name != "confirm")
-    }
-
-    fn parsed<T: FromStr<Err: std::fmt::Display>>(&self, name: &str, label: &str) -> Result<T, String> {
-        self.get(name).trim().parse().map_err(|error| format!("{label}: {error}"))
-    }
-}
 
 /// What is to be done.
 #[derive(Debug)]
@@ -54,9 +24,9 @@ impl Plan {
     ///
     /// # Errors
     /// What is wrong, for who has filled it in.
-    pub fn of(wish: &Wish, given: &LocalArguments) -> Result<Self, String> {
+    pub fn of(wish: &Fields, given: &LocalArguments) -> Result<Self, String> {
         if wish.get("kind") == "join" {
-            let token: JoinToken = wish.parsed("token", "Token")?;
+            let token: JoinToken = parsed(wish, "token", "Token")?;
             let (name, kind, text) = (token.name.clone(), token.kind, token.to_string());
             let is_witness = kind == SeatKind::Witness;
             let local = if is_witness {
@@ -84,8 +54,8 @@ impl Plan {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let init = InitArguments {
-            cluster_name: wish.parsed("cluster", "Name of the cluster")?,
-            name: wish.parsed("name", "Name of this server")?,
+            cluster_name: parsed(wish, "cluster", "Name of the cluster")?,
+            name: parsed(wish, "name", "Name of this server")?,
             address,
             peer: seat("peer", "The other server")?,
             witness: seat("witness", "The witness")?,
@@ -120,7 +90,7 @@ impl Plan {
     }
 }
 
-fn node_on_this_machine(wish: &Wish, given: &LocalArguments) -> Result<LocalArguments, String> {
+fn node_on_this_machine(wish: &Fields, given: &LocalArguments) -> Result<LocalArguments, String> {
     let disk: Vec<PathBuf> =
         wish.all("disk").chain(words(wish.get("more_disks"))).map(PathBuf::from).collect();
     if disk.is_empty() {
@@ -129,6 +99,10 @@ fn node_on_this_machine(wish: &Wish, given: &LocalArguments) -> Result<LocalArgu
     disks::check(&disk).map_err(|error| format!("Disks: {error}"))?;
     let console = given.console.or((!wish.get("console").is_empty()).then_some(CONSOLE));
     Ok(LocalArguments { disk, console, ..given.clone() })
+}
+
+fn parsed<T: FromStr<Err: std::fmt::Display>>(wish: &Fields, name: &str, label: &str) -> Result<T, String> {
+    wish.get(name).trim().parse().map_err(|error| format!("{label}: {error}"))
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
@@ -145,7 +119,7 @@ mod tests {
     use super::*;
 
     fn plan(text: &str) -> Result<Plan, String> {
-        Plan::of(&Wish::parse(text.as_bytes()), &LocalArguments::default())
+        Plan::of(&Fields::parse(text.as_bytes()), &LocalArguments::default())
     }
 
     #[test]

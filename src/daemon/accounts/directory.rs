@@ -96,7 +96,8 @@ pub enum DirectoryError {
 }
 
 impl LdapConfig {
-    /// What somebody may do, when the directory takes his password.
+    /// What somebody may do, when the directory takes his password. The name is in lower case: RFC 2307's groups have
+    /// it so, and nothing else in a directory asks for the case.
     ///
     /// # Errors
     /// [`DirectoryError`].
@@ -104,8 +105,6 @@ impl LdapConfig {
         if password.is_empty() || !is_name(user) {
             return Err(DirectoryError::Wrong);
         }
-        // Directories take names in either case, but for those of RFC 2307's groups, which are in lower case.
-        let user = &user.to_ascii_lowercase();
         let tls = self.tls().map_err(DirectoryError::Trouble)?;
         let mut troubles = Vec::new();
         for ServerUrl(url) in &self.servers {

@@ -166,18 +166,17 @@ impl Accounts {
         password: &str,
         (from, keys): (IpAddr, &[String]),
     ) -> Result<String, SignInError> {
-        match directory.sign_in(name, password).await {
+        let name = name.to_ascii_lowercase();
+        match directory.sign_in(&name, password).await {
             Ok(role) => {
                 self.lock().throttle.forgive(keys);
-                // Directories take names in either case.
-                let name = name.to_ascii_lowercase();
                 let message =
                     format!("{name} of the directory signed in to the console as {role}, from {from}");
                 self.events.info("sign-in", message, &[]);
                 self.begin(Proof::Directory(name, role), from)
             }
             Err(error) => {
-                self.tell_refusal(name, from, &format!(": {error}"));
+                self.tell_refusal(&name, from, &format!(": {error}"));
                 Err(if error == DirectoryError::Wrong {
                     SignInError::Wrong
                 } else {

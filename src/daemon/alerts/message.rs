@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::watch::{News, Notice};
 use crate::daemon::event_log::{Event, Severity as EventSeverity};
 use crate::rpc::json::name;
-use crate::rpc::management::{Attention, Health, Severity, Status};
+use crate::rpc::management::{self, Attention, Health, Severity, Status};
 use crate::rpc::size::show as show_size;
 use crate::rpc::time::{show as show_time, show_duration};
 
@@ -176,8 +176,7 @@ impl Sender {
 /// The events that led to it.
 fn write_why(text: &mut String, matter: &Attention) {
     for event in &matter.why {
-        let line = format!("{} {}", event.time, event.message.trim_end_matches('.'));
-        let _ = writeln!(text, "  Why: {}.", line.trim_start());
+        let _ = writeln!(text, "  Why: {}.", event.line().trim_end_matches('.'));
     }
 }
 
@@ -194,11 +193,7 @@ fn item(notice: &Notice) -> Item {
         about: matter.about.clone(),
         of_node: matter.node.clone(),
         message: matter.message.clone(),
-        why: matter
-            .why
-            .iter()
-            .map(|event| format!("{} {}", event.time, event.message).trim_start().to_owned())
-            .collect(),
+        why: matter.why.iter().map(management::Event::line).collect(),
         action: matter.action.clone(),
         lasted_seconds: notice.lasted.as_secs(),
     }

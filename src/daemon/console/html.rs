@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{DOCTYPE, Markup, PreEscaped, Render, html};
 
 use super::Console;
 use super::visitor::FORM_KEY;
@@ -74,7 +74,7 @@ impl View<'_> {
         html! {
             (DOCTYPE)
             html lang=(words.code) {
-                (head(title, is_live))
+                (head(title, if is_live { ANEW } else { PreEscaped("") }))
                 body {
                     a.skip href="#content" { (self.say("Skip to the page", "Aller à la page")) }
                     header { (self.menu(here)) (self.corner(here)) }
@@ -140,10 +140,7 @@ impl View<'_> {
                 (form.fields)
                 @if let Some((name, consequence)) = form.danger {
                     p.danger { (consequence) }
-                    label {
-                        (self.say("Type this to go on:", "Pour continuer, saisir :")) " " code { (name) }
-                        input name="confirm" required autocomplete="off" autocapitalize="none" spellcheck="false";
-                    }
+                    (typed_back(self.say("Type this to go on:", "Pour continuer, saisir :"), name))
                 }
                 button class=[form.danger.map(|_| "danger")] { (form.button) }
             }
@@ -159,8 +156,8 @@ impl View<'_> {
     }
 }
 
-/// The head of a page.
-pub fn head(title: &str, is_live: bool) -> Markup {
+/// The head of a page, with what only this one has.
+pub fn head(title: &str, own: impl Render) -> Markup {
     html! {
         head {
             meta charset="utf-8";
@@ -169,10 +166,23 @@ pub fn head(title: &str, is_live: bool) -> Markup {
             link rel="stylesheet" href="/style.css";
             // Who has no icon to show asks for one again and again.
             link rel="icon" href="data:,";
-            @if is_live {
-                (PreEscaped("<noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>"))
-                script src="/refresh.js" defer {}
-            }
+            (own)
+        }
+    }
+}
+
+/// Has a page show itself anew.
+const ANEW: PreEscaped<&str> = PreEscaped(concat!(
+    r#"<noscript><meta http-equiv="refresh" content="5"></noscript>"#,
+    r#"<script src="/refresh.js" defer></script>"#
+));
+
+/// A name that has to be typed back before what it names is changed.
+pub fn typed_back(label: &str, name: &str) -> Markup {
+    html! {
+        label {
+            (label) " " code { (name) }
+            input name="confirm" required autocomplete="off" autocapitalize="none" spellcheck="false";
         }
     }
 }

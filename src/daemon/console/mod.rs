@@ -19,7 +19,7 @@ mod picture;
 mod plot;
 mod rest;
 mod sign_in;
-mod visitor;
+pub mod visitor;
 mod volume_pages;
 mod words;
 
@@ -34,7 +34,6 @@ use serde::Deserialize;
 
 use self::html::View;
 use self::visitor::Member;
-pub use self::visitor::is_foreign;
 pub use self::words::Language;
 use super::accounts::Accounts;
 use super::calls::Calls;

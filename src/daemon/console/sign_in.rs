@@ -4,11 +4,11 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use maud::{DOCTYPE, Markup, html};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::Console;
 use super::html::{Form, View, cell, choice, head, hidden, secret, table, text, time};
-use super::visitor::{FORM_KEY, Fields, LANGUAGE_COOKIE, Member, Visitor, session_cookie};
+use super::visitor::{FORM_KEY, Fields, Member, Visitor, language_cookie, session_cookie};
 use super::words::Language;
 use crate::cluster::state::user::Role;
 use crate::daemon::accounts::directory::DirectoryError;
@@ -211,8 +211,7 @@ fn begun(console: &Console, key: &str, language: Language, next: &str) -> Respon
         next.starts_with('/') && !next.starts_with("//") && next.bytes().all(|byte| byte.is_ascii_graphic());
     let next = if is_own && !next.contains('\\') { next } else { "/" };
     let session = session_cookie_text(console.is_tls, key, LONGEST_SESSION.as_secs());
-    let code = language.words().code;
-    let language = format!("{LANGUAGE_COOKIE}={code}; Path=/; Max-Age=31536000; SameSite=Lax");
+    let language = language_cookie(language.words().code);
     let cookies =
         axum::response::AppendHeaders([(header::SET_COOKIE, session), (header::SET_COOKIE, language)]);
     (cookies, Redirect::to(next)).into_response()
@@ -277,7 +276,7 @@ fn outside(
     html! {
         (DOCTYPE)
         html lang=(language.words().code) {
-            (head(title, false))
+            (head(title, PreEscaped("")))
             body.outside {
                 header {
                     strong { "gemel" }

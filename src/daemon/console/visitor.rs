@@ -1,6 +1,5 @@
 //! Who looks at a page: from where, by which session, in which language; and what is refused before a page is asked.
 
-use axum::body::Bytes;
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode, header};
@@ -43,11 +42,7 @@ impl FromRequestParts<Console> for Visitor {
         let (path, query) = (parts.uri.path(), parts.uri.query().unwrap_or_default());
         let is_visit = !query.contains("part=") && !path.starts_with("/api/") && !OPEN.contains(&path);
         let session = key.and_then(|key| console.accounts.session(key, is_visit));
-        let accepted = parts.headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
-        let asked = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "lang");
-        let named = asked.map(|(_, value)| value.into_owned());
-        let named = named.as_deref().or_else(|| cookie(&parts.headers, LANGUAGE_COOKIE));
-        Ok(Self { peer, session, language: Language::of(named, accepted.unwrap_or("")) })
+        Ok(Self { peer, session, language: language_of(&parts.headers, query) })
     }
 }
 
@@ -81,16 +76,37 @@ pub async fn guard(State(console): State<Console>, request: Request, next: Next)
     if !request.method().is_safe() && is_foreign(request.headers()) {
         return (StatusCode::FORBIDDEN, "this was sent by another site").into_response();
     }
+    answer(request, next).await
+}
+
+/// Has a request answered that was let in; the language that it chooses is kept.
+pub async fn answer(request: Request, next: Next) -> Response {
     let query = request.uri().query().unwrap_or_default();
     let chosen =
         ["fr", "en"].into_iter().find(|code| query.split('&').any(|part| part == format!("lang={code}")));
     let mut response = super::protected(next.run(request).await);
     if let Some(code) = chosen {
-        let cookie = format!("{LANGUAGE_COOKIE}={code}; Path=/; Max-Age=31536000; SameSite=Lax");
         // It is plain text.
-        cookie.parse().map(|cookie| response.headers_mut().append(header::SET_COOKIE, cookie)).ok();
+        language_cookie(code)
+            .parse()
+            .map(|cookie| response.headers_mut().append(header::SET_COOKIE, cookie))
+            .ok();
     }
     response
+}
+
+/// A cookie that keeps a language for a year.
+pub fn language_cookie(code: &str) -> String {
+    format!("{LANGUAGE_COOKIE}={code}; Path=/; Max-Age=31536000; SameSite=Lax")
+}
+
+/// The language that somebody wants: the one that he asks for now, has chosen, or has set in his browser.
+#[must_use]
+pub fn language_of(headers: &HeaderMap, query: &str) -> Language {
+    let accepted = headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
+    let asked = Fields::parse(query.as_bytes());
+    let named = asked.all("lang").next().or_else(|| cookie(headers, LANGUAGE_COOKIE));
+    Language::of(named, accepted.unwrap_or(""))
 }
 
 impl Console {
@@ -134,18 +150,26 @@ pub fn is_foreign(headers: &HeaderMap) -> bool {
     }
 }
 
-/// The fields of a form, and its proof that it is one of this session's own.
+/// The fields of a form or a query, and a form's proof that it is one of this session's own.
+#[derive(Clone, Debug, Default)]
 pub struct Fields(Vec<(String, String)>);
 
 impl Fields {
-    /// Those of a body.
-    pub fn parse(body: &Bytes) -> Self {
-        Self(form_urlencoded::parse(body).into_owned().collect())
+    /// Those of a body or a query.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Self {
+        Self(form_urlencoded::parse(text).into_owned().collect())
     }
 
     /// A field; empty when there is none.
+    #[must_use]
     pub fn get(&self, name: &str) -> &str {
-        self.0.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value)
+        self.all(name).next().unwrap_or_default()
+    }
+
+    /// All fields of a name.
+    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(field, _)| field == name).map(|(_, value)| value.as_str())
     }
 
     /// Whether they were sent by a form of this session.
@@ -163,14 +187,16 @@ impl Fields {
 /// The field that every form has.
 pub const FORM_KEY: &str = "form_key";
 /// The cookie with the language that was chosen.
-pub const LANGUAGE_COOKIE: &str = "gemel-lang";
+const LANGUAGE_COOKIE: &str = "gemel-lang";
 
 /// The session's cookie: with TLS one that no other host can set (RFC 6265bis section 4.1.3.2).
 pub fn session_cookie(is_tls: bool) -> &'static str {
     if is_tls { "__Host-gemel" } else { "gemel-session" }
 }
 
-fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+/// A cookie that a browser has sent.
+#[must_use]
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let texts = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(cookie, _)| *cookie == name).map(|(_, value)| value)
@@ -215,7 +241,7 @@ mod tests {
         assert_eq!(cookie(&sent, session_cookie(true)), Some("key"));
         assert_eq!(cookie(&sent, LANGUAGE_COOKIE), Some("fr"));
         assert_eq!(cookie(&sent, "b"), None);
-        let fields = Fields::parse(&Bytes::from_static(b"name=a%20b&form_key=k&back=%2F&size_bytes=1G"));
+        let fields = Fields::parse(b"name=a%20b&form_key=k&back=%2F&size_bytes=1G");
         assert_eq!((fields.get("name"), fields.get("none")), ("a b", ""));
         assert_eq!(fields.request().collect::<Vec<_>>(), [("name", "a b"), ("size_bytes", "1G")]);
     }
