@@ -72,6 +72,7 @@ Maintainer: gemel maintainers <maintainers@gemel.invalid>
 Section: admin
 Priority: optional
 Depends: libc6 (>= $libc), libgcc-s1$1
+Suggests: smartmontools
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f 1)
 Description: $2
  $3

@@ -306,11 +306,21 @@ pub fn disks(disks: &[Disk]) -> String {
             name::<DiskState>(disk.state),
             size(disk.size_bytes),
             format!("{}/{}/{}", disk.read_errors, disk.write_errors, disk.checksum_errors),
+            disk.health.clone(),
             disk.path.clone(),
-            disk.rebuild.as_ref().map_or_else(|| disk.reason.clone(), rebuild),
+            disk_remark(disk),
         ]
     });
-    table(&["ID", "NODE", "STATE", "SIZE", "ERRORS (READ/WRITE/CHECKSUM)", "PATH", "REASON"], rows)
+    table(&["ID", "NODE", "STATE", "SIZE", "ERRORS (READ/WRITE/CHECKSUM)", "HEALTH", "PATH", "REMARK"], rows)
+}
+
+/// What there is to say of a disk: how far it is rebuilt, why it is out of service, or what it says of itself.
+fn disk_remark(disk: &Disk) -> String {
+    match &disk.rebuild {
+        Some(progress) => rebuild(progress),
+        None if disk.reason.is_empty() => disk.health_detail.clone(),
+        None => disk.reason.clone(),
+    }
 }
 
 fn rebuild(rebuild: &Rebuild) -> String {

@@ -357,8 +357,6 @@ pub enum DiskState {
     /// In service.
     #[default]
     Ok,
-    /// Out of service, its exclusion not recorded on the others yet.
-    Failing,
     /// Out of service.
     Failed,
     /// Not found at start.

@@ -13,6 +13,7 @@ pub mod console;
 pub mod control;
 pub mod control_requests;
 pub mod data;
+pub mod disk_health;
 pub mod engine;
 pub mod event_log;
 pub mod floating;

@@ -23,6 +23,7 @@ use super::console::certificate::{self, Certificate};
 use super::console::listener::{ConsoleListener, Peer};
 use super::console::{self, Console};
 use super::control::Control;
+use super::disk_health;
 use super::event_log::{EventLog, EventReporter};
 use super::gateway::{Gateway, Late};
 use super::history::History;
@@ -114,6 +115,7 @@ impl Services {
         let watching = pool_watch::run(control.clone(), config.state_dir.clone(), events.clone());
         let watching = tokio::task::spawn_local(watching);
         let keeping = tokio::task::spawn_local(control.clone().keep_clock());
+        let asking = tokio::task::spawn_local(disk_health::run(control.clone(), events.clone()));
         if let (Some(keys), Some(desk)) = (keys, desk) {
             let check = move |request| check_caller(&keys, request);
             let guarded = tonic::service::interceptor::InterceptedService::new(management.clone(), check);
@@ -131,7 +133,7 @@ impl Services {
                 tracing::error!(%error, "the management service has ended");
             }
         });
-        let mut background = vec![looking, watching, keeping, tokio::task::spawn_local(alerts.run())];
+        let mut background = vec![looking, watching, keeping, asking, tokio::task::spawn_local(alerts.run())];
         background.extend(power.map(|power| tokio::task::spawn_local(power.run())));
         if !config.events.syslog.is_empty() {
             let sending = super::syslog::run(known, config.node.to_string(), config.events.syslog.clone());

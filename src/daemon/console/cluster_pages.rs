@@ -32,6 +32,7 @@ fn pool_part(view: View<'_>, pool: &Pool) -> Markup {
         view.say("Size", "Taille"),
         view.say("Path", "Chemin"),
         view.say("Errors", "Erreurs"),
+        view.say("Health", "Santé"),
         view.say("Reason", "Raison"),
         "",
     ];
@@ -139,9 +140,21 @@ fn disk_row(view: View<'_>, pool: &Pool, disk: &Disk) -> Vec<Markup> {
         cell(size(disk.size_bytes)),
         cell(&disk.path),
         cell(errors.to_string()),
+        html! { (health(view, &disk.health)) @if !disk.health_detail.is_empty() { ": " (disk.health_detail) } },
         cell(&disk.reason),
         act,
     ]
+}
+
+/// What a device says of itself, in a word.
+fn health(view: View<'_>, word: &str) -> &'static str {
+    match word {
+        "good" => view.say("good", "bonne"),
+        "failing" => view.say("failing", "défaillante"),
+        "file" => view.say("a file", "un fichier"),
+        "unknown" => view.say("unknown", "inconnue"),
+        _ => "–",
+    }
 }
 
 fn scrub_part(view: View<'_>, pool: &Pool) -> Markup {

@@ -23,6 +23,8 @@ pub enum Kind {
     StartedAfterStop,
     /// A disk is out of service.
     DiskOutOfService,
+    /// A disk in service says that it fails.
+    DiskFailing,
     /// A scrub found blocks that parity can't give back.
     DataUnrecoverable,
     /// The pool is offline.
@@ -39,7 +41,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotServed,
         Self::NotRedundant,
         Self::MemberUnreachable,
@@ -49,6 +51,7 @@ impl Kind {
         Self::Maintenance,
         Self::StartedAfterStop,
         Self::DiskOutOfService,
+        Self::DiskFailing,
         Self::DataUnrecoverable,
         Self::PoolOffline,
         Self::PoolFilling,
@@ -70,6 +73,7 @@ impl Kind {
             Self::Maintenance => "maintenance",
             Self::StartedAfterStop => "started-after-stop",
             Self::DiskOutOfService => "disk-out-of-service",
+            Self::DiskFailing => "disk-failing",
             Self::DataUnrecoverable => "data-unrecoverable",
             Self::PoolOffline => "pool-offline",
             Self::PoolFilling => "pool-filling",

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::status::{disk_message, scrub_message};
+use super::attention::Kind;
+use super::status::scrub_message;
 use super::{Control, Refusal};
 use crate::daemon::data::disk_book::Priority;
-use crate::daemon::engine::{DiskChange, DiskReport, DiskState, EngineReport, Request};
+use crate::daemon::disk_health::Health;
+use crate::daemon::engine::{DiskChange, DiskReport, DiskState, EngineReport, PoolReport, Request};
 use crate::rpc::management as messages;
 
 impl Control {
@@ -22,7 +24,7 @@ impl Control {
             &[],
         );
         let report = self.report().await?;
-        Ok(disk_message(&self.node, find(&report, &id)?))
+        Ok(self.disk_message(find(&report, &id)?))
     }
 
     /// Puts a disk into the place of one that is out of service.
@@ -40,7 +42,7 @@ impl Control {
         let change = DiskChange::Replace { disk: old, path: path.clone(), force: request.force };
         self.engine.ask(|reply| Request::ChangeDisks(change, reply)).await?;
         let report = self.report().await?;
-        Ok(disk_message(&self.node, find(&report, &request.path)?))
+        Ok(self.disk_message(find(&report, &request.path)?))
     }
 
     /// Keeps a spare, or does not any more.
@@ -90,6 +92,69 @@ impl Control {
             self.engine.ask(|reply| Request::ChangeDisks(change, reply)).await?;
         }
         Ok(scrub_message(&self.node, &self.report().await?.pool))
+    }
+
+    /// A disk as a message.
+    pub(super) fn disk_message(&self, disk: &DiskReport) -> messages::Disk {
+        let health = self.health_of(disk);
+        let is_failing = matches!(health, Some(Health::Failing(_)));
+        let state = match disk.state {
+            DiskState::Ok if is_failing => messages::DiskState::Failing,
+            DiskState::Ok => messages::DiskState::Ok,
+            DiskState::Failed => messages::DiskState::Failed,
+            DiskState::Missing => messages::DiskState::Missing,
+            DiskState::Rebuilding => messages::DiskState::Rebuilding,
+            DiskState::Spare => messages::DiskState::Spare,
+        };
+        let [read_errors, write_errors, checksum_errors] = disk.errors;
+        messages::Disk {
+            id: disk.id.clone(),
+            path: disk.path.clone(),
+            state: state.into(),
+            size_bytes: disk.size_bytes,
+            node: self.node.to_string(),
+            reason: disk.reason.clone(),
+            read_errors,
+            write_errors,
+            checksum_errors,
+            slot: disk.slot.map(u32::from),
+            rebuild: disk.rebuild.map(|rebuild| messages::Rebuild {
+                total_bytes: rebuild.total_bytes,
+                done_bytes: rebuild.done_bytes,
+                bytes_per_second: rebuild.bytes_per_second,
+                remaining_seconds: rebuild.remaining.map(|remaining| remaining.as_secs()),
+            }),
+            health: health.as_ref().map_or_else(String::new, |health| health.name().to_owned()),
+            health_detail: health.as_ref().map_or_else(String::new, |health| health.detail().to_owned()),
+        }
+    }
+
+    /// Disks in use that say that they fail.
+    pub(super) fn attention_to_failing_disks(&self, pool: &PoolReport) -> Vec<messages::Attention> {
+        let has_spare = pool.disks.iter().any(|disk| disk.state == DiskState::Spare);
+        let next = if has_spare { "the spare takes its place" } else { "then: gemel disk replace {id} PATH" };
+        let failing = pool.disks.iter().filter_map(|disk| match self.health_of(disk)? {
+            Health::Failing(detail) => Some((disk, detail)),
+            _ => None,
+        });
+        let matter = |(disk, detail): (&DiskReport, String)| {
+            let DiskReport { id, path, .. } = disk;
+            let message = format!("disk {id} ({path}) of node {} says that it fails: {detail}", self.node);
+            let action = match disk.state {
+                DiskState::Spare => format!("put another one in its place: gemel disk spare remove {path}"),
+                _ => format!("while all others are well: gemel disk fail {id}; {}", next.replace("{id}", id)),
+            };
+            let item = Kind::DiskFailing.item(messages::Severity::Warning, id, message, action);
+            messages::Attention { node: self.node.to_string(), ..item }
+        };
+        failing.map(matter).collect()
+    }
+
+    /// What a disk that is in use, or is to be, has said of its health.
+    fn health_of(&self, disk: &DiskReport) -> Option<Health> {
+        let known = self.disk_health.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_out = matches!(disk.state, DiskState::Failed | DiskState::Missing);
+        known.get(&disk.path).filter(|_| !is_out).cloned()
     }
 }
 

@@ -33,6 +33,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::config::Config;
 use super::control_requests::ControlRequest;
+use super::disk_health::HealthByPath;
 use super::engine::{AccessRules, ChapRule, EngineError, EngineHandle, EngineReport, Request, VolumeSpec};
 use super::event_log::{EventLog, EventReporter};
 use super::pool_watch::Forecast;
@@ -71,6 +72,8 @@ pub struct Control {
     power: std::sync::Mutex<Option<PowerReport>>,
     // A lock for the same reason.
     forecast: std::sync::Mutex<Option<Forecast>>,
+    // A lock for the same reason.
+    disk_health: std::sync::Mutex<HealthByPath>,
     /// By which protected snapshots are kept.
     clock: SteadyClock,
     snapshot_commands: SnapshotCommands,
@@ -141,6 +144,7 @@ impl Control {
             is_stop_for_power: AtomicBool::new(false),
             power: std::sync::Mutex::default(),
             forecast: std::sync::Mutex::default(),
+            disk_health: std::sync::Mutex::default(),
             clock,
             snapshot_commands,
             cloning: std::sync::Mutex::default(),
@@ -214,6 +218,11 @@ impl Control {
     /// Keeps what is to be expected of the pool.
     pub fn set_forecast(&self, forecast: Option<Forecast>) {
         *self.forecast.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = forecast;
+    }
+
+    /// Keeps what the pool's devices say of their health.
+    pub fn set_disk_health(&self, health: HealthByPath) {
+        *self.disk_health.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = health;
     }
 
     /// How things are on the data thread.

@@ -28,6 +28,7 @@ impl Control {
                 items.extend(self.attention_to_maintenance(state));
                 items.extend(self.attention_to_power());
                 items.extend(attention(state, &self.node, &report.pool));
+                items.extend(self.attention_to_failing_disks(&report.pool));
                 items.extend(self.attention_to_hosts());
                 self.explain(&mut items, &report.pool);
                 items.sort_by_key(|item| std::cmp::Reverse(item.severity));
@@ -168,7 +169,7 @@ impl Control {
             state: pool_state(pool).into(),
             capacity_bytes: pool.capacity_bytes,
             used_bytes: pool.used_bytes,
-            disks: pool.disks.iter().map(|disk| disk_message(&self.node, disk)).collect(),
+            disks: pool.disks.iter().map(|disk| self.disk_message(disk)).collect(),
             provisioned_bytes: state.volumes().map(|record| record.size_bytes).sum(),
             cleaned_bytes: pool.cleaned_bytes,
             rebuild_priority: match pool.rebuild_priority {
@@ -192,37 +193,6 @@ fn volume_state(record: &VolumeRecord, is_online: bool, is_resyncing: bool) -> V
         Redundancy::Mirrored if record.in_sync.len() == 2 => VolumeState::InSync,
         Redundancy::Mirrored if is_resyncing => VolumeState::Resyncing,
         Redundancy::Mirrored => VolumeState::Solo,
-    }
-}
-
-/// A disk as a message.
-pub(super) fn disk_message(node: &NodeName, disk: &DiskReport) -> messages::Disk {
-    let state = match disk.state {
-        DiskState::Ok => messages::DiskState::Ok,
-        DiskState::Failing => messages::DiskState::Failing,
-        DiskState::Failed => messages::DiskState::Failed,
-        DiskState::Missing => messages::DiskState::Missing,
-        DiskState::Rebuilding => messages::DiskState::Rebuilding,
-        DiskState::Spare => messages::DiskState::Spare,
-    };
-    let [read_errors, write_errors, checksum_errors] = disk.errors;
-    messages::Disk {
-        id: disk.id.clone(),
-        path: disk.path.clone(),
-        state: state.into(),
-        size_bytes: disk.size_bytes,
-        node: node.to_string(),
-        reason: disk.reason.clone(),
-        read_errors,
-        write_errors,
-        checksum_errors,
-        slot: disk.slot.map(u32::from),
-        rebuild: disk.rebuild.map(|rebuild| messages::Rebuild {
-            total_bytes: rebuild.total_bytes,
-            done_bytes: rebuild.done_bytes,
-            bytes_per_second: rebuild.bytes_per_second,
-            remaining_seconds: rebuild.remaining.map(|remaining| remaining.as_secs()),
-        }),
     }
 }
 
@@ -257,7 +227,7 @@ fn pool_state(pool: &PoolReport) -> PoolState {
     let is_any = |state: DiskState| pool.disks.iter().any(|disk| disk.state == state);
     if pool.offline {
         PoolState::Offline
-    } else if is_any(DiskState::Failing) || is_any(DiskState::Failed) || is_any(DiskState::Missing) {
+    } else if is_any(DiskState::Failed) || is_any(DiskState::Missing) {
         PoolState::Degraded
     } else if is_any(DiskState::Rebuilding) {
         PoolState::Rebuilding
@@ -343,7 +313,7 @@ fn attention_to_disk(
             );
             Some((Severity::Warning, message, "nothing: it heals by itself".to_owned()))
         }
-        DiskState::Failing | DiskState::Failed | DiskState::Missing => {
+        DiskState::Failed | DiskState::Missing => {
             let redundancy = match pool.redundancy {
                 0 => "the next disk that fails takes the pool offline",
                 _ => "new data is redundant",

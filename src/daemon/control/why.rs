@@ -88,6 +88,7 @@ impl Kind {
                 &["disk-failed", "disk-missing", "disk-failed-by-administrator", "disk-unused"],
                 &["disk-rebuilt"],
             ),
+            Self::DiskFailing => (&["disk-failing"], &["disk-well"]),
             Self::PoolOffline => (&["pool-offline", "disk-failed", "disk-missing"], &[]),
             Self::DataUnrecoverable => (&["scrub-finished"], &[]),
             Self::PoolFilling => (&["pool-filling"], &["pool-space-back"]),
