@@ -5,7 +5,7 @@ use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use gemel::sim::store_world::{Report, Theme, run, run_theme};
+use gemel::sim::store_world::{Report, TREE_SEEDS, Theme, run, run_theme};
 
 #[test]
 fn random_seeds_lose_nothing() {
@@ -30,10 +30,24 @@ fn random_seeds_lose_nothing() {
     assert!(failures.is_empty(), "failing seeds: {failures:?}");
 }
 
+/// The same worlds with maps that are kept on the disks.
+#[test]
+fn random_seeds_lose_nothing_with_the_map_on_the_disks() {
+    if number("SEED").or(number("FIRST")).is_some() {
+        return; // one run is asked for: the other test does it
+    }
+    let seeds = number("SEEDS").unwrap_or(CI_TREE_SEEDS);
+    let (_, failures) = run_all(TREE_SEEDS..TREE_SEEDS + seeds);
+    println!("sim: {seeds} seeds with the map on the disks, {} failed", failures.len());
+    assert!(failures.is_empty(), "failing seeds: {failures:?}");
+}
+
 #[test]
 fn a_seed_run_twice_gives_the_same_trace() {
     for (seed, theme) in (1..).zip(Theme::ALL) {
-        assert_eq!(run_theme(seed, theme).unwrap(), run_theme(seed, theme).unwrap(), "{theme:?}");
+        for seed in [seed, TREE_SEEDS + seed] {
+            assert_eq!(run_theme(seed, theme).unwrap(), run_theme(seed, theme).unwrap(), "{theme:?}");
+        }
     }
 }
 
@@ -86,3 +100,5 @@ fn number(name: &str) -> Option<u64> {
 
 /// Seeds of a run without `SEEDS`: what continuous integration has time for.
 const CI_SEEDS: u64 = 2000;
+/// Of these, more on top.
+const CI_TREE_SEEDS: u64 = 400;

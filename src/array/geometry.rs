@@ -233,6 +233,12 @@ impl Place {
         self.0
     }
 
+    /// The same place in another segment.
+    #[must_use]
+    pub fn in_segment(self, segment: SegmentIndex) -> Self {
+        Self(u64::from(segment.0) << 32 | self.0 & u64::from(u32::MAX))
+    }
+
     /// Segment of the place.
     #[must_use]
     pub fn segment(self) -> SegmentIndex {

@@ -88,6 +88,9 @@ pub struct PoolConfig {
     /// How often all of the pool is read and verified, in days; 0 only when asked.
     #[serde(default = "default_scrub_interval_days")]
     pub scrub_interval_days: Bounded<0, 365>,
+    /// Memory for the map of what lies where.
+    #[serde(default = "default_map_memory")]
+    pub map_memory: ByteSize,
 }
 
 /// How disk I/O is done.
@@ -260,6 +263,10 @@ fn default_state_dir() -> PathBuf {
 
 fn default_scrub_interval_days() -> Bounded<0, 365> {
     Bounded(7)
+}
+
+fn default_map_memory() -> ByteSize {
+    ByteSize(crate::store::DEFAULT_MAP_MEMORY_BYTES)
 }
 
 fn default_soft_threshold_percent() -> Bounded<1, 99> {

@@ -1,6 +1,7 @@
 //! Checkpoints: the segment table, the volumes and the map, written to segments of their own.
 //!
-//! A checkpoint says that replay begins behind batch P. The table is as of P; map pages are taken
+//! A checkpoint says that replay begins behind batch P. A map that keeps tables on disk first writes what was settled
+//! to one; then the table is as of one moment with its manifest. Of a map in memory the pages are taken
 //! while the log goes on, so some are newer, which replay from P puts right since applying statements
 //! again changes nothing; the volumes and their snapshots are taken last. So a version that a page has for a
 //! snapshot has that snapshot behind it, unless it was dropped meanwhile: then nothing of it is left when
@@ -25,10 +26,12 @@ use super::checkpoint_codec::{Decoder, encode_end, encode_table, encode_volumes}
 use super::image::SegmentImage;
 use super::interface::StoreError;
 use super::log::{MAX_BATCH_BLOCKS, lay_out};
+use super::map::lsm::TreeOptions;
 use super::map::{Map, SavePosition};
 use super::root::{CheckpointReference, Root};
 use super::segments::SegmentState;
 use super::shared::{Contents, Shared, VolumeState, add};
+use super::tables::PoolTables;
 
 /// Writes a checkpoint of what is settled, and frees what only the earlier one needed.
 pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
@@ -40,22 +43,26 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
     if shared.stopped.get() && shared.log.borrow().durable < position.last_number {
         return Err(StoreError::Offline);
     }
-    let (releasable, table, passed) = {
+    let (releasable, passed) = {
         let mut contents = shared.contents.borrow_mut();
         let releasable = releasable_segments(&contents, position.last_number);
-        let table = encode_table(&contents, &releasable);
         contents.volumes.values_mut().for_each(VolumeState::begin_checkpoint);
         let passed: Vec<_> = contents.volumes.iter().map(|(id, volume)| (*id, volume.newest)).collect();
-        (releasable, table, passed)
+        if let Some(map) = contents.tree() {
+            map.tree().freeze();
+        }
+        (releasable, passed)
     };
-    let releasable = if mutant::is(Mutant::ReuseBeforeCheckpoint) {
+    flush_map(shared).await?;
+    let (head, retired) = encode_head(shared, &releasable);
+    let mut releasable = if mutant::is(Mutant::ReuseBeforeCheckpoint) {
         release(shared, releasable, &[]).await;
         Vec::new()
     } else {
         releasable
     };
     let mut writer = CheckpointWriter::new(shared.clone());
-    let written = write_contents(shared, &mut writer, table).await;
+    let written = write_contents(shared, &mut writer, head).await;
     let reference = match written {
         Ok(reference) => reference,
         Err(error) => {
@@ -76,6 +83,9 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
         }
     }
     add(&shared.statistics.checkpoints, 1);
+    if let Some(map) = shared.contents.borrow().tree() {
+        releasable.extend(map.tables().forget_retired(retired));
+    }
     release(shared, releasable, &writer.used).await;
     Ok(())
 }
@@ -84,32 +94,69 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
 /// the checkpoint that is being replaced.
 fn releasable_segments(contents: &Contents, replay_from: u64) -> Vec<SegmentIndex> {
     let releasable = |segment: &super::segments::Segment| match segment.state {
-        SegmentState::Sealed => segment.live_blocks == 0 && segment.last_batch <= replay_from,
+        SegmentState::Sealed => segment.is_empty() && segment.last_batch <= replay_from,
         SegmentState::Checkpoint => true,
-        SegmentState::Free | SegmentState::Open => false,
+        SegmentState::Free | SegmentState::Open | SegmentState::Table => false,
     };
     contents.segments.iter().filter(|(_, segment)| releasable(segment)).map(|(index, _)| index).collect()
+}
+
+/// What was settled up to now goes to tables of the map, where it has any.
+async fn flush_map(shared: &Rc<Shared>) -> Result<(), StoreError> {
+    loop {
+        let flushing = match shared.contents.borrow().tree() {
+            Some(map) => map.tree().flush(),
+            None => return Ok(()),
+        };
+        let Some(turn) = flushing.await? else { return Ok(()) };
+        shared.contents.borrow_mut().apply_turn(&turn);
+    }
+}
+
+/// What of the stream has to be as of one moment: the segments with what is counted in them, and the tables of the
+/// map. Also how many tables the map had given up by then.
+fn encode_head(shared: &Shared, releasable: &[SegmentIndex]) -> (Head, usize) {
+    let mut contents = shared.contents.borrow_mut();
+    let mut bytes = encode_table(&contents, releasable);
+    let mut retired = 0;
+    if let Some(map) = contents.tree() {
+        retired = map.tables().retire(map.tree().take_retired());
+        map.tables().save(&map.tree().tables(), &mut bytes);
+    }
+    let next = save_piece(shared, &mut contents, SavePosition::START, &mut bytes);
+    (Head { bytes, next }, retired)
+}
+
+/// The beginning of a stream, and where the map goes on.
+struct Head {
+    bytes: Vec<u8>,
+    next: Option<SavePosition>,
+}
+
+fn save_piece(
+    shared: &Shared,
+    contents: &mut Contents,
+    from: SavePosition,
+    piece: &mut Vec<u8>,
+) -> Option<SavePosition> {
+    let Contents { map, volumes, .. } = contents;
+    let may_forget = |id: VolumeId, hole: Version| {
+        // What the checkpoint before had: replay reaches no older version of these blocks.
+        volumes.get(&id).is_some_and(|volume| volume.is_passed(hole)) && shared.may_forget_hole(id, hole)
+    };
+    map.save(from, may_forget, piece)
 }
 
 async fn write_contents(
     shared: &Rc<Shared>,
     writer: &mut CheckpointWriter,
-    table: Vec<u8>,
+    head: Head,
 ) -> Result<CheckpointReference, StoreError> {
-    writer.put(&table).await?;
-    let (mut next, mut piece) = (Some(SavePosition::START), Vec::new());
+    writer.put(&head.bytes).await?;
+    let (mut next, mut piece) = (head.next, Vec::new());
     while let Some(from) = next {
         piece.clear();
-        {
-            let mut contents = shared.contents.borrow_mut();
-            let Contents { map, volumes, .. } = &mut *contents;
-            let may_forget = |id: VolumeId, hole: Version| {
-                // What the checkpoint before had: replay reaches no older version of these blocks.
-                volumes.get(&id).is_some_and(|volume| volume.is_passed(hole))
-                    && shared.may_forget_hole(id, hole)
-            };
-            next = map.save(from, may_forget, &mut piece);
-        }
+        next = save_piece(shared, &mut shared.contents.borrow_mut(), from, &mut piece);
         writer.put(&piece).await?;
     }
     piece.clear();
@@ -294,15 +341,20 @@ pub(super) enum LoadError {
 }
 
 /// Reads a checkpoint, and marks the segments that it lies in.
-pub(super) async fn load(array: &Array, reference: &CheckpointReference) -> Result<Contents, LoadError> {
-    let mut decoder = Decoder::new(array.geometry());
+pub(super) async fn load(
+    array: &Array,
+    reference: &CheckpointReference,
+    tables: &PoolTables,
+    options: &TreeOptions,
+) -> Result<Contents, LoadError> {
+    let tree = Some((tables.clone(), options.clone()));
+    let mut decoder = Decoder::new(array.geometry(), tree);
     let mut used = Vec::new();
     let mut next = Some(reference.first);
     let mut number = 0;
     while number < reference.batches {
         let damaged = LoadError::Damaged { batch: number };
         let place = next.take().ok_or(damaged)?;
-        used.push(place);
         let image = SegmentImage::read(array, place.segment).await.map_err(|_| LoadError::Offline)?;
         let accept = |header: &BatchHeader| {
             header.kind == BatchKind::Checkpoint
@@ -310,7 +362,11 @@ pub(super) async fn load(array: &Array, reference: &CheckpointReference) -> Resu
                 && header.place == place
         };
         let memberships = [array.geometry().all_slots(), array.live()];
-        for header in image.batches(&memberships, accept) {
+        let batches = image.batches(&memberships, accept);
+        // The table is older than what the checkpoint itself lies in.
+        let members = batches.first().map_or(array.geometry().all_slots(), |header| header.members);
+        used.push((place, members));
+        for header in batches {
             if header.number != number || number == reference.batches {
                 break;
             }
@@ -328,8 +384,7 @@ pub(super) async fn load(array: &Array, reference: &CheckpointReference) -> Resu
         }
     }
     let mut contents = decoder.finish().ok_or(LoadError::Damaged { batch: number })?;
-    for place in used {
-        let members = contents.segments.get(place.segment).members;
+    for (place, members) in used {
         contents.segments.observe(place, members, 0);
         contents.segments.get_mut(place.segment).state = SegmentState::Checkpoint;
     }

@@ -1,9 +1,9 @@
-//! The byte stream of a checkpoint: segment table, the map's records, volumes with their snapshots, an end mark.
+//! The byte stream of a checkpoint: segment table, places of the map's tables, the map's records, volumes with their snapshots, an end mark.
 //!
 //! The volumes stand behind the map because no snapshot may be missing that a version in the map's records is
 //! kept for: replay would take the version for one that nobody needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
@@ -14,17 +14,21 @@ use crate::base::units::{Version, VolumeId};
 
 use super::batch::COUNTER_END;
 use super::interface::MAX_SNAPSHOT_RECORD_BYTES;
+use super::map::lsm::{TAG_TREE, TreeOptions};
 use super::map::record::TAG_PAGE;
-use super::map::{Map, StoreMap, View};
+use super::map::{Map, MemoryMap, StoreMap, TreeMap, View};
 use super::segments::{Segment, SegmentState, SegmentTable};
 use super::shared::{Contents, VolumeState};
+use super::tables::{PoolTables, TAG_TABLE_PLACE};
 
-/// Bytes of a segment in the stream.
-pub(super) const SEGMENT_BYTES: usize = 1 + 4 + 8 + 8;
+/// Bytes of a segment in the stream, at most.
+pub(super) const SEGMENT_BYTES: usize = 1 + 4 + 8 + 8 + 4;
 
 /// Version 1 says of a block neither encoding nor origin; version 2 knows no snapshots, and its volumes stand
-/// before the map.
-const STREAM_VERSION: u32 = 3;
+/// before the map. Version 3 has a map in memory. Version 4 says where tables of the map lie, and has the tree's records;
+/// the live blocks of a segment are counted in it. A map in memory is written as version 3.
+const STREAM_VERSION: u32 = 4;
+const STREAM_VERSION_IN_MEMORY: u32 = 3;
 const TAG_TABLE: u8 = 1;
 const TAG_VOLUME: u8 = 2;
 const TAG_END: u8 = 4;
@@ -35,8 +39,14 @@ const TAG_PARENT: u8 = 6;
 pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.put_u8(TAG_TABLE);
-    bytes.put_u32(STREAM_VERSION);
+    let tree = contents.tree();
+    bytes.put_u32(if tree.is_some() { STREAM_VERSION } else { STREAM_VERSION_IN_MEMORY });
     bytes.put_u64(contents.segments.next_generation());
+    // Replay finds what is in no table yet.
+    let mut in_memory: HashMap<SegmentIndex, u32> = HashMap::new();
+    tree.iter().flat_map(|map| map.places_in_memory()).for_each(|place| {
+        *in_memory.entry(place.segment()).or_default() += 1;
+    });
     let segments: Vec<_> = contents.segments.iter().collect();
     bytes.put_u32(segments.len() as u32);
     for (index, segment) in segments {
@@ -46,6 +56,11 @@ pub(super) fn encode_table(contents: &Contents, released: &[SegmentIndex]) -> Ve
         bytes.put_u32(segment.members.0);
         bytes.put_u64(segment.generation);
         bytes.put_u64(segment.last_batch);
+        if tree.is_some() {
+            let replayed = in_memory.get(&index).copied().unwrap_or(0);
+            let live_blocks = if in_use { segment.live_blocks.saturating_sub(replayed) } else { 0 };
+            bytes.put_u32(live_blocks);
+        }
     }
     if mutant::is(Mutant::SnapshotsBeforeMapInCheckpoint) {
         put_volumes(&mut bytes, contents);
@@ -107,6 +122,8 @@ pub(super) struct Decoder {
     segments: Option<SegmentTable>,
     volumes: BTreeMap<VolumeId, VolumeState>,
     map: StoreMap,
+    /// What a tree is made of, if it turns out to be one.
+    tree: Option<(PoolTables, TreeOptions)>,
     ended: bool,
 }
 
@@ -116,9 +133,10 @@ enum Step {
 }
 
 impl Decoder {
-    pub(super) fn new(geometry: Geometry) -> Self {
-        let (pending, version, segments, volumes, map, ended) = Default::default();
-        Self { geometry, pending, version, segments, volumes, map, ended }
+    pub(super) fn new(geometry: Geometry, tree: Option<(PoolTables, TreeOptions)>) -> Self {
+        let (pending, version, segments, volumes, ended) = Default::default();
+        let map = StoreMap::Memory(MemoryMap::default());
+        Self { geometry, pending, version, segments, volumes, map, tree, ended }
     }
 
     /// Takes the next piece.
@@ -155,7 +173,13 @@ impl Decoder {
             Ok(TAG_VOLUME) => self.read_volume(&mut reader),
             Ok(TAG_PARENT) => self.read_parent(&mut reader),
             Ok(TAG_SNAPSHOT) => self.read_snapshot(&mut reader),
-            Ok(TAG_PAGE) => self.map.load(&mut reader, self.version, &self.geometry),
+            Ok(TAG_PAGE) if self.version < STREAM_VERSION => {
+                self.map.load(&mut reader, self.version, &self.geometry)
+            }
+            Ok(TAG_TREE) if self.version >= STREAM_VERSION => {
+                self.map.load(&mut reader, self.version, &self.geometry)
+            }
+            Ok(TAG_TABLE_PLACE) if self.version >= STREAM_VERSION => self.read_table_place(&mut reader),
             Ok(TAG_END) => {
                 self.ended = true;
                 Ok(true)
@@ -175,19 +199,34 @@ impl Decoder {
         if !is_known || count != self.geometry.segment_count || next_generation > COUNTER_END {
             return Ok(false);
         }
-        if reader.remaining() < count as usize * SEGMENT_BYTES {
+        let has_tree = version >= STREAM_VERSION;
+        let segment_bytes = if has_tree { SEGMENT_BYTES } else { SEGMENT_BYTES - 4 };
+        if reader.remaining() < count as usize * segment_bytes {
             return Err(CutShort);
+        }
+        if has_tree && self.tree.is_none() {
+            return Ok(false);
         }
         let mut segments = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let state = if reader.u8()? == 1 { SegmentState::Sealed } else { SegmentState::Free };
             let members = MemberSet(reader.u32()?).intersection(self.geometry.all_slots());
             let (generation, last_batch) = (reader.u64()?, reader.u64()?);
-            segments.push(Segment { state, generation, members, live_blocks: 0, last_batch, readers: 0 });
+            let live_blocks = if has_tree { reader.u32()? } else { 0 };
+            segments.push(Segment { state, generation, members, live_blocks, last_batch, ..Segment::FREE });
+        }
+        let segments = SegmentTable::restore(segments, next_generation);
+        if let Some((tables, options)) = self.tree.take().filter(|_| has_tree) {
+            self.map = StoreMap::Tree(TreeMap::new(tables, options, segments.uses()));
         }
         self.version = version;
-        self.segments = Some(SegmentTable::restore(segments, next_generation));
+        self.segments = Some(segments);
         Ok(true)
+    }
+
+    fn read_table_place(&mut self, reader: &mut Reader<'_>) -> Result<bool, CutShort> {
+        let (Some(segments), Some(map)) = (&mut self.segments, self.map.tree()) else { return Ok(false) };
+        map.tables().load(reader, segments, &self.geometry)
     }
 
     fn read_volume(&mut self, reader: &mut Reader<'_>) -> Result<bool, CutShort> {

@@ -7,7 +7,9 @@
 
 use std::rc::Rc;
 
-use crate::array::{MemberSet, SegmentIndex};
+use futures::future::join_all;
+
+use crate::array::{MemberSet, Place, SegmentIndex};
 use crate::base::checksum::Crc32;
 use crate::base::event::{Event, Severity};
 use crate::base::mutant::{self, Mutant};
@@ -15,7 +17,9 @@ use crate::base::units::{BlockAddress, VolumeId};
 
 use super::batch::{BatchHeader, BatchKind, Content, Entry};
 use super::checkpoint;
+use super::compaction;
 use super::image::SegmentImage;
+use super::interface::StoreError;
 use super::log::{CLEANING, FOREGROUND, Item, Pending, Tracker};
 use super::map::{Map, MapEntry, MapValue};
 use super::rebuild::note_damaged;
@@ -39,7 +43,10 @@ async fn run(shared: Rc<Shared>) {
             None => false,
         };
         if !did_something {
-            report_if_stuck(&shared);
+            let is_in_need = shared.stalled.get() && !shared.log.borrow().is_idle();
+            if !(is_in_need && shared.want_full_merge(&shared.contents.borrow())) {
+                report_if_stuck(&shared);
+            }
             progress.await;
         }
     }
@@ -59,7 +66,12 @@ fn report_if_stuck(shared: &Shared) {
         (has_room, contents.segments.iter().any(|(_, segment)| segment.is_empty() && segment.readers > 0))
     };
     let serves = !shared.stopped.get() && !shared.array.is_offline();
-    if waits && !has_room && !comes_free && serves && !shared.reported_stuck.replace(true) {
+    let is_stuck = waits && !has_room && !comes_free && serves;
+    if is_stuck && shared.merges.has_failed.get() {
+        compaction::give_up(shared);
+        return;
+    }
+    if is_stuck && !shared.reported_stuck.replace(true) {
         (shared.events)(Event {
             severity: Severity::Critical,
             kind: "pool-stuck",
@@ -83,6 +95,15 @@ fn next_task(shared: &Shared) -> Option<Task> {
     }
     let keep_free = shared.keep_free()[0];
     let contents = shared.contents.borrow();
+    let retired = match contents.tree() {
+        Some(map) if map.tree().memtables() > 0 => return Some(Task::Checkpoint),
+        Some(map) => map.tree().retired_tables(),
+        None => 0,
+    };
+    // Merges wait for what they have given up to come free.
+    if retired > 0 && contents.segments.table_count() * 4 > shared.table_segments() * 3 {
+        return Some(Task::Checkpoint);
+    }
     let total = contents.segments.count();
     let free = contents.segments.free_count();
     let low = keep_free + CLEANER_SEGMENTS + total / 64;
@@ -93,10 +114,10 @@ fn next_task(shared: &Shared) -> Option<Task> {
     // What a checkpoint now would free.
     let empty =
         |segment: &Segment| segment.is_empty() && segment.last_batch <= durable && segment.readers == 0;
-    let releasable = contents.segments.iter().filter(|(_, segment)| empty(segment)).count();
+    let releasable = contents.segments.iter().filter(|(_, segment)| empty(segment)).count() + retired;
     // A checkpoint gives back what is empty and costs the whole map: it has to be worth it, or nothing
     // else is left to do. (tests/store_sim_amplification.rs shows what these shares cost.)
-    let worthwhile = (total / 32).max(2 * shared_checkpoint_segments(keep_free));
+    let worthwhile = (total / 32).max(2 * shared.checkpoint_segments());
     if releasable >= worthwhile || (releasable > 0 && free <= keep_free) {
         return Some(Task::Checkpoint);
     }
@@ -107,10 +128,6 @@ fn next_task(shared: &Shared) -> Option<Task> {
     Some(Task::Clean(victims))
 }
 
-fn shared_checkpoint_segments(keep_free: usize) -> usize {
-    keep_free - CLEANER_SEGMENTS
-}
-
 /// The emptiest segments whose live blocks fill at most [`VICTIM_SEGMENTS`] less one, so that
 /// cleaning them gains at least a segment; none when cleaning would gain nothing.
 fn choose_victims(segments: &[(SegmentIndex, &Segment)], durable: u64, shared: &Shared) -> Vec<SegmentIndex> {
@@ -118,7 +135,7 @@ fn choose_victims(segments: &[(SegmentIndex, &Segment)], durable: u64, shared: &
     let mut candidates: Vec<(u64, SegmentIndex)> = segments
         .iter()
         .filter(|(_, segment)| segment.state == SegmentState::Sealed && segment.last_batch <= durable)
-        .filter(|(_, segment)| segment.live_blocks > 0)
+        .filter(|(_, segment)| !segment.is_empty() && !segment.is_unknown)
         .map(|(index, segment)| (u64::from(segment.live_blocks), *index))
         .collect();
     // By what has to be moved, not by the share of it: every victim gives back one segment, and what
@@ -146,8 +163,15 @@ fn choose_victims(segments: &[(SegmentIndex, &Segment)], durable: u64, shared: &
 async fn clean(shared: &Rc<Shared>, victims: Vec<SegmentIndex>) -> bool {
     let mut moves: Vec<Item> = Vec::new();
     for segment in &victims {
-        let Some(found) = collect(shared, *segment).await else { return false };
-        moves.extend(found);
+        match collect(shared, *segment).await {
+            Ok(found) => moves.extend(found),
+            Err(StoreError::Offline) => return false,
+            // A part of the map can't be read: what it says of stays where it is.
+            Err(_) => {
+                shared.contents.borrow_mut().segments.get_mut(*segment).is_unknown = true;
+                return true;
+            }
+        }
     }
     let given_up = moves.iter().filter(|item| item.entry.content == Content::Lost);
     note_damaged(shared, given_up.map(|item| (item.entry.volume, item.entry.address)));
@@ -158,19 +182,25 @@ async fn clean(shared: &Rc<Shared>, victims: Vec<SegmentIndex>) -> bool {
     shared.work.notify();
     let moved = matches!(done.await, Ok(Ok(())));
     if moved {
+        let mut contents = shared.contents.borrow_mut();
+        let victims = victims.iter().filter(|_| shared.has_tree);
+        // The map will give up what was there, when it comes to it.
+        victims.for_each(|victim| contents.segments.get_mut(*victim).is_emptied = true);
+    }
+    if moved {
         add(&shared.statistics.cleaned_segments, victims.len() as u64);
     }
     moved
 }
 
-/// The live blocks of a segment, verified, as moves; `None` when the array went offline.
-async fn collect(shared: &Rc<Shared>, segment: SegmentIndex) -> Option<Vec<Item>> {
+/// The live blocks of a segment, verified, as moves.
+async fn collect(shared: &Rc<Shared>, segment: SegmentIndex) -> Result<Vec<Item>, StoreError> {
     let (generation, members, last_batch) = {
         let contents = shared.contents.borrow();
         let info = contents.segments.get(segment);
         (info.generation, info.members, info.last_batch)
     };
-    let image = SegmentImage::read(&shared.array, segment).await.ok()?;
+    let image = SegmentImage::read(&shared.array, segment).await.map_err(|_| StoreError::Offline)?;
     let memberships: [MemberSet; 2] = [members, shared.array.live()];
     // Behind the last batch may lie one that a recovery discarded.
     let accept = |header: &BatchHeader| {
@@ -178,27 +208,44 @@ async fn collect(shared: &Rc<Shared>, segment: SegmentIndex) -> Option<Vec<Item>
     };
     let batches = image.batches(&memberships, accept);
     let mut moves = Vec::new();
-    for (entry, place) in batches.iter().flat_map(BatchHeader::entries_with_places) {
-        let (volume, address) = (entry.volume, entry.address);
-        if place.is_none() {
-            continue;
-        }
-        let lookup = shared.contents.borrow().map.look_up_version(volume, address, entry.version);
-        let Some(live) = lookup.await.ok()? else { continue };
-        if matches!(live.value, MapValue::Data { place: at, .. } if Some(at) == place) {
-            let next = shared.contents.borrow().map.next_version(volume, address, entry.version);
-            add(&shared.statistics.moved_older_blocks, u64::from(next.is_some()));
-            moves.push(move_of(&image, members, volume, address, live));
+    let entries = batches.iter().flat_map(BatchHeader::entries_with_places);
+    let blocks: Vec<(&Entry, Place)> = entries.filter_map(|(entry, place)| Some((entry, place?))).collect();
+    for some in blocks.chunks(LOOKUPS_AT_A_TIME) {
+        let lookups = some.iter().map(|(entry, place)| live_at(shared, entry, *place));
+        for ((entry, _), live) in some.iter().zip(join_all(lookups).await) {
+            let Some((live, is_older)) = live? else { continue };
+            add(&shared.statistics.moved_older_blocks, u64::from(is_older));
+            moves.push(move_of(&image, members, entry.volume, entry.address, live));
         }
     }
-    if moves.len() as u64 != u64::from(shared.contents.borrow().segments.get(segment).live_blocks) {
+    let is_all = match shared.has_tree {
+        // What is counted there may be less than what is live, never more than what the batches hold.
+        true => batches.last().is_some_and(|last| last.number >= last_batch),
+        false => moves.len() as u64 == u64::from(shared.contents.borrow().segments.get(segment).live_blocks),
+    };
+    if !is_all {
         // A header is damaged beyond parity: the map still knows what lies in the segment.
         let inside = shared.contents.borrow().map.entries_in(segment);
-        let inside = inside.await.ok()?.into_iter();
+        let inside = inside.await?.into_iter();
         moves =
             inside.map(|(volume, address, live)| move_of(&image, members, volume, address, live)).collect();
     }
-    Some(moves)
+    Ok(moves)
+}
+
+/// What the map has of a block in this place, and whether it is not the newest of its address.
+async fn live_at(
+    shared: &Shared,
+    entry: &Entry,
+    place: Place,
+) -> Result<Option<(MapEntry, bool)>, StoreError> {
+    let (volume, address, version) = (entry.volume, entry.address, entry.version);
+    let lookup = shared.contents.borrow().map.look_up_version(volume, address, version);
+    let live =
+        lookup.await?.filter(|live| matches!(live.value, MapValue::Data { place: at, .. } if at == place));
+    let Some(live) = live else { return Ok(None) };
+    let next = shared.contents.borrow().map.next_version(volume, address, version);
+    Ok(Some((live, next.await?.is_some())))
 }
 
 /// The statement that moves a live block, or that gives it up when nothing can give it back.
@@ -227,3 +274,4 @@ fn move_of(
 
 /// Most segments that are cleaned together: what is read at a time, in segments.
 const VICTIM_SEGMENTS: usize = 6;
+const LOOKUPS_AT_A_TIME: usize = 64;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::batch::{BatchHeader, HeaderError, sign};
 use super::checkpoint_codec::{Decoder, encode_end, encode_table, encode_volumes};
-use super::map::{Map, SavePosition, StoreMap};
+use super::map::{Map, MemoryMap, SavePosition, StoreMap};
 use super::root::Root;
 use super::segments::SegmentTable;
 use super::shared::Contents;
@@ -39,14 +39,8 @@ pub fn batch_header(data: &[u8]) {
         return;
     }
     assert!(places.iter().all(|place| place.is_within(&GEOMETRY)));
-    let mut contents = Contents {
-        map: StoreMap::default(),
-        segments: SegmentTable::restore(
-            SegmentTable::new(&GEOMETRY).iter().map(|(_, segment)| *segment).collect(),
-            1,
-        ),
-        volumes: Default::default(),
-    };
+    let segments = SegmentTable::new(&GEOMETRY).iter().map(|(_, segment)| *segment).collect();
+    let mut contents = Contents::blank(SegmentTable::restore(segments, 1));
     contents.segments.observe(header.place, header.members, header.number);
     for next in header.heads.iter().filter_map(|head| head.next) {
         contents.segments.observe(next, header.members, 0);
@@ -124,7 +118,7 @@ fn replay(contents: &mut Contents, header: &BatchHeader) {
 }
 
 fn contents(stream: &[u8], piece_bytes: usize) -> Option<Contents> {
-    let mut decoder = Decoder::new(GEOMETRY);
+    let mut decoder = Decoder::new(GEOMETRY, None);
     for piece in stream.chunks(piece_bytes) {
         decoder.feed(piece).ok()?;
     }
@@ -145,7 +139,7 @@ fn encode(contents: &mut Contents) -> Vec<u8> {
 }
 
 fn references(map: &StoreMap) -> Vec<Place> {
-    map.places().collect()
+    map.memory().into_iter().flat_map(MemoryMap::places).collect()
 }
 
 /// What is counted beside the map is what the map holds.

@@ -20,6 +20,7 @@ mod changes;
 mod checkpoint;
 mod checkpoint_codec;
 mod cleaner;
+mod compaction;
 mod image;
 mod log;
 mod pool;
@@ -30,6 +31,7 @@ mod rollback;
 mod scrub;
 mod shared;
 mod snapshots;
+mod tables;
 mod views;
 mod writer;
 
@@ -37,7 +39,7 @@ pub use pool::{PoolError, PoolUsage, Store};
 pub use rebuild::{RebuildPriority, RebuildProgress};
 pub use recovery::{RecoveryError, RecoveryReport};
 pub use scrub::ScrubReport;
-pub use shared::{Statistics, StoreOptions};
+pub use shared::{DEFAULT_MAP_MEMORY_BYTES, Statistics, StoreOptions};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -15,13 +16,15 @@ use crate::base::runtime::RuntimeHandle;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, BlockIdentity, Version, VolumeId};
 
 use super::batch::{Content, Entry};
+use super::compaction::Merges;
 use super::interface::{BlockRun, BlockStore, BlockWrite, MAX_SNAPSHOT_RECORD_BYTES, StoreError};
 use super::log::{FOREGROUND, Item, Log, Pending, Tracker};
 use super::map::Map;
+use super::map::lsm::TreeUsage;
 use super::recovery::{self, RecoveryError, RecoveryReport};
 use super::root::MAX_JOINTS;
 use super::shared::{Shared, Statistics, StoreOptions, add};
-use super::{checkpoint, cleaner, rebuild, writer};
+use super::{checkpoint, cleaner, compaction, rebuild, writer};
 
 /// An open pool. Cheap to clone; all clones are one pool.
 #[derive(Clone)]
@@ -63,7 +66,7 @@ impl Store {
         options: StoreOptions,
         events: EventSink,
     ) -> Result<(Self, RecoveryReport), PoolError> {
-        let recovered = recovery::recover(&array).await?;
+        let recovered = recovery::recover(&array, &options).await?;
         let (report, mut root) = (recovered.report, recovered.root);
         let log =
             Log::new((array.pool(), array.log_key()), &recovered.position, &recovered.contents.segments);
@@ -78,6 +81,8 @@ impl Store {
             runtime,
             options,
             events,
+            merges: Merges::default(),
+            has_tree: recovered.contents.tree().is_some(),
             contents: RefCell::new(recovered.contents),
             log: RefCell::new(log),
             root: RefCell::new(root.clone()),
@@ -95,6 +100,9 @@ impl Store {
             healing: Default::default(),
             space: Default::default(),
         });
+        if let Some(map) = shared.contents.borrow().tree() {
+            map.tables().attach(&shared);
+        }
         rebuild::resume(&shared);
         if must_checkpoint {
             // The new checkpoint begins at the new incarnation, so it replaces all joints.
@@ -104,6 +112,7 @@ impl Store {
         }
         writer::start(&shared);
         cleaner::start(&shared);
+        compaction::start(&shared);
         rebuild::start(&shared);
         Ok((Self { shared }, report))
     }
@@ -219,6 +228,21 @@ impl Store {
         }
     }
 
+    /// Where the map keeps its tables on disk: merges all of them into one run, after which all that is counted is
+    /// exact. Costs the reading and writing of the whole map.
+    ///
+    /// # Errors
+    /// When the pool is offline, or has no room for it.
+    pub async fn merge_map(&self) -> Result<(), StoreError> {
+        compaction::merge_all(&self.shared).await
+    }
+
+    /// What the map takes in memory and on disk, where it keeps its tables on disk.
+    #[must_use]
+    pub fn map_usage(&self) -> Option<TreeUsage> {
+        self.shared.contents.borrow().tree().map(|map| map.tree().usage())
+    }
+
     /// Counts since the pool was opened.
     #[must_use]
     pub fn statistics(&self) -> &Statistics {
@@ -264,6 +288,37 @@ impl Store {
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + use<>, StoreError> {
         Ok(self.submit(self.admit(volume, version, writes)?))
+    }
+
+    /// Has the map find out which blocks have space, if that may decide whether there is enough.
+    async fn learn_space(&self, volume: VolumeId, writes: &[BlockWrite]) {
+        let mut unknown: Vec<Range<u64>> = Vec::new();
+        {
+            let contents = self.shared.contents.borrow();
+            let Some(state) = contents.volumes.get(&volume) else { return };
+            let newest = state.snapshots.newest();
+            for write in writes {
+                let BlockWrite::Data { address, .. } = write else { continue };
+                match unknown.last_mut() {
+                    _ if contents.map.has_space(volume, *address, newest) => {}
+                    Some(last) if last.end == address.0 => last.end += 1,
+                    _ => unknown.push(address.0..address.0 + 1),
+                }
+            }
+            let blocks: u64 = unknown.iter().map(|blocks| blocks.end - blocks.start).sum();
+            if blocks == 0 || self.shared.takes(&contents, volume, blocks) {
+                return;
+            }
+        }
+        for blocks in unknown {
+            let count = blocks.end - blocks.start;
+            let learning = match self.shared.contents.borrow().tree() {
+                Some(map) => map.tree().learn_space(volume, BlockAddress(blocks.start), count),
+                None => return,
+            };
+            // What can't be found out counts as new.
+            let _ = learning.await;
+        }
     }
 
     /// Turns writes into statements, and reserves space for blocks that have none yet.
@@ -326,6 +381,8 @@ impl Store {
             items.push(Item { entry, payload, is_new_block });
         }
         if new_blocks > 0 && !self.shared.takes(contents, volume, new_blocks) {
+            // What was overwritten may count still.
+            self.shared.want_full_merge(contents);
             return Err(StoreError::OutOfSpace);
         }
         self.shared.promise(volume, promised);
@@ -343,6 +400,12 @@ impl BlockStore for Store {
         writes: Vec<BlockWrite>,
     ) -> Result<impl Future<Output = Result<(), StoreError>> + 'static, StoreError> {
         self.start(volume, version, writes)
+    }
+
+    async fn prepare(&self, volume: VolumeId, writes: &[BlockWrite]) {
+        if self.shared.has_tree {
+            self.learn_space(volume, writes).await;
+        }
     }
 
     async fn read(

@@ -284,7 +284,8 @@ async fn rebuild_segment(shared: &Rc<Shared>, slot: Slot, index: SegmentIndex) -
         }
         SegmentState::Open if !mutant::is(Mutant::RebuildFromUnproven) => return Outcome::NotYet,
         SegmentState::Sealed if info.last_batch > shared.log.borrow().durable => return Outcome::NotYet,
-        SegmentState::Open | SegmentState::Sealed | SegmentState::Checkpoint => {}
+        SegmentState::Table if shared.is_table_begun(index) => return Outcome::NotYet,
+        SegmentState::Open | SegmentState::Sealed | SegmentState::Checkpoint | SegmentState::Table => {}
     }
     let Ok(image) = SegmentImage::read(&shared.array, index).await else { return Outcome::Ended };
     let column = reconstruct(shared, &image, info.members, slot);

@@ -18,10 +18,12 @@ use crate::base::units::BLOCK_SIZE;
 use super::batch::{BatchHeader, BatchKind, Content, SegmentUse};
 use super::checkpoint::{self, LoadError};
 use super::image::SegmentImage;
-use super::map::Map;
+use super::map::lsm::{TableId, TreeOptions};
+use super::map::{MemoryMap, StoreMap};
 use super::root::{LogPosition, Root};
-use super::segments::{SegmentState, SegmentTable};
-use super::shared::Contents;
+use super::segments::{Segment, SegmentState, SegmentTable};
+use super::shared::{Contents, StoreOptions};
+use super::tables::PoolTables;
 
 /// What recovery found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -78,16 +80,52 @@ pub(super) struct Recovered {
 }
 
 /// Recovers the contents of the pool on `array`. Nothing of the new incarnation is durable yet.
-pub(super) async fn recover(array: &Array) -> Result<Recovered, RecoveryError> {
+pub(super) async fn recover(array: &Array, options: &StoreOptions) -> Result<Recovered, RecoveryError> {
+    let mut recovered = recover_as_it_is(array, options).await?;
+    let contents = &mut recovered.contents;
+    if keeps_tree(array, options) {
+        contents.grow_tree(PoolTables::new(array.clone()), tree_options(array, options));
+    }
+    if let Some(map) = contents.tree() {
+        // No recovery before had this incarnation, so no table has these numbers.
+        map.tree().number_tables_from(TableId(recovered.position.incarnation << 32));
+    }
+    Ok(recovered)
+}
+
+/// Whether a pool of this size keeps its map on its disks.
+fn keeps_tree(array: &Array, options: &StoreOptions) -> bool {
+    let geometry = array.geometry();
+    let blocks = geometry.data_blocks(geometry.all_slots()) * u64::from(geometry.segment_count);
+    blocks * MemoryMap::BLOCK_BYTES > options.map_memory_bytes
+}
+
+/// What tables are made with: each fits a segment.
+fn tree_options(array: &Array, options: &StoreOptions) -> TreeOptions {
+    let geometry = array.geometry();
+    let segment_blocks = geometry.data_blocks(geometry.all_slots()) as u32;
+    // The footer is at most a twelfth.
+    let table_blocks = (segment_blocks * 7 / 8).clamp(1, options.tree.table_blocks);
+    TreeOptions { table_blocks, ..options.tree.clone() }
+}
+
+async fn recover_as_it_is(array: &Array, options: &StoreOptions) -> Result<Recovered, RecoveryError> {
     let within = |root: &Root| root.is_within(&array.geometry());
     let root = Root::decode(&array.root()).filter(within).ok_or(RecoveryError::Root)?;
     let mut contents = match &root.checkpoint {
-        Some(reference) => checkpoint::load(array, reference).await.map_err(|error| match error {
-            LoadError::Damaged { .. } => RecoveryError::Checkpoint,
-            LoadError::Offline => RecoveryError::Offline,
-        })?,
-        None => blank_contents(array),
+        Some(reference) => {
+            let tables = PoolTables::new(array.clone());
+            let loading = checkpoint::load(array, reference, &tables, &tree_options(array, options)).await;
+            loading.map_err(|error| match error {
+                LoadError::Damaged { .. } => RecoveryError::Checkpoint,
+                LoadError::Offline => RecoveryError::Offline,
+            })?
+        }
+        None => Contents::blank(SegmentTable::new(&array.geometry())),
     };
+    if contents.tree().is_some() {
+        contents.segments.go_on_counting();
+    }
     let Some(start) = root.replay else { return first_opening(array, contents, root) };
     let mut walk = Walk::new(array, start, &root.joints);
     walk.observe_heads(&mut contents.segments, &start);
@@ -104,11 +142,6 @@ pub(super) async fn recover(array: &Array) -> Result<Recovered, RecoveryError> {
         array.flush().await.map_err(offline)?;
     }
     Ok(Recovered { contents, root, position, report })
-}
-
-fn blank_contents(array: &Array) -> Contents {
-    let segments = SegmentTable::new(&array.geometry());
-    Contents { map: Default::default(), segments, volumes: Default::default() }
 }
 
 /// The very first opening: both heads get their segments.
@@ -137,10 +170,15 @@ fn finish(contents: &mut Contents, position: &LogPosition) -> Result<(), Recover
         contents.segments.end_at(position.last_number);
     }
     contents.give_up_unshown();
-    match contents.segments.recount(contents.map.places()) {
-        None => Ok(()),
-        Some(_) => Err(RecoveryError::Inconsistent),
+    match &contents.map {
+        StoreMap::Tree(_) => contents.segments.end_replay(),
+        StoreMap::Memory(map) => {
+            if contents.segments.recount(map.places()).is_some() {
+                return Err(RecoveryError::Inconsistent);
+            }
+        }
     }
+    Ok(())
 }
 
 /// Follows the chain of batches.
@@ -257,7 +295,14 @@ impl<'a> Walk<'a> {
         let mut named: Vec<SegmentUse> =
             position.heads.iter().flat_map(|head| [head.current, head.next]).flatten().collect();
         if position.heads.iter().any(|head| head.next.is_none()) {
-            for (segment, _) in segments.iter().filter(|(_, info)| info.state == SegmentState::Free) {
+            // A checkpoint that names tables is as of a later moment than replay begins at: then segments are in use
+            // in it that the chain has not come to.
+            let may_be = |info: &Segment| match info.state {
+                SegmentState::Free => true,
+                SegmentState::Sealed => info.last_batch == 0 || info.last_batch > position.last_number,
+                SegmentState::Open | SegmentState::Checkpoint | SegmentState::Table => false,
+            };
+            for (segment, _) in segments.iter().filter(|(_, info)| may_be(info)) {
                 let first = super::image::first_header(self.array, segment).await.map_err(offline)?;
                 named.extend(first.map(|header| header.place));
             }

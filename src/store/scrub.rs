@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use crate::array::geometry::StripeLayout;
 use crate::array::{MemberSet, Place, SegmentIndex, Slot, parity};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
@@ -20,6 +21,7 @@ use crate::base::units::{BLOCK_SIZE, BlockAddress, VolumeId};
 use super::batch::{BatchHeader, BatchKind, Entry};
 use super::image::SegmentImage;
 use super::interface::StoreError;
+use super::map::lsm::is_intact;
 use super::map::{Map, MapValue};
 use super::pool::Store;
 use super::read::read_verified;
@@ -89,6 +91,10 @@ async fn scrub_segment(shared: &Rc<Shared>, index: SegmentIndex) -> Result<Scrub
     }
     let through = shared.log.borrow().durable.min(info.last_batch);
     let image = SegmentImage::read(&shared.array, index).await.map_err(|_| StoreError::Offline)?;
+    if info.state == SegmentState::Table {
+        scrub_table(shared, &image, index, &mut report).await;
+        return finish(shared, report).await;
+    }
     let is_checkpoint = info.state == SegmentState::Checkpoint;
     let accept = |header: &BatchHeader| {
         header.place.generation == info.generation
@@ -107,9 +113,14 @@ async fn scrub_segment(shared: &Rc<Shared>, index: SegmentIndex) -> Result<Scrub
     }
     let is_cut_short = !is_checkpoint && last_batch < through;
     report.needs_checkpoint = is_cut_short || report.found - report.repaired > before;
-    if !is_checkpoint && live_blocks < info.live_blocks {
+    let is_missing = if shared.has_tree { is_cut_short } else { live_blocks < info.live_blocks };
+    if !is_checkpoint && is_missing {
         scrub_by_map(shared, &image, index, &info, &mut report).await?;
     }
+    finish(shared, report).await
+}
+
+async fn finish(shared: &Shared, report: ScrubReport) -> Result<ScrubReport, StoreError> {
     // A repair that is only in a disk's cache is lost with the power, and what was wrong comes back.
     if report.repaired > 0 && !mutant::is(Mutant::ScrubNotFlushed) {
         shared.array.flush().await.map_err(|_| StoreError::Offline)?;
@@ -120,6 +131,33 @@ async fn scrub_segment(shared: &Rc<Shared>, index: SegmentIndex) -> Result<Scrub
     add(&shared.statistics.scrubbed_blocks, report.checked_blocks);
     note_damaged(shared, report.unrecoverable.iter().copied());
     Ok(report)
+}
+
+/// A table of the map: its blocks know what they are. One that is beyond parity makes lookups fail that need it; what
+/// it says is not known.
+async fn scrub_table(
+    shared: &Rc<Shared>,
+    image: &SegmentImage,
+    index: SegmentIndex,
+    report: &mut ScrubReport,
+) {
+    let stripes = match shared.contents.borrow().tree() {
+        Some(map) => map.tables().stripes_in(index),
+        None => None,
+    };
+    // Without stripes it is being written.
+    let Some((table, stripes)) = stripes else { return };
+    let mut lost = Vec::new();
+    for stripe in stripes {
+        let rows = Rows { shared, image, segment: index, layout: stripe.layout };
+        for row in 0..stripe.height {
+            let is_right = |column: usize, block: &Bytes| match stripe.block_at(column as u32, row) {
+                Some(number) => is_intact(table, number, block),
+                None => block.iter().all(|byte| *byte == 0),
+            };
+            rows.scrub(stripe.first_row + row, is_right, report, &mut lost).await;
+        }
+    }
 }
 
 /// A header is damaged beyond parity: the map still knows what lies in the segment.
@@ -192,8 +230,13 @@ impl<'a> Batch<'a> {
     /// Returns how many live blocks it holds.
     async fn scrub(&self, report: &mut ScrubReport) -> u32 {
         let mut lost = Vec::new();
-        for row in 0..self.header.height {
-            self.scrub_row(row, report, &mut lost).await;
+        let (layout, segment) = (self.header.layout(), self.header.place.segment);
+        let rows = Rows { shared: self.shared, image: self.image, segment, layout };
+        let height = self.header.height as usize;
+        for row in 0..height {
+            let is_right =
+                |column: usize, block: &Bytes| Crc32::of(block) == self.checksums[column * height + row];
+            rows.scrub(self.header.first_row + row as u32, is_right, report, &mut lost).await;
         }
         let mut live_blocks = 0;
         for (entry, place) in self.header.entries_with_places() {
@@ -207,18 +250,31 @@ impl<'a> Batch<'a> {
         }
         live_blocks
     }
+}
 
-    /// Scrubs row number `row` of the batch. Places that nothing gives back go to `lost`.
-    async fn scrub_row(&self, row: u32, report: &mut ScrubReport, lost: &mut Vec<Place>) {
-        let (layout, segment) = (self.header.layout(), self.header.place.segment);
-        let height = self.header.height as usize;
-        let at = |slot: Slot| Place::of_row(segment, slot, self.header.first_row + row);
+/// Rows of a stripe.
+struct Rows<'a> {
+    shared: &'a Rc<Shared>,
+    image: &'a SegmentImage,
+    segment: SegmentIndex,
+    layout: StripeLayout,
+}
+
+impl Rows<'_> {
+    /// Scrubs a row, where `is_right` says of a column's block whether it is what it should be. Places that nothing
+    /// gives back go to `lost`.
+    async fn scrub(
+        &self,
+        row: u32,
+        is_right: impl Fn(usize, &Bytes) -> bool,
+        report: &mut ScrubReport,
+        lost: &mut Vec<Place>,
+    ) {
+        let layout = self.layout;
+        let at = |slot: Slot| Place::of_row(self.segment, slot, row);
         let columns = layout.data_columns();
         let found: Vec<Found> = (0..columns)
-            .map(|column| {
-                let checksum = self.checksums[column * height + row as usize];
-                self.find(at(layout.data_slot(column)), |block| Crc32::of(block) == checksum)
-            })
+            .map(|column| self.find(at(layout.data_slot(column)), |block| is_right(column, block)))
             .collect();
         report.checked_blocks += columns as u64;
         let bad: Vec<usize> =
@@ -239,15 +295,15 @@ impl<'a> Batch<'a> {
             }
             ([column], Some(slot)) => {
                 let place = at(layout.data_slot(*column));
-                let checksum = self.checksums[column * height + row as usize];
-                let parity = self.image.raw(slot, self.header.first_row + row, 1);
+                let parity = self.image.raw(slot, row, 1);
                 if let Some(parity) = &parity {
                     parity::xor_into(&mut sum, parity);
                 }
+                let sum = sum.freeze();
                 let is_right = parity.is_some()
-                    && (Crc32::of(&sum) == checksum || mutant::is(Mutant::ScrubRepairsFromGarbage));
+                    && (is_right(*column, &sum) || mutant::is(Mutant::ScrubRepairsFromGarbage));
                 match (is_right, &found[*column]) {
-                    (true, Found::Wrong) => repair(self.shared, report, place, sum.freeze()).await,
+                    (true, Found::Wrong) => repair(self.shared, report, place, sum).await,
                     (true, _) => {}
                     (false, _) => {
                         report.found += 1;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use crate::array::{Geometry, MemberSet, Place, SegmentIndex};
 
 use super::batch::SegmentUse;
-use super::map::References;
+use super::map::{References, SegmentUses};
 
 /// What a segment is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum SegmentState {
     Sealed,
     /// Part of a checkpoint.
     Checkpoint,
+    /// A part of a table of the map.
+    Table,
 }
 
 /// One segment.
@@ -32,8 +34,12 @@ pub struct Segment {
     pub generation: u64,
     /// Disks of its stripes.
     pub members: MemberSet,
-    /// Blocks in it that the map refers to.
+    /// Blocks in it that the map refers to: never too few; a map that gives places up late has them here meanwhile.
     pub live_blocks: u32,
+    /// The cleaner has found that nothing in it is live, whatever is counted.
+    pub is_emptied: bool,
+    /// The cleaner could not find out what is live in it.
+    pub is_unknown: bool,
     /// Highest batch number in it.
     pub last_batch: u64,
     /// Reads in progress.
@@ -41,11 +47,23 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// One that was never used.
+    pub const FREE: Self = Self {
+        state: SegmentState::Free,
+        generation: 0,
+        members: MemberSet::EMPTY,
+        live_blocks: 0,
+        is_emptied: false,
+        is_unknown: false,
+        last_batch: 0,
+        readers: 0,
+    };
+
     /// Whether it was filled and nothing in it counts any more: once its last batch is durable and no read is
     /// in it, a checkpoint gives it back.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.state == SegmentState::Sealed && self.live_blocks == 0
+        self.state == SegmentState::Sealed && (self.live_blocks == 0 || self.is_emptied)
     }
 }
 
@@ -56,32 +74,50 @@ pub struct SegmentTable {
     next_generation: u64,
     /// Off during replay, when the map may know places of segments that replay has not met yet.
     counting: bool,
+    uses: SegmentUses,
+    /// Segments of tables.
+    tables: usize,
 }
 
 impl SegmentTable {
     /// A table of free segments.
     #[must_use]
     pub fn new(geometry: &Geometry) -> Self {
-        let blank = Segment {
-            state: SegmentState::Free,
-            generation: 0,
-            members: MemberSet::EMPTY,
-            live_blocks: 0,
-            last_batch: 0,
-            readers: 0,
-        };
-        let segments = vec![blank; geometry.segment_count as usize];
+        let segments = vec![Segment::FREE; geometry.segment_count as usize];
         let free = (0..geometry.segment_count).map(SegmentIndex).collect();
-        Self { segments, free, next_generation: 1, counting: true }
+        let uses = SegmentUses::default();
+        Self { segments, free, next_generation: 1, counting: true, uses, tables: 0 }
     }
 
     /// A table as a checkpoint has it, with the generation to give next. References are not counted
     /// before [`SegmentTable::recount`].
     #[must_use]
     pub fn restore(segments: Vec<Segment>, next_generation: u64) -> Self {
-        let mut table = Self { segments, free: VecDeque::new(), next_generation, counting: false };
+        let uses = SegmentUses::default();
+        let in_use = |(_, segment): &(u32, &Segment)| segment.state != SegmentState::Free;
+        for (index, segment) in (0u32..).zip(&segments).filter(in_use) {
+            uses.set(SegmentIndex(index), segment.generation);
+        }
+        let (free, counting, tables) = Default::default();
+        let mut table = Self { segments, free, next_generation, counting, uses, tables };
         table.find_free();
         table
+    }
+
+    /// Which use each segment has, at any time.
+    #[must_use]
+    pub(super) fn uses(&self) -> SegmentUses {
+        self.uses.clone()
+    }
+
+    /// What the checkpoint counted holds: from now on references are counted as they come and go.
+    pub fn go_on_counting(&mut self) {
+        self.counting = true;
+    }
+
+    /// Ends a replay in which references were counted.
+    pub fn end_replay(&mut self) {
+        self.find_free();
     }
 
     /// Ends replay: counts all references, finds the free segments, and keeps both from now on.
@@ -154,7 +190,9 @@ impl SegmentTable {
         self.next_generation += 1;
         let info = self.get_mut(segment);
         assert_eq!((info.state, info.live_blocks, info.readers), (SegmentState::Free, 0, 0));
-        *info = Segment { state, generation, members, live_blocks: 0, last_batch: 0, readers: 0 };
+        *info = Segment { state, generation, members, ..Segment::FREE };
+        self.uses.set(segment, generation);
+        self.tables += usize::from(state == SegmentState::Table);
         Some(SegmentUse { segment, generation })
     }
 
@@ -162,18 +200,38 @@ impl SegmentTable {
     pub fn observe(&mut self, segment_use: SegmentUse, members: MemberSet, last_batch: u64) {
         self.next_generation = self.next_generation.max(segment_use.generation + 1);
         let info = self.get_mut(segment_use.segment);
+        if info.generation != segment_use.generation {
+            (info.live_blocks, info.is_emptied) = (0, false);
+        }
         info.state = SegmentState::Sealed;
         info.generation = segment_use.generation;
         info.members = members;
         info.last_batch = last_batch;
+        self.uses.set(segment_use.segment, segment_use.generation);
+    }
+
+    /// Records that a segment in use holds a table.
+    pub fn mark_table(&mut self, segment: SegmentIndex) {
+        self.get_mut(segment).state = SegmentState::Table;
+        self.tables += 1;
+    }
+
+    /// Segments of tables of the map.
+    #[must_use]
+    pub fn table_count(&self) -> usize {
+        self.tables
     }
 
     /// Gives a segment back.
     pub fn release(&mut self, segment: SegmentIndex) {
         let info = self.get_mut(segment);
-        assert_eq!((info.live_blocks, info.readers), (0, 0), "segment {segment:?} is still in use");
+        let is_unused = (info.live_blocks == 0 || info.is_emptied) && info.readers == 0;
+        assert!(is_unused, "segment {segment:?} is still in use");
         assert_ne!(info.state, SegmentState::Free);
-        info.state = SegmentState::Free;
+        let was_table = info.state == SegmentState::Table;
+        (info.state, info.live_blocks, info.is_emptied) = (SegmentState::Free, 0, false);
+        self.tables -= usize::from(was_table);
+        self.uses.end(segment);
         self.free.push_back(segment);
     }
 }

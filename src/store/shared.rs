@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::array::geometry::data_columns;
-use crate::array::{Array, MemberSet, Place};
+use crate::array::{Array, MemberSet, Place, SegmentIndex};
 use crate::base::event::EventSink;
 use crate::base::mutant::{self, Mutant};
 use crate::base::runtime::RuntimeHandle;
@@ -16,11 +16,14 @@ use crate::base::signal::Signal;
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 
 use super::batch::{Content, Entry, HEADS};
+use super::compaction::Merges;
 use super::log::{CLEANING, FOREGROUND, Log};
-use super::map::{Covered, Map, MapEntry, MapValue, StoreMap, View};
+use super::map::lsm::{TreeOptions, Turn};
+use super::map::{Covered, Map, MapEntry, MapValue, MemoryMap, StoreMap, TreeMap, View};
 use super::root::Root;
 use super::segments::SegmentTable;
 use super::snapshots::Snapshots;
+use super::tables::PoolTables;
 
 /// Knobs of a store.
 #[derive(Clone, Debug)]
@@ -37,6 +40,18 @@ pub struct StoreOptions {
     /// ([`super::Store::keep_holes_after`]). The greatest where nobody resyncs from here, the least where a
     /// peer may.
     pub forget_holes_through: Version,
+    /// A pool whose map would take more memory than this, were the pool full, keeps it on its disks.
+    pub map_memory_bytes: u64,
+    /// How it does that.
+    pub tree: TreeOptions,
+}
+
+impl StoreOptions {
+    /// Memory for the map: all of it where that is enough, else caches of what is on the disks.
+    #[must_use]
+    pub fn with_map_memory(self, bytes: u64) -> Self {
+        Self { map_memory_bytes: bytes, tree: TreeOptions::within(bytes), ..self }
+    }
 }
 
 impl Default for StoreOptions {
@@ -47,6 +62,8 @@ impl Default for StoreOptions {
             checkpoint_log_bytes: 1 << 30,
             discard: false,
             forget_holes_through: Version::GREATEST,
+            map_memory_bytes: DEFAULT_MAP_MEMORY_BYTES,
+            tree: TreeOptions::within(DEFAULT_MAP_MEMORY_BYTES),
         }
     }
 }
@@ -58,6 +75,10 @@ pub(super) struct Shared {
     pub(super) options: StoreOptions,
     pub(super) events: EventSink,
     pub(super) contents: RefCell<Contents>,
+    /// Whether the map keeps its tables on disk.
+    pub(super) has_tree: bool,
+    /// State of the merges of its tables.
+    pub(super) merges: Merges,
     pub(super) log: RefCell<Log>,
     pub(super) root: RefCell<Root>,
     /// Blocks promised to appends that are not settled.
@@ -135,6 +156,8 @@ pub struct Statistics {
     pub checkpoints: Cell<u64>,
     /// Blocks of checkpoints.
     pub checkpoint_blocks: Cell<u64>,
+    /// Blocks of tables of the map, rows times data columns.
+    pub table_blocks: Cell<u64>,
     /// Blocks that reads gave back.
     pub read_blocks: Cell<u64>,
     /// Blocks rebuilt from parity because they could not be read or were wrong.
@@ -155,6 +178,40 @@ pub(super) fn add(counter: &Cell<u64>, amount: u64) {
 }
 
 impl Contents {
+    /// Of a pool in which nothing was ever written.
+    pub(super) fn blank(segments: SegmentTable) -> Self {
+        Self { map: StoreMap::Memory(MemoryMap::default()), segments, volumes: BTreeMap::new() }
+    }
+
+    /// The map's tree, when it has one.
+    pub(super) fn tree(&self) -> Option<&TreeMap> {
+        self.map.tree()
+    }
+
+    /// Has a tree take the place of a map in memory, with what that has.
+    pub(super) fn grow_tree(&mut self, tables: PoolTables, options: TreeOptions) {
+        let StoreMap::Memory(map) = &self.map else { return };
+        let most = options.memtable_statements;
+        let mut tree = TreeMap::new(tables, options, self.segments.uses());
+        // Places are counted already. The older versions of a block first, as the log had them.
+        let entries = map.older_entries().chain(map.newest_entries());
+        for (count, (volume, address, entry)) in entries.enumerate() {
+            let snapshots = self.volumes.get(&volume).map_or(&[][..], |state| state.snapshots.versions());
+            tree.take_over(volume, address, entry, snapshots);
+            if count % most == most - 1 {
+                tree.tree().freeze();
+            }
+        }
+        self.map = StoreMap::Tree(tree);
+    }
+
+    /// Takes note of what a flush or merge gave up.
+    pub(super) fn apply_turn(&mut self, turn: &Turn) {
+        if let StoreMap::Tree(tree) = &self.map {
+            tree.apply_turn(turn, &mut self.segments);
+        }
+    }
+
     /// Applies one statement of the log. Applying statements again, in log order, changes nothing.
     /// What concerns very many blocks is done in turns: returns the statement of what is left.
     #[must_use]
@@ -317,10 +374,51 @@ impl Shared {
     /// for both.
     pub(super) fn keep_free(&self) -> [usize; HEADS] {
         let checkpoint = self.checkpoint_segments();
+        // What tables have not taken of theirs is kept for them.
+        let tables = self.table_segments().saturating_sub(self.contents.borrow().segments.table_count());
         let mut keep = [0; HEADS];
-        keep[FOREGROUND] = checkpoint + CLEANER_SEGMENTS;
-        keep[CLEANING] = checkpoint;
+        keep[FOREGROUND] = checkpoint + tables + CLEANER_SEGMENTS;
+        keep[CLEANING] = checkpoint + tables;
         keep
+    }
+
+    /// Segments that are the tables', whether they have taken them or not.
+    pub(super) fn table_segments(&self) -> usize {
+        match self.has_tree {
+            false => 0,
+            true => (TREE_SEGMENTS + self.array.geometry().segment_count / TREE_SHARE) as usize,
+        }
+    }
+
+    /// Whether there is room for a table that a merge makes.
+    pub(super) fn has_room_to_merge(&self) -> bool {
+        let contents = self.contents.borrow();
+        let taken = contents.segments.table_count() + SEGMENTS_A_TURN;
+        contents.segments.free_count() >= SEGMENTS_A_TURN && taken <= self.table_segments()
+    }
+
+    /// Whether a hole of this version can be forgotten: replay from the newest durable checkpoint reaches nothing
+    /// older of these blocks, and every replica has it.
+    pub(super) fn may_forget(&self, volume: VolumeId, hole: Version) -> bool {
+        let contents = self.contents.borrow();
+        let state = contents.volumes.get(&volume);
+        state.is_some_and(|state| state.is_passed(hole)) && self.may_forget_hole(volume, hole)
+    }
+
+    /// Whether a table of the map is being written to a segment.
+    pub(super) fn is_table_begun(&self, segment: SegmentIndex) -> bool {
+        self.contents.borrow().tree().is_some_and(|map| map.tables().is_being_written(segment))
+    }
+
+    /// Whether writes have to wait until the map has taken in what was written.
+    pub(super) fn is_map_behind(&self) -> bool {
+        if !self.has_tree {
+            return false;
+        }
+        let contents = self.contents.borrow();
+        contents.tree().is_some_and(|map| {
+            map.tree().memtables() >= MOST_MEMTABLES || map.tree().merges_behind() >= MOST_BEHIND
+        })
     }
 
     /// Segments that a checkpoint of the present map takes.
@@ -333,6 +431,8 @@ impl Shared {
         let volumes: u64 = contents.volumes.values().map(saved).sum();
         let bytes = map + table + volumes + (1 << 16);
         let columns = data_columns(self.members_for_writing());
+        let tables = contents.tree().map_or(0, |map| map.tables().saved_bytes());
+        let bytes = bytes + tables;
         // A stripe's header and rounding cost a few percent.
         let usable = u64::from(geometry.rows) * columns as u64 * BLOCK_SIZE as u64 * 9 / 10;
         bytes.div_ceil(usable) as usize + 1
@@ -361,11 +461,17 @@ impl Shared {
     fn usable_blocks_over(&self, members: MemberSet) -> u64 {
         let geometry = self.array.geometry();
         let raw = geometry.data_blocks(members);
-        let segments = u64::from(geometry.segment_count.saturating_sub(RESERVED_SEGMENTS));
-        segments * raw * USABLE_PERCENT / 100
+        let (reserved, percent) = match self.has_tree {
+            false => (RESERVED_SEGMENTS, USABLE_PERCENT),
+            true => (RESERVED_SEGMENTS + TREE_SEGMENTS, USABLE_PERCENT_WITH_TREE),
+        };
+        let segments = u64::from(geometry.segment_count.saturating_sub(reserved));
+        segments * raw * percent / 100
     }
 }
 
+/// Memory for the map where nothing else is said.
+pub const DEFAULT_MAP_MEMORY_BYTES: u64 = 512 << 20;
 /// Free segments that only the cleaner may take.
 pub(super) const CLEANER_SEGMENTS: usize = 4;
 /// Segments that no volume's data is counted for: heads, the cleaner's, and the least checkpoint's.
@@ -380,3 +486,16 @@ const RESERVED_SEGMENTS: u32 = 14;
 /// more than 0.93 (S - 2C - 8), yet volumes hold at most 0.84 (S - 14). That is a contradiction when
 /// 0.09 S > 1.86 C - 4.3; a checkpoint takes about one segment in a hundred, and at most 3 of 24.
 const USABLE_PERCENT: u64 = 84;
+/// The same where the map is a tree, which counts what was overwritten as live until merges have seen it: up to a
+/// sixteenth of what volumes hold; and where a part is the tables'.
+const USABLE_PERCENT_WITH_TREE: u64 = 78;
+/// Segments for tables that are not full: of the newest runs, and those that wait for a checkpoint to come free.
+const TREE_SEGMENTS: u32 = 48;
+/// A part of all segments is for full ones: a row of 15 bytes for each block, twice while the oldest run is merged.
+const TREE_SHARE: u32 = 64;
+/// Most segments that a turn of a merge takes.
+const SEGMENTS_A_TURN: usize = 2;
+/// Memtables' worths of statements at which writes wait.
+const MOST_MEMTABLES: usize = 4;
+/// Times the runs that are merged together which no merge has met, at which writes wait.
+const MOST_BEHIND: usize = 2;

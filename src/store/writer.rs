@@ -49,6 +49,10 @@ fn start_batch(shared: &Rc<Shared>, head: usize) -> bool {
     if !shared.log.borrow().should_start(head, shared.options.max_in_flight) {
         return false;
     }
+    if head == FOREGROUND && shared.is_map_behind() {
+        shared.progress.notify(); // merges have to make haste
+        return false;
+    }
     let started = build(shared, head);
     if head == FOREGROUND {
         shared.stalled.set(!started);

@@ -192,6 +192,7 @@ impl<S: BlockStore + 'static> Volume<S> {
         guard: RangeGuard,
     ) -> Result<(), DeviceError> {
         let writes = self.block_writes(range, edges, &mut source);
+        self.shared.services.store.prepare(self.shared.id, &writes).await;
         self.settle(writes, guard).await.map_err(|error| self.device_error(error, range.start()))
     }
 

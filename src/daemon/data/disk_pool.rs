@@ -87,7 +87,8 @@ impl DiskPool {
         for (path, reason) in found.unused {
             events.warning("disk-unused", format!("disk {path} is not used: {reason}"), &[]);
         }
-        let mut options = StoreOptions { discard: config.discard, ..StoreOptions::default() };
+        let mut options = StoreOptions { discard: config.discard, ..StoreOptions::default() }
+            .with_map_memory(config.map_memory.0);
         if has_peer {
             // Until somebody says through which version the peer has everything.
             options.forget_holes_through = Version::default();

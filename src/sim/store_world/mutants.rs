@@ -63,7 +63,8 @@ fn theme_for(mutant: Mutant) -> Theme {
 }
 
 /// Those that take more seeds than that.
-const SLOW: [Mutant; 6] = [
+const SLOW: [Mutant; 7] = [
+    Mutant::RebuildFromUnproven,
     Mutant::AcknowledgeBeforeExclusion,
     Mutant::AcknowledgeOutOfOrder,
     Mutant::SuperblockByGeneration,

@@ -8,6 +8,7 @@ use crate::disk::{DiskErrorKind, Operation};
 use crate::sim::fault::{Effect, Fault, Frequency};
 use crate::sim::medium::SimulatedMedium;
 use crate::sim::random::Random;
+use crate::store::map::lsm::TreeOptions;
 
 /// What a run puts the pool through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +100,8 @@ pub(super) struct Plan {
     pub(super) snapshots: bool,
     /// Roll volumes back to them.
     pub(super) rolls_back: bool,
+    /// The map keeps its tables on the disks: small ones, so that many are merged.
+    pub(super) tree: Option<TreeOptions>,
     /// Some reads take long enough for the cleaner to come round.
     pub(super) slow_reads: bool,
 }
@@ -152,8 +155,26 @@ impl Plan {
             snapshots: theme != Theme::WritesOnly && random.coin(),
             has_room_for_tenants: theme != Theme::WritesOnly && tenths < 8,
             rolls_back: false,
+            tree: None,
         }
     }
+}
+
+/// A tree that flushes and merges all the time, in segments for it.
+pub(super) fn small_tree(plan: &mut Plan, random: &Random) {
+    plan.segments = (plan.segments - 14) * 84 / 78 + 14 + 49;
+    plan.tree = Some(TreeOptions {
+        memtable_statements: 16 + random.index(400),
+        block_rows: [64, 2048][random.index(2)],
+        table_blocks: 1 << 16,
+        tier_runs: 2 + random.index(2),
+        tiers: 1 + random.below(2) as u8,
+        last_tier_runs: 2 + random.index(3),
+        bottom_part: 2 + random.below(6),
+        cache_bytes: random.index(20) << 12,
+        index_bytes: random.index(20) << 10,
+        mixed_regions: 16 + random.index(4),
+    });
 }
 
 /// Lets something go wrong with one disk, for the life that begins. `beyond` is for disks that are

@@ -70,6 +70,9 @@ impl Slot {
 }
 
 impl MemoryMap {
+    /// Memory that a block takes, older versions apart.
+    pub const BLOCK_BYTES: u64 = size_of::<Slot>() as u64;
+
     fn get(&self, volume: VolumeId, address: BlockAddress) -> Option<MapEntry> {
         let (key, index) = locate(volume, address);
         self.pages.get(&key)?[index].unpack()
@@ -123,18 +126,29 @@ impl MemoryMap {
     pub(in crate::store) fn data_entries(
         &self,
     ) -> impl Iterator<Item = (VolumeId, BlockAddress, MapEntry, Place)> {
-        let newest = self.pages.iter().flat_map(|((volume, page), slots)| {
-            slots.iter().enumerate().filter_map(move |(index, slot)| {
-                Some((*volume, BlockAddress(page * PAGE_BLOCKS as u64 + index as u64), slot.unpack()?))
-            })
-        });
-        let all = newest.chain(self.older.iter());
+        let all = self.newest_entries().chain(self.older.iter());
         all.filter_map(|(volume, address, entry)| Some((volume, address, entry, entry.value.place()?)))
     }
 
+    /// The newest entry of each block, in address order.
+    pub(in crate::store) fn newest_entries(
+        &self,
+    ) -> impl Iterator<Item = (VolumeId, BlockAddress, MapEntry)> {
+        self.pages.iter().flat_map(|((volume, page), slots)| {
+            slots.iter().enumerate().filter_map(move |(index, slot)| {
+                Some((*volume, BlockAddress(page * PAGE_BLOCKS as u64 + index as u64), slot.unpack()?))
+            })
+        })
+    }
+
+    /// Every place that the map refers to, each once.
+    pub(in crate::store) fn places(&self) -> impl Iterator<Item = Place> {
+        self.data_entries().map(|(_, _, _, place)| place)
+    }
+
     /// Every entry that is not its block's newest.
-    pub(in crate::store) fn older_entries(&self) -> impl Iterator<Item = (VolumeId, BlockAddress, Version)> {
-        self.older.iter().map(|(volume, address, entry)| (volume, address, entry.version))
+    pub(in crate::store) fn older_entries(&self) -> impl Iterator<Item = (VolumeId, BlockAddress, MapEntry)> {
+        self.older.iter()
     }
 
     /// The version of the block's entry that follows `version`.
@@ -439,10 +453,6 @@ impl Map for MemoryMap {
         }
         changes.next = pages.next().map(|((_, number), _)| BlockAddress(number * PAGE_BLOCKS as u64));
         ready(Ok(changes))
-    }
-
-    fn places(&self) -> impl Iterator<Item = Place> {
-        self.data_entries().map(|(_, _, _, place)| place)
     }
 
     /// A piece is a page.

@@ -16,8 +16,10 @@
 //!   blocks may be counted too high for a while, which only delays cleaning.
 //! - A checkpoint takes the map's own records in pieces, and gives them back to it when it is loaded.
 
+pub mod lsm;
 mod memory;
 mod older;
+mod pool_map;
 pub(super) mod record;
 
 use std::future::Future;
@@ -29,9 +31,7 @@ use crate::base::units::{BlockAddress, Version, VolumeId};
 
 use super::interface::{Changes, StoreError};
 pub use memory::MemoryMap;
-
-/// The map that the store is built with.
-pub(super) type StoreMap = MemoryMap;
+pub(super) use pool_map::{SegmentUses, StoreMap, TreeMap};
 
 /// What the map knows of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl SavePosition {
 }
 
 /// What the store needs of its map.
-pub trait Map: Default {
+pub trait Map {
     /// Calls `found` for each of `count` blocks, in order, with what the lineage shows, and the volume whose entry
     /// it is: the newest settled version that is not newer than the view; none where nothing was written before.
     /// For views other than those of snapshots and of the present ([`Version::GREATEST`]), versions may be
@@ -254,9 +254,6 @@ pub trait Map: Default {
         from: BlockAddress,
         limit: usize,
     ) -> impl Future<Output = Result<Changes, StoreError>> + use<Self>;
-
-    /// Every place that the map refers to, each once.
-    fn places(&self) -> impl Iterator<Item = Place>;
 
     /// Appends the next piece of what a checkpoint has to keep of the map, whole records of bounded
     /// length, and returns where to go on; none at the end. Holes of which `may_forget` says so may be

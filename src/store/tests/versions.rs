@@ -75,7 +75,7 @@ struct Checkpoint {
 impl History {
     fn new(random: Random) -> Self {
         let segments = SegmentTable::new(&GEOMETRY);
-        let contents = Contents { map: Default::default(), segments, volumes: Default::default() };
+        let contents = Contents::blank(segments);
         let (log, durable, checkpoint, written, snapshots) = Default::default();
         let mut history = Self {
             random,
@@ -186,7 +186,7 @@ impl History {
 
     /// Cleaning.
     fn move_one(&mut self) {
-        let all: Vec<_> = self.contents.map.data_entries().collect();
+        let all: Vec<_> = self.contents.map.memory().unwrap().data_entries().collect();
         if all.is_empty() {
             return;
         }
@@ -247,7 +247,7 @@ impl History {
     /// Everything comes from the last whole checkpoint and the log behind it.
     fn crash(&mut self, met: &mut Met) {
         self.checkpoint = None;
-        let mut decoder = Decoder::new(GEOMETRY);
+        let mut decoder = Decoder::new(GEOMETRY, None);
         decoder.feed(&self.durable).unwrap();
         self.contents = decoder.finish().unwrap();
         self.log.iter().for_each(|(entry, place)| apply(&mut self.contents, entry, *place));
@@ -289,7 +289,7 @@ impl History {
         }
         let map = &self.contents.map;
         assert_eq!((map.mapped_blocks(VOLUME), map.held_blocks(VOLUME)), (mapped, held));
-        assert_eq!(map.places().map(Place::bits).collect::<BTreeSet<_>>(), places);
+        assert_eq!(map.memory().unwrap().places().map(Place::bits).collect::<BTreeSet<_>>(), places);
         let live: u64 = self.contents.segments.iter().map(|(_, info)| u64::from(info.live_blocks)).sum();
         assert_eq!(live, mapped + held);
     }
@@ -301,7 +301,7 @@ fn at(sequence: u64) -> Version {
 
 fn blank() -> Contents {
     let segments = SegmentTable::new(&GEOMETRY);
-    Contents { map: Default::default(), segments, volumes: Default::default() }
+    Contents::blank(segments)
 }
 
 fn apply(contents: &mut Contents, entry: &Entry, place: Option<Place>) {
@@ -319,7 +319,7 @@ fn in_use(mut contents: Contents) -> Contents {
         assert_eq!(contents.segments.get(SegmentIndex(segment)).state, SegmentState::Sealed);
     }
     contents.give_up_unshown();
-    assert_eq!(contents.segments.recount(contents.map.places()), None);
+    assert_eq!(contents.segments.recount(contents.map.memory().unwrap().places()), None);
     contents
 }
 
