@@ -63,7 +63,8 @@ fn theme_for(mutant: Mutant) -> Theme {
 }
 
 /// Those that take more seeds than that.
-const SLOW: [Mutant; 7] = [
+const SLOW: [Mutant; 8] = [
+    Mutant::ScrubNotFlushed,
     Mutant::RebuildFromUnproven,
     Mutant::AcknowledgeBeforeExclusion,
     Mutant::AcknowledgeOutOfOrder,
