@@ -47,7 +47,9 @@ impl Store {
     /// What the tree shows lies in segments in use, each place once, and no segment counts less than lies in it. Nobody may
     /// write meanwhile; the cleaner may move.
     async fn audit_tree(&self, is_exact: bool) -> Result<(), String> {
-        let moved = || self.shared().statistics.moved_blocks.get();
+        // Blocks count as moved before they are, segments as cleaned after: so what was on its way at the start is seen too.
+        let statistics = &self.shared().statistics;
+        let moved = || (statistics.moved_blocks.get(), statistics.cleaned_segments.get());
         let moved_before = moved();
         let (mut live, mut places, mut lost) = (BTreeMap::new(), HashSet::new(), 0);
         let mut next = Some((VolumeId(0), 0));
