@@ -187,22 +187,75 @@ impl BlockBuilder {
 
 /// Reads a block whose checksum was found right; none when it makes no sense.
 pub(super) fn decode(bytes: &[u8]) -> Option<Vec<Row>> {
-    let mut reader = Reader::new(bytes.get(4..)?);
-    let (volume, count, columns) = read_head(&mut reader).ok()??;
-    let packed = &bytes[bytes.len() - reader.remaining()..];
-    let row_bits: usize = columns.iter().map(|(width, _)| *width as usize).sum();
-    if row_bits * count > packed.len() * 8 {
-        return None;
-    }
-    let mut all: Vec<Fields> = vec![[0; COLUMNS]; count];
-    let mut at = 0;
-    for (column, (width, base)) in columns.into_iter().enumerate() {
-        for fields in &mut all {
-            fields[column] = base.checked_add(bits::get(packed, at, width))?;
-            at += width as usize;
+    let packed = Packed::new(bytes)?;
+    (0..packed.count).map(|index| packed.row(index)).collect()
+}
+
+/// The rows of a block that are about an address, in their order, without unpacking the others; none when the block
+/// makes no sense.
+pub(super) fn rows_about(bytes: &[u8], address: u64) -> Option<Vec<Row>> {
+    let packed = Packed::new(bytes)?;
+    // Rows stand in the order of their first blocks.
+    let (mut low, mut high) = (0, packed.count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if packed.field(START, middle)? <= address {
+            low = middle + 1;
+        } else {
+            high = middle;
         }
     }
-    all.iter().map(|fields| row_of(volume, fields)).collect()
+    let behind = low;
+    let are_single = packed.columns[LENGTH] == (0, 0);
+    let mut first = if are_single { behind } else { 0 };
+    while are_single && first > 0 && packed.field(START, first - 1)? == address {
+        first -= 1;
+    }
+    let mut rows = Vec::new();
+    for index in first..behind {
+        if are_single || packed.field(LENGTH, index)? >= address - packed.field(START, index)? {
+            rows.push(packed.row(index)?);
+        }
+    }
+    Some(rows)
+}
+
+/// A block as it lies there.
+struct Packed<'a> {
+    volume: VolumeId,
+    count: usize,
+    /// Width and base.
+    columns: [(u32, u64); COLUMNS],
+    /// The bit at which each begins.
+    begins: [usize; COLUMNS],
+    bits: &'a [u8],
+}
+
+impl<'a> Packed<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Self> {
+        let mut reader = Reader::new(bytes.get(4..)?);
+        let (volume, count, columns) = read_head(&mut reader).ok()??;
+        let bits = &bytes[bytes.len() - reader.remaining()..];
+        let (mut begins, mut end) = ([0; COLUMNS], 0);
+        for (begin, (width, _)) in begins.iter_mut().zip(&columns) {
+            *begin = end;
+            end += *width as usize * count;
+        }
+        (end <= bits.len() * 8).then_some(Self { volume, count, columns, begins, bits })
+    }
+
+    fn field(&self, column: usize, row: usize) -> Option<u64> {
+        let (width, base) = self.columns[column];
+        base.checked_add(bits::get(self.bits, self.begins[column] + row * width as usize, width))
+    }
+
+    fn row(&self, row: usize) -> Option<Row> {
+        let mut fields = [0; COLUMNS];
+        for (column, field) in fields.iter_mut().enumerate() {
+            *field = self.field(column, row)?;
+        }
+        row_of(self.volume, &fields)
+    }
 }
 
 type Head = (VolumeId, usize, [(u32, u64); COLUMNS]);
@@ -231,6 +284,9 @@ fn base_bytes(base: u64) -> usize {
 
 const FORMAT: u8 = 1;
 const COLUMNS: usize = 11;
+const START: usize = 0;
+/// Less one.
+const LENGTH: usize = 1;
 /// The columns from here on are those of places and checksums.
 const FIRST_OF_PLACE: usize = 6;
 const FIXED_BYTES: usize = 12;
@@ -280,6 +336,11 @@ mod tests {
             assert_eq!(rows, expected);
             assert!(is_intact(TableId(9), 3, &bytes), "seed {seed}");
             assert!(!is_intact(TableId(9), 4, &bytes) && !is_intact(TableId(8), 3, &bytes));
+            for address in expected.iter().flat_map(|row| [row.start, row.start + 1, row.end]) {
+                let about = |row: &&Row| (row.start..row.end).contains(&address);
+                let about: Vec<Row> = expected.iter().filter(about).copied().collect();
+                assert_eq!(rows_about(&bytes, address), Some(about), "seed {seed}, {address}");
+            }
             assert_eq!(decode(&bytes), Some(expected), "seed {seed}");
         }
     }
@@ -292,7 +353,7 @@ mod tests {
             bytes[4] = FORMAT;
             bytes[5] = 0;
             bytes.iter_mut().skip(12).take(60).for_each(|byte| *byte %= 70);
-            let _ = decode(&bytes);
+            let _ = (decode(&bytes), rows_about(&bytes, random.next()));
         }
     }
 }

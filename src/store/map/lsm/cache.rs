@@ -104,6 +104,8 @@ impl Cache {
 pub(super) struct Pins {
     cache: Rc<RefCell<Cache>>,
     rows: RefCell<HashMap<BlockKey, Rc<[Row]>>>,
+    /// Blocks that were read, of which not all rows may be wanted.
+    blocks: RefCell<HashMap<BlockKey, Bytes>>,
     indexes: RefCell<HashMap<TableId, Rc<Index>>>,
     /// Whether what it reads goes to the cache.
     is_cached: bool,
@@ -111,7 +113,8 @@ pub(super) struct Pins {
 
 impl Pins {
     pub(super) fn new(cache: Rc<RefCell<Cache>>, is_cached: bool) -> Self {
-        Self { cache, rows: RefCell::default(), indexes: RefCell::default(), is_cached }
+        let (rows, blocks, indexes) = Default::default();
+        Self { cache, rows, blocks, indexes, is_cached }
     }
 
     /// Forgets rows when there are many: whoever uses them holds them.
@@ -163,12 +166,13 @@ impl Pins {
                     let block = block.then(|| bytes.slice(offset * BLOCK_SIZE..(offset + 1) * BLOCK_SIZE));
                     let block = block.filter(|block| block::is_intact(id, number, block));
                     match block.and_then(|block| Some((block::decode(&block)?, block))) {
-                        Some((rows, block)) => {
+                        Some((_, block)) if self.is_cached => {
+                            // A copy: the block may be a slice of a long read.
+                            self.cache.borrow_mut().put((id, number), Bytes::copy_from_slice(&block));
+                            self.blocks.borrow_mut().insert((id, number), block);
+                        }
+                        Some((rows, _)) => {
                             self.rows.borrow_mut().insert((id, number), rows.into());
-                            if self.is_cached {
-                                // A copy: the block may be a slice of a long read.
-                                self.cache.borrow_mut().put((id, number), Bytes::copy_from_slice(&block));
-                            }
                         }
                         None if number == wanted.start => return Err(unreadable(None)),
                         None => break,
@@ -177,6 +181,22 @@ impl Pins {
                 Ok(())
             }
         }
+    }
+}
+
+impl Pins {
+    fn block(&self, key: BlockKey) -> Option<Bytes> {
+        if let Some(bytes) = self.blocks.borrow().get(&key) {
+            return Some(bytes.clone());
+        }
+        let bytes = self.cache.borrow_mut().get(key)?;
+        self.blocks.borrow_mut().insert(key, bytes.clone());
+        Some(bytes)
+    }
+
+    /// The rows of a data block that are about an address; none when the block has to be read first.
+    pub(super) fn rows_about(&self, table: &Table, number: u32, address: u64) -> Option<Vec<Row>> {
+        block::rows_about(&self.block((table.meta.id, number))?, address)
     }
 }
 
@@ -198,8 +218,7 @@ impl Blocks for Pins {
         if let Some(rows) = self.rows.borrow().get(&key) {
             return Some(rows.clone());
         }
-        let bytes = self.cache.borrow_mut().get(key)?;
-        let rows: Rc<[Row]> = block::decode(&bytes)?.into();
+        let rows: Rc<[Row]> = block::decode(&self.block(key)?)?.into();
         self.rows.borrow_mut().insert(key, rows.clone());
         Some(rows)
     }

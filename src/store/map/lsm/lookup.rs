@@ -283,11 +283,8 @@ impl<S: TableStorage> Attempt<'_, S> {
                 continue;
             }
             let missing = || Missing::Blocks(table.clone(), block..block + 1);
-            let rows = self.pins.rows(table, block).ok_or_else(missing)?;
-            let here = |row: &&super::statement::Row| {
-                row.volume == volume && (row.start..row.end).contains(&address)
-            };
-            statements.extend(rows.iter().filter(here).map(|row| row.statement));
+            let rows = self.pins.rows_about(table, block, address).ok_or_else(missing)?;
+            statements.extend(rows.iter().filter(|row| row.volume == volume).map(|row| row.statement));
         }
         Ok(statements)
     }
