@@ -24,7 +24,7 @@ use host::{Host, Load};
 use node::{Node, NodeSettings};
 
 const VOLUME: &str = "data";
-const DISK_BYTES: u64 = 160 << 20;
+const DISK_BYTES: u64 = 256 << 20;
 
 /// A node with a volume, of which a part is filled.
 struct Site {
@@ -39,6 +39,8 @@ impl Site {
         let settings = NodeSettings {
             disk_bytes: DISK_BYTES,
             allocation: Allocation::Sparse,
+            // The map is on the disks, too.
+            pool: "map_memory = \"1M\"".to_owned(),
             ..NodeSettings::default()
         };
         let node = Node::start(folder.path(), settings);

@@ -69,6 +69,29 @@ fn a_checkpoint_in_fresh_segments_is_rebuilt_onto_a_new_disk_after_a_restart() {
 }
 
 #[test]
+fn a_checkpoint_from_before_a_disk_was_replaced_survives_the_loss_of_another_one() {
+    for lost in [0, 2] {
+        let mut rig = Rig::new(45, 3);
+        let store = rig.open();
+        rig.block_on(store.array().fail(Slot(1), "somebody wanted it")).unwrap();
+        rig.write(&store, 0, 40, 1);
+        rig.block_on(store.renew_checkpoint()).unwrap(); // over the two others
+        let medium = SimulatedMedium::new("new", DISK_BYTES, 4599);
+        medium.rot(1 << 20..DISK_BYTES); // it was used for something else
+        let disk: Rc<dyn Disk> = SimulatedDisk::open(&medium, rig.world.borrow().clone());
+        rig.block_on(store.array().replace(Slot(1), disk, Uuid([9; 16]), false)).unwrap();
+        while store.rebuild_progress().is_some() {
+            rig.wait(Duration::from_millis(100));
+        }
+        rig.media[1] = medium;
+        rig.cut_power();
+        drop(store);
+        let store = rig.open_without(&[lost]).expect("any one disk may fail once the new one is rebuilt");
+        assert_eq!((0..40).map(|address| rig.read_round(&store, address).unwrap()).max(), Some(1));
+    }
+}
+
+#[test]
 fn scenario_20_a_latent_error_besides_a_dead_disk_harms_one_block_and_no_new_data() {
     let rig = Rig::new(20, 4);
     let store = rig.open();

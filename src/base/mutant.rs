@@ -122,6 +122,18 @@ seeded_bugs! {
         ScrubRepairsFromGarbage,
         ScrubNotFlushed,
         SpareTwice,
+        TablesFreedTooEarly,
+        SegmentsBeforeTablesInCheckpoint,
+        EmptiedBeforeMoved,
+        PlacesByNumber,
+        WaitingMoveForgotten,
+        LostPlacesNotTold,
+        SpaceKnownUnderHole,
+        MergePositionForgotten,
+        HoleForgottenUnderMemtable,
+        TableNotRepaired,
+        TableNotRebuilt,
+        CheckpointOfOtherDisks,
     }
 }
 

@@ -23,7 +23,7 @@ use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use super::batch::{BatchHeader, BatchKind, Content, Entry, HEADS, HeadRecord, SegmentUse, height};
 pub(super) use super::checkpoint_codec::SEGMENT_BYTES;
 use super::checkpoint_codec::{Decoder, encode_end, encode_table, encode_volumes};
-use super::image::SegmentImage;
+use super::image::{SegmentImage, memberships};
 use super::interface::StoreError;
 use super::log::{MAX_BATCH_BLOCKS, lay_out};
 use super::map::lsm::TreeOptions;
@@ -53,8 +53,10 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
         }
         (releasable, passed)
     };
+    let early = mutant::is(Mutant::SegmentsBeforeTablesInCheckpoint)
+        .then(|| encode_table(&shared.contents.borrow(), &releasable));
     flush_map(shared).await?;
-    let (head, retired) = encode_head(shared, &releasable);
+    let (head, retired) = encode_head(shared, &releasable, early);
     let mut releasable = if mutant::is(Mutant::ReuseBeforeCheckpoint) {
         release(shared, releasable, &[]).await;
         Vec::new()
@@ -84,6 +86,10 @@ pub(super) async fn write(shared: &Rc<Shared>) -> Result<(), StoreError> {
     }
     add(&shared.statistics.checkpoints, 1);
     if let Some(map) = shared.contents.borrow().tree() {
+        let retired = match mutant::is(Mutant::TablesFreedTooEarly) {
+            true => map.tables().retire(map.tree().take_retired()),
+            false => retired,
+        };
         releasable.extend(map.tables().forget_retired(retired));
     }
     release(shared, releasable, &writer.used).await;
@@ -115,9 +121,9 @@ async fn flush_map(shared: &Rc<Shared>) -> Result<(), StoreError> {
 
 /// What of the stream has to be as of one moment: the segments with what is counted in them, and the tables of the
 /// map. Also how many tables the map had given up by then.
-fn encode_head(shared: &Shared, releasable: &[SegmentIndex]) -> (Head, usize) {
+fn encode_head(shared: &Shared, releasable: &[SegmentIndex], early: Option<Vec<u8>>) -> (Head, usize) {
     let mut contents = shared.contents.borrow_mut();
-    let mut bytes = encode_table(&contents, releasable);
+    let mut bytes = early.unwrap_or_else(|| encode_table(&contents, releasable));
     let mut retired = 0;
     if let Some(map) = contents.tree() {
         retired = map.tables().retire(map.tree().take_retired());
@@ -361,8 +367,7 @@ pub(super) async fn load(
                 && header.incarnation == reference.identity
                 && header.place == place
         };
-        let memberships = [array.geometry().all_slots(), array.live()];
-        let batches = image.batches(&memberships, accept);
+        let batches = image.batches(&memberships(array), accept);
         // The table is older than what the checkpoint itself lies in.
         let members = batches.first().map_or(array.geometry().all_slots(), |header| header.members);
         used.push((place, members));

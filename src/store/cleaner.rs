@@ -180,14 +180,18 @@ async fn clean(shared: &Rc<Shared>, victims: Vec<SegmentIndex>) -> bool {
     let (tracker, done) = Tracker::new();
     shared.log.borrow_mut().enqueue(CLEANING, Pending { items: moves.into(), tracker });
     shared.work.notify();
-    let moved = matches!(done.await, Ok(Ok(())));
-    if moved {
+    // The map will give up what was there, when it comes to it.
+    let empty = || {
         let mut contents = shared.contents.borrow_mut();
         let victims = victims.iter().filter(|_| shared.has_tree);
-        // The map will give up what was there, when it comes to it.
         victims.for_each(|victim| contents.segments.get_mut(*victim).is_emptied = true);
+    };
+    if mutant::is(Mutant::EmptiedBeforeMoved) {
+        empty();
     }
+    let moved = matches!(done.await, Ok(Ok(())));
     if moved {
+        empty();
         add(&shared.statistics.cleaned_segments, victims.len() as u64);
     }
     moved

@@ -144,6 +144,18 @@ impl SegmentImage {
     }
 }
 
+/// What the disks of a segment may be of which nobody can tell: all of them, or all but the one that was not there when it
+/// was opened. That one may be back since, and another one be missing now.
+pub(super) fn memberships(array: &Array) -> Vec<MemberSet> {
+    let all = array.geometry().all_slots();
+    let mut found = vec![all, array.live()];
+    if mutant::is(Mutant::CheckpointOfOtherDisks) {
+        return found;
+    }
+    found.extend(all.iter().map(|slot| all.without(slot)).filter(|members| *members != array.live()));
+    found
+}
+
 /// The readable header at the top of a segment, if there is one.
 pub(super) async fn first_header(
     array: &Array,

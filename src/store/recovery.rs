@@ -17,7 +17,7 @@ use crate::base::units::BLOCK_SIZE;
 
 use super::batch::{BatchHeader, BatchKind, Content, SegmentUse};
 use super::checkpoint::{self, LoadError};
-use super::image::SegmentImage;
+use super::image::{SegmentImage, memberships};
 use super::map::lsm::{TableId, TreeOptions};
 use super::map::{MemoryMap, StoreMap};
 use super::root::{LogPosition, Root};
@@ -264,7 +264,7 @@ impl<'a> Walk<'a> {
             let current = head.current.map(|segment_use| (segment_use, head.row));
             [current, head.next.map(|segment_use| (segment_use, 0))]
         });
-        let memberships = [self.array.geometry().all_slots(), self.array.live()];
+        let memberships = memberships(self.array);
         for (segment_use, row) in candidates.flatten() {
             let array = self.array;
             let image = image_of(array, &mut self.images, segment_use.segment.0).await?;
@@ -276,8 +276,7 @@ impl<'a> Walk<'a> {
                     && header.number == position.last_number + 1
                     && header.previous == position.last_checksum
             };
-            let narrowed = memberships.into_iter().chain(narrower(array));
-            if let Some(found) = image.header_at(row, &narrowed.collect::<Vec<_>>(), accept) {
+            if let Some(found) = image.header_at(row, &memberships, accept) {
                 self.forget_images(&position);
                 return Ok(Some(found));
             }
@@ -356,14 +355,6 @@ impl<'a> Walk<'a> {
         report.discarded_batches = (self.headers.len() - kept) as u64;
         Ok((kept, report))
     }
-}
-
-/// Memberships of one disk less than now: a segment may have been opened before a disk left.
-fn narrower(array: &Array) -> impl Iterator<Item = MemberSet> {
-    let live = array.live();
-    let all = array.geometry().all_slots();
-    let without = all.iter().map(move |slot| all.without(slot));
-    without.filter(move |members| *members != live)
 }
 
 async fn image_of<'i>(

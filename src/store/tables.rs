@@ -16,6 +16,7 @@ use crate::array::geometry::{StripeLayout, data_columns};
 use crate::array::{Array, Geometry, MemberSet, Place, SegmentIndex};
 use crate::base::buffer::AlignedBuf;
 use crate::base::codec::{CutShort, Reader, Writer};
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::BLOCK_SIZE;
 
 use super::batch::{SegmentUse, put_segment_use, read_segment_use};
@@ -346,6 +347,9 @@ impl PoolTables {
         is_good: impl Fn(&[u8]) -> bool,
     ) -> Option<Bytes> {
         let (array, segment, slot, row) = (&self.0.array, place.segment(), place.slot(), place.row());
+        if mutant::is(Mutant::TableNotRepaired) {
+            return None;
+        }
         let rebuilt = match array.reconstruct_rows(segment, members, slot, row, 1).await {
             Ok(rebuilt) => rebuilt,
             // Another disk may have left after this one's column was rebuilt, both since it was looked at.

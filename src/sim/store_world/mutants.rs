@@ -2,11 +2,13 @@
 //!
 //! `MUTANT=Name` takes one of them, `SEEDS=n` says how many seeds each may take. Without either, only
 //! those run that are found quickly: continuous integration has a minute for this. Some need a map that is too
-//! large for a simulated pool: for them it is the model of the store's state (`store/tests`) that has to show them.
+//! large for a simulated pool: for them it is the model of the store's state (`store/tests`) that has to show them, or
+//! the histories of a tree (`map/lsm/tests`).
 
-use super::{Theme, run_theme};
+use super::{TREE_SEEDS, Theme, run_theme};
 use crate::base::mutant::{Mutant, with};
 use crate::sim::mutant_search::{self as search, Found};
+use crate::store::map::lsm::tests::histories;
 use crate::store::tests::versions;
 
 #[test]
@@ -23,6 +25,11 @@ fn find(mutant: Mutant, seeds: u64) -> Option<Found> {
             versions::run(seed, &mut versions::Met::default());
             Ok(())
         }
+        Mutant::SpaceKnownUnderHole | Mutant::HoleForgottenUnderMemtable => {
+            histories::run(seed);
+            Ok(())
+        }
+        _ if OF_TREES.contains(&mutant) => run_theme(TREE_SEEDS + seed, theme_for(mutant)).map(drop),
         _ => run_theme(seed, theme_for(mutant)).map(drop),
     };
     with(mutant, || Found::by_seed(1..=seeds, run))
@@ -44,7 +51,9 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::RebuildForgetsGeneration
         | Mutant::RebuildingCountsAsWhole
         | Mutant::ScrubNotFlushed
-        | Mutant::SpareTwice => Theme::Healing,
+        | Mutant::SpareTwice
+        | Mutant::TableNotRebuilt
+        | Mutant::CheckpointOfOtherDisks => Theme::Healing,
         Mutant::ScrubRepairsFromGarbage => Theme::TwoFaults,
         Mutant::ReservationLeaks | Mutant::OverwriteNeedsSpace | Mutant::ReleaseUnderReaders => {
             Theme::FullPool
@@ -56,14 +65,30 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::ReconstructWithoutOneMember
         | Mutant::MoveUnverified
         | Mutant::CleanForWorkingDisks
+        | Mutant::TableNotRepaired
         | Mutant::DiscardedBatchCounts
         | Mutant::AcknowledgeBeforeExclusion => Theme::OneFault,
         _ => Theme::NoFault,
     }
 }
 
+/// Those of maps that are kept on the disks.
+const OF_TREES: [Mutant; 10] = [
+    Mutant::CheckpointOfOtherDisks,
+    Mutant::TablesFreedTooEarly,
+    Mutant::SegmentsBeforeTablesInCheckpoint,
+    Mutant::EmptiedBeforeMoved,
+    Mutant::PlacesByNumber,
+    Mutant::WaitingMoveForgotten,
+    Mutant::LostPlacesNotTold,
+    Mutant::MergePositionForgotten,
+    Mutant::TableNotRepaired,
+    Mutant::TableNotRebuilt,
+];
+
 /// Those that take more seeds than that.
-const SLOW: [Mutant; 8] = [
+const SLOW: [Mutant; 9] = [
+    Mutant::HoleForgottenUnderMemtable,
     Mutant::ScrubNotFlushed,
     Mutant::RebuildFromUnproven,
     Mutant::AcknowledgeBeforeExclusion,

@@ -166,7 +166,8 @@ pub(super) fn small_tree(plan: &mut Plan, random: &Random) {
     plan.tree = Some(TreeOptions {
         memtable_statements: 16 + random.index(400),
         block_rows: [64, 2048][random.index(2)],
-        table_blocks: 1 << 16,
+        // At times a merge takes several turns.
+        table_blocks: [12, 1 << 16][random.index(2)],
         tier_runs: 2 + random.index(2),
         tiers: 1 + random.below(2) as u8,
         last_tier_runs: 2 + random.index(3),

@@ -15,6 +15,7 @@ use super::lsm::{DataEntries, LsmMap, TreeOptions, Turn};
 use super::{Covered, Lineage, Map, MapEntry, MapValue, MemoryMap, References, SavePosition};
 use crate::array::{Geometry, Place, SegmentIndex};
 use crate::base::codec::{CutShort, Reader};
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BlockAddress, Version, VolumeId};
 use crate::store::interface::{Changes, StoreError};
 use crate::store::segments::SegmentTable;
@@ -64,12 +65,18 @@ impl SegmentUses {
 
     /// A place in a segment as it is used now, as the tree names it.
     fn named(&self, place: Place) -> Place {
+        if mutant::is(Mutant::PlacesByNumber) {
+            return place;
+        }
         let generation = self.0.borrow().generations.get(place.segment().index()).copied().unwrap_or(0);
         place.in_segment(SegmentIndex(short(generation)))
     }
 
     /// Where a place is that the tree names; none when that use is over.
     fn found(&self, place: Place) -> Option<Place> {
+        if mutant::is(Mutant::PlacesByNumber) {
+            return Some(place);
+        }
         let segment = self.0.borrow().segments.get(&place.segment().0).copied()?;
         Some(place.in_segment(segment))
     }
@@ -150,6 +157,9 @@ impl TreeMap {
     /// What a flush or merge gave up.
     pub(in crate::store) fn apply_turn(&self, turn: &Turn, segments: &mut SegmentTable) {
         let mut named = Named { references: segments, uses: &self.uses };
+        if mutant::is(Mutant::LostPlacesNotTold) {
+            return;
+        }
         turn.lost.iter().for_each(|place| named.lost(*place));
     }
 

@@ -247,8 +247,10 @@ impl Cluster {
             _ => {
                 let disks: Vec<PathBuf> =
                     (0..self.settings.disks).map(|number| self.disk_path(member, number)).collect();
+                // One node has its map in memory, the other one on its disks.
+                let map = if member == "b" { "map_memory = \"1M\"" } else { "" };
                 format!(
-                    "node = \"{member}\"\ncluster = \"test\"\nstate_dir = {state:?}\n[pool]\ndisks = {disks:?}\n{}\n\
+                    "node = \"{member}\"\ncluster = \"test\"\nstate_dir = {state:?}\n[pool]\ndisks = {disks:?}\n{map}\n{}\n\
                      [iscsi]\nportals = [\"{}\"]\n[management]\nsocket = {:?}\n[console]\nlisten = []\n{}",
                     self.settings.pool,
                     self.settings.portal.unwrap_or_else(|| self.network.portal(member)),

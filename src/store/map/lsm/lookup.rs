@@ -263,6 +263,9 @@ impl<S: TableStorage> Attempt<'_, S> {
                     failed @ Stop::Failed(_) => return Err(failed),
                 },
             }
+            if view == Some(Version::GREATEST) && !missing.is_empty() {
+                break; // as a rule what is newest decides, and nothing else has to be read
+            }
         }
         if !missing.is_empty() {
             return Err(Stop::Missing(missing));

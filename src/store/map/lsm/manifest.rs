@@ -12,6 +12,7 @@ use super::statement::{History, Key, Span};
 use super::table::{Table, TableMeta};
 use super::tree::{Job, Run, State};
 use crate::base::codec::{CutShort, Reader, Writer};
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{Version, VolumeId};
 
 /// All records, each with its tag.
@@ -81,6 +82,7 @@ pub(super) fn load(state: &mut State, reader: &mut Reader<'_>) -> Result<bool, C
         RUN => {
             let (level, number) = (reader.u8()?, reader.u64()?);
             let from: Key = (VolumeId(reader.u32()?), reader.u64()?);
+            let from = if mutant::is(Mutant::MergePositionForgotten) { (VolumeId(0), 0) } else { from };
             state.runs.push(Run { number, level, from, tables: Rc::default() });
             Ok(true)
         }

@@ -22,6 +22,7 @@ use super::sweep::{Group, RunSource, Source, Sweep};
 use super::table::{Table, TableBuilder};
 use super::tree::{BOTTOM, Job, Run, State};
 use crate::array::Place;
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{BLOCK_SIZE, BlockAddress, Version, VolumeId};
 use crate::store::interface::StoreError;
 use crate::store::map::MapValue;
@@ -184,7 +185,8 @@ fn oldest_above(state: &State, job: &Job) -> BTreeMap<VolumeId, Version> {
         let known = oldest.entry(volume).or_insert(version);
         *known = version.min(*known);
     };
-    for memtable in state.memtables() {
+    let memtables = state.memtables().filter(|_| !mutant::is(Mutant::HoleForgottenUnderMemtable));
+    for memtable in memtables {
         memtable
             .volumes()
             .for_each(|volume| memtable.oldest(volume).into_iter().for_each(|v| note(volume, v)));

@@ -439,4 +439,4 @@ impl<S: TableStorage> Map for LsmMap<S> {
 const NEARLY: u64 = 64;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,6 +9,7 @@
 //! part of the statements first, then the rest with what is left of it, ends in what resolving all at once does.
 
 use crate::array::Place;
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{Version, VolumeId};
 
 use super::super::{MapEntry, MapValue};
@@ -219,7 +220,7 @@ fn fold_version(statements: &[Statement], is_all: bool, found: &mut Resolved) {
                 found.kept.push(Statement { value: statement.value, ..base });
             }
             Some(base) if !base.is_move => found.lost.extend(statement.place()),
-            _ if is_all => found.lost.extend(statement.place()),
+            _ if is_all || mutant::is(Mutant::WaitingMoveForgotten) => found.lost.extend(statement.place()),
             // What is lost is lost whatever moved before.
             Some(_) if statement.place().is_none() => {
                 lose(found, first);

@@ -8,6 +8,7 @@ use super::memtable::Memtable;
 use super::space::KnownSpace;
 use super::statement::{History, Key, Resolved, Row, Statement};
 use super::table::{Retired, Table};
+use crate::base::mutant::{self, Mutant};
 use crate::base::units::{Version, VolumeId};
 
 /// Knobs of a tree.
@@ -222,7 +223,9 @@ impl State {
         let limit = self.options.mixed_regions;
         let state = self.volumes.entry(volume).or_default();
         self.late_statements += u64::from(state.observe(version, Some(snapshots)));
-        state.space.clear(start, end, limit);
+        if !mutant::is(Mutant::SpaceKnownUnderHole) {
+            state.space.clear(start, end, limit);
+        }
         statement.era = state.history.era;
         self.active.insert_range(Row { volume, start, end, order: 0, statement });
     }

@@ -616,7 +616,7 @@ fn check_counts(world: &Rc<World_>, is_exact: bool) {
     }
 }
 
-fn run(seed: u64) -> u64 {
+pub(crate) fn run(seed: u64) -> u64 {
     run_with(seed, u32::MAX)
 }
 

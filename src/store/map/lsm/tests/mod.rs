@@ -1,7 +1,7 @@
 //! Tests of the tree: storage in memory whose reads complete in random order, and what is measured.
 
 mod amplification;
-mod histories;
+pub(crate) mod histories;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
