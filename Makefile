@@ -5,7 +5,7 @@ SECONDS ?= 60
 SEEDS ?= 2000
 FAILOVERS ?= 300
 
-.PHONY: demo test verify conformance model sim mutants fuzz bench failovers soak upgrade deb
+.PHONY: demo test verify conformance model sim mutants fuzz bench bench-map failovers soak upgrade deb
 
 # A whole cluster on this machine, two nodes and a witness, until Ctrl-C.
 demo:
@@ -54,6 +54,11 @@ fuzz:
 bench:
 	scripts/prerequisites.sh bench
 	cargo bench --bench e2e -- $(CASES)
+
+# The map of a large pool, filled to 1/PART of 16 TiB: inserts, lookups, memory, opening it (docs/map.md).
+bench-map:
+	scripts/prerequisites.sh bench
+	cargo bench --bench map -- $(or $(PART),512)
 
 # A mirrored volume under load while one node after the other is killed; prints how long the host waited.
 failovers:

@@ -37,7 +37,7 @@ fn random_overwrites_cost_no_more_than_they_should() {
 /// The same in a pool that keeps its map on its disks: `cargo test --test store_sim_amplification on_the_disks -- --ignored
 /// --nocapture`. The pool is larger, for the segments that are the tables'.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes a minute"]
 fn a_map_on_the_disks_costs_little_more() {
     println!("{:>6} {:>8} {:>8} {:>8}", "full", "written", "moved", "maps");
     for (percent, most) in [(50, 1.8), (70, 2.7)] {
