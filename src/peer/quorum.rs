@@ -220,6 +220,20 @@ impl QuorumHandle {
         self.status.clone()
     }
 
+    /// Waits so long for the control state to be what is wanted; whether it came to that.
+    pub async fn state_becomes(&self, patience: Duration, is_wanted: impl Fn(&ControlState) -> bool) -> bool {
+        becomes(self.watch(), patience, |state| is_wanted(state)).await
+    }
+
+    /// Waits so long for things to be as is wanted; whether they came to that.
+    pub async fn status_becomes(
+        &self,
+        patience: Duration,
+        is_wanted: impl Fn(&QuorumStatus) -> bool,
+    ) -> bool {
+        becomes(self.watch_status(), patience, |status| is_wanted(status)).await
+    }
+
     /// The lease of this node.
     #[must_use]
     pub fn lease(&self) -> LeaseView {
@@ -252,6 +266,16 @@ impl QuorumHandle {
         let _ = self.inputs.send(Input::Stop(reply)).await;
         let _ = stopped.await;
     }
+}
+
+/// What is waited for is let go of here. Who held it and looked at the same thing again while the quorum's thread wants to
+/// change it would wait for ever, and that thread with him.
+async fn becomes<T>(
+    mut watched: watch::Receiver<T>,
+    patience: Duration,
+    is_wanted: impl Fn(&T) -> bool,
+) -> bool {
+    matches!(tokio::time::timeout(patience, watched.wait_for(is_wanted)).await, Ok(Ok(_)))
 }
 
 /// Founds a cluster that begins with this state: makes the log of its first member, which is no other than the one

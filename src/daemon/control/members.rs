@@ -100,15 +100,13 @@ impl Control {
                 peer.reason
             )));
         };
-        let mut statuses = quorum.watch_status();
         let is_accepted = |status: &QuorumStatus| {
             status.view.voters.contains_key(&member) && !status.view.is_changing_voters
         };
         if !is_accepted(&status) {
             quorum.replace_member(name.clone()).await;
         }
-        let accepted = tokio::time::timeout(PATIENCE, statuses.wait_for(|status| is_accepted(status))).await;
-        if !matches!(accepted, Ok(Ok(_))) {
+        if !quorum.status_becomes(PATIENCE, is_accepted).await {
             return Err(Refusal::Impossible(format!(
                 "{name} has not been accepted: that takes the other two members; `gemel cluster show` tells how they are"
             )));
@@ -166,15 +164,13 @@ impl Control {
             SeatKind::Witness => Command::RemoveWitness {},
         };
         self.machine.apply(vec![command]).await?;
-        let mut statuses = quorum.watch_status();
         let is_gone = |status: &QuorumStatus| {
             status.view.voters.values().all(|seat| seat != name.as_str()) && !status.view.is_changing_voters
         };
         if !is_gone(&quorum.status()) {
             quorum.remove_member(name.clone()).await;
         }
-        let gone = tokio::time::timeout(PATIENCE, statuses.wait_for(|status| is_gone(status))).await;
-        if !matches!(gone, Ok(Ok(_))) {
+        if !quorum.status_becomes(PATIENCE, is_gone).await {
             return Err(Refusal::Impossible(format!(
                 "{name} is refused from now on, but still has its vote: repeat this (`gemel cluster show` tells how the \
                  others are)"

@@ -55,11 +55,8 @@ impl Control {
         let command = Command::SetMaintenance { node: node.clone(), is_on: request.on };
         self.machine.apply(vec![command]).await?;
         if request.on {
-            let is_free =
-                |state: &std::sync::Arc<ControlState>| !mirrored(state).any(|record| record.primary == node);
-            let mut states = quorum.watch();
-            let freed = tokio::time::timeout(LONGEST_EVACUATION, states.wait_for(is_free)).await;
-            if !matches!(freed, Ok(Ok(_))) {
+            let is_free = |state: &ControlState| !mirrored(state).any(|record| record.primary == node);
+            if !quorum.state_becomes(LONGEST_EVACUATION, is_free).await {
                 return Err(Refusal::Impossible(format!(
                     "node {node} is in maintenance, but has not handed over everything yet: `gemel status` says what is \
                      left and why; it goes on trying"

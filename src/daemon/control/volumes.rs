@@ -142,9 +142,7 @@ impl Control {
         is_wanted: impl Fn(&VolumeRecord) -> bool,
     ) -> bool {
         let Some(quorum) = self.machine.quorum() else { return false };
-        let mut states = quorum.watch();
-        let wanted = states.wait_for(|state| state.volume(name).is_some_and(&is_wanted));
-        matches!(tokio::time::timeout(LONGEST_CHANGE, wanted).await, Ok(Ok(_)))
+        quorum.state_becomes(LONGEST_CHANGE, |state| state.volume(name).is_some_and(&is_wanted)).await
     }
 
     /// Changes a volume's size.

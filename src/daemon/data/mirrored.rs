@@ -477,14 +477,13 @@ impl<P: Pool> AccessAuthority for Authority<P> {
             if !mirrored.node.hand_over(self.volume, "a host asked for it") {
                 return failed("the volume is not in sync on both nodes");
             }
-            let moved = |state: &Arc<ControlState>| {
+            let moved = |state: &ControlState| {
                 let record = state.volume_by_id(self.volume);
                 record.is_none_or(|record| record.primary != mirrored.own)
             };
-            let mut states = mirrored.quorum.watch();
-            match tokio::time::timeout(LONGEST_MOVE, states.wait_for(moved)).await {
-                Ok(Ok(_)) => Ok(()),
-                _ => failed("the other node did not take it in time"),
+            match mirrored.quorum.state_becomes(LONGEST_MOVE, moved).await {
+                true => Ok(()),
+                false => failed("the other node did not take it in time"),
             }
         })
     }
