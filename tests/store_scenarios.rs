@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // the rig below is part of the tests
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -55,13 +55,7 @@ fn a_checkpoint_in_fresh_segments_is_rebuilt_onto_a_new_disk_after_a_restart() {
     let store = rig.restart(store);
     // The segment table in the checkpoint is older than the segments that the checkpoint itself took.
     rig.block_on(store.array().fail(Slot(1), "somebody wanted it")).unwrap();
-    let medium = SimulatedMedium::new("new", DISK_BYTES, 4499);
-    let disk: Rc<dyn Disk> = SimulatedDisk::open(&medium, rig.world.borrow().clone());
-    rig.block_on(store.array().replace(Slot(1), disk, Uuid([9; 16]), false)).unwrap();
-    while store.rebuild_progress().is_some() {
-        rig.wait(Duration::from_millis(100));
-    }
-    rig.media[1] = medium;
+    rig.replace(&store, 1, SimulatedMedium::new("new", DISK_BYTES, 4499));
     rig.cut_power();
     drop(store);
     let store = rig.open_without(&[0]).expect("any one disk may fail once the new one is rebuilt");
@@ -78,16 +72,40 @@ fn a_checkpoint_from_before_a_disk_was_replaced_survives_the_loss_of_another_one
         rig.block_on(store.renew_checkpoint()).unwrap(); // over the two others
         let medium = SimulatedMedium::new("new", DISK_BYTES, 4599);
         medium.rot(1 << 20..DISK_BYTES); // it was used for something else
-        let disk: Rc<dyn Disk> = SimulatedDisk::open(&medium, rig.world.borrow().clone());
-        rig.block_on(store.array().replace(Slot(1), disk, Uuid([9; 16]), false)).unwrap();
-        while store.rebuild_progress().is_some() {
-            rig.wait(Duration::from_millis(100));
-        }
-        rig.media[1] = medium;
+        rig.replace(&store, 1, medium);
         rig.cut_power();
         drop(store);
         let store = rig.open_without(&[lost]).expect("any one disk may fail once the new one is rebuilt");
         assert_eq!((0..40).map(|address| rig.read_round(&store, address).unwrap()).max(), Some(1));
+    }
+}
+
+#[test]
+fn a_disk_that_joins_while_another_one_is_rebuilt_in_its_place_gets_everything() {
+    for rebuilt in 5..25 {
+        let mut rig = Rig::new(48, 4);
+        let store = rig.open();
+        (0..24).for_each(|part| rig.write(&store, part * 40, 40, 1));
+        rig.block_on(store.array().fail(Slot(1), "somebody wanted it")).unwrap();
+        rig.join(&store, 1, &SimulatedMedium::new("first", DISK_BYTES, 4898));
+        // Rebuilding stands still in a read. What is written meanwhile counts on the first new disk.
+        rig.media[0].inject(Fault::always(Operation::Read, Effect::Stall(Duration::from_millis(200))));
+        let writes = (24..48).map(|part| rig.append(&store, part * 40, 40, 1));
+        rig.block_on(futures::future::try_join_all(writes)).unwrap();
+        rig.block_on(store.array().fail(Slot(1), "it fails as well")).unwrap();
+        let second = SimulatedMedium::new("second", DISK_BYTES, 4899);
+        rig.join(&store, 1, &second);
+        rig.media[1] = second;
+        rig.media[0].clear_faults();
+        // The power fails while the second one has a part of it.
+        let begun = store.array().unproven_count();
+        while store.array().unproven_count() + rebuilt > begun {
+            rig.wait(Duration::from_micros(100));
+        }
+        let store = rig.restart(store);
+        rig.wait_until_rebuilt(&store);
+        rig.block_on(store.array().fail(Slot(0), "a third one")).unwrap();
+        (0..1920).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(1), "{address}"));
     }
 }
 
@@ -825,7 +843,8 @@ struct Rig {
     world: RefCell<Rc<World>>,
     media: Vec<Rc<SimulatedMedium>>,
     events: Rc<RefCell<Vec<Event>>>,
-    sequence: std::cell::Cell<u64>,
+    sequence: Cell<u64>,
+    joined: Cell<u8>,
 }
 
 impl Rig {
@@ -834,10 +853,30 @@ impl Rig {
         let world = RefCell::new(executor.world("node"));
         let medium = |n: u64| SimulatedMedium::new(&format!("disk{n}"), DISK_BYTES, seed * 100 + n);
         let media = (0..disks as u64).map(medium).collect();
-        let rig = Self { executor, world, media, events: Rc::default(), sequence: Default::default() };
+        let (events, sequence, joined) = Default::default();
+        let rig = Self { executor, world, media, events, sequence, joined };
         let options = FormatOptions { segment_bytes: Some(SEGMENT_BYTES), overwrite_foreign: false };
         rig.block_on(Array::format(&rig.disks(&[]), &options, POOL, LOG_KEY)).unwrap();
         rig
+    }
+
+    /// Puts a disk into the place of one that is out of use, and waits until it has everything.
+    fn replace(&mut self, store: &Store, slot: u8, medium: Rc<SimulatedMedium>) {
+        self.join(store, slot, &medium);
+        self.wait_until_rebuilt(store);
+        self.media[usize::from(slot)] = medium;
+    }
+
+    fn join(&self, store: &Store, slot: u8, medium: &Rc<SimulatedMedium>) {
+        let disk: Rc<dyn Disk> = SimulatedDisk::open(medium, self.world.borrow().clone());
+        let identity = Uuid([100 + self.joined.replace(self.joined.get() + 1); 16]);
+        self.block_on(store.array().replace(Slot(slot), disk, identity, false)).unwrap();
+    }
+
+    fn wait_until_rebuilt(&self, store: &Store) {
+        while !store.array().is_whole() {
+            self.wait(Duration::from_millis(100));
+        }
     }
 
     fn disks(&self, missing: &[usize]) -> Vec<Rc<dyn Disk>> {

@@ -194,14 +194,16 @@ impl Membership {
         if self.live().contains(slot) { Ok(()) } else { Err(ArrayError::Unreadable) }
     }
 
-    /// Makes it durable how far the rebuilding has come; `None`: it is complete.
+    /// Makes it durable how far the rebuilding of a disk has come; `None`: it is complete. Changes nothing when another
+    /// disk has come to its place.
     pub(super) async fn commit_rebuild(
         &self,
-        slot: Slot,
+        (slot, disk): (Slot, Uuid),
         rebuild: Option<RebuildRecord>,
     ) -> Result<(), ArrayError> {
         self.commit_change(|record| {
-            if record.rebuild.is_some_and(|known| known.slot == slot) {
+            let is_it = record.disks[slot.index()].uuid == disk || mutant::is(Mutant::RebuildOfAnotherDisk);
+            if is_it && record.rebuild.is_some_and(|known| known.slot == slot) {
                 record.rebuild = rebuild;
             }
         })

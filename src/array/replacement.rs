@@ -181,20 +181,36 @@ impl Array {
         }
     }
 
+    /// The identity of the disk that is being rebuilt. Another one may come to the same place when it fails.
+    #[must_use]
+    pub fn rebuilding_disk(&self) -> Option<Uuid> {
+        let slot = self.rebuild()?.slot;
+        if mutant::is(Mutant::RebuildOfAnotherDisk) {
+            return Some(Uuid([0; 16])); // one is as good as another
+        }
+        Some(self.membership().record().disks[slot.index()].uuid)
+    }
+
     /// Writes a part of the column of a segment to the disk that is being rebuilt. Whether that is still there.
-    pub async fn write_rebuilt(&self, slot: Slot, segment: SegmentIndex, row: u32, data: Bytes) -> bool {
+    pub async fn write_rebuilt(
+        &self,
+        (slot, disk): (Slot, Uuid),
+        segment: SegmentIndex,
+        row: u32,
+        data: Bytes,
+    ) -> bool {
         self.write_rows(slot, segment, row, data).await;
-        self.rebuild().is_some_and(|rebuild| rebuild.slot == slot)
+        self.rebuilding_disk() == Some(disk)
     }
 
-    /// Makes it durable how far the rebuilding has come. What it says must be on stable media.
-    pub async fn commit_rebuild(&self, rebuild: RebuildRecord) -> Result<(), ArrayError> {
-        self.membership().commit_rebuild(rebuild.slot, Some(rebuild)).await
+    /// Makes it durable how far the rebuilding of this disk has come. What it says must be on stable media.
+    pub async fn commit_rebuild(&self, disk: Uuid, rebuild: RebuildRecord) -> Result<(), ArrayError> {
+        self.membership().commit_rebuild((rebuild.slot, disk), Some(rebuild)).await
     }
 
-    /// The disk in `slot` has everything: from now on another one may fail.
-    pub async fn finish_rebuild(&self, slot: Slot) -> Result<(), ArrayError> {
-        self.membership().commit_rebuild(slot, None).await?;
+    /// The disk in `slot`, which is this one, has everything: from now on another one may fail.
+    pub async fn finish_rebuild(&self, slot: Slot, disk: Uuid) -> Result<(), ArrayError> {
+        self.membership().commit_rebuild((slot, disk), None).await?;
         if self.membership().record().rebuild.is_none() {
             self.replacement().unproven.borrow_mut().clear();
         }

@@ -134,6 +134,7 @@ seeded_bugs! {
         TableNotRepaired,
         TableNotRebuilt,
         CheckpointOfOtherDisks,
+        RebuildOfAnotherDisk,
     }
 }
 

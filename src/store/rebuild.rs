@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use futures::future::select;
 
-use crate::array::superblock::RebuildRecord;
+use crate::array::superblock::{RebuildRecord, Uuid};
 use crate::array::{MemberSet, SegmentIndex, Slot, parity};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
@@ -173,12 +173,13 @@ fn mark_unproven(shared: &Shared, rebuild: &RebuildRecord) {
 
 /// Rebuilds the disk from where that was left, to the end or until it can't go on.
 async fn rebuild_disk(shared: &Rc<Shared>, mut rebuild: RebuildRecord) {
-    let slot = rebuild.slot;
+    let Some(disk) = shared.array.rebuilding_disk() else { return };
+    let (slot, this) = (rebuild.slot, (rebuild.slot, disk));
     if rebuild.before_generation == u64::MAX {
         mark_unproven(shared, &rebuild);
         // What is opened from now on has the disk.
         rebuild.before_generation = shared.contents.borrow().segments.next_generation();
-        if shared.array.commit_rebuild(rebuild).await.is_err() {
+        if shared.array.commit_rebuild(disk, rebuild).await.is_err() {
             return;
         }
     }
@@ -189,7 +190,7 @@ async fn rebuild_disk(shared: &Rc<Shared>, mut rebuild: RebuildRecord) {
         let (mut from, mut is_waiting) = (first, false);
         while let Some(segment) = shared.array.next_unproven(from) {
             let began = shared.runtime.now();
-            match rebuild_segment(shared, slot, segment).await {
+            match rebuild_segment(shared, this, segment).await {
                 Outcome::Done => shared.array.proven(segment),
                 Outcome::NotYet => is_waiting = true,
                 Outcome::Ended => return,
@@ -198,18 +199,18 @@ async fn rebuild_disk(shared: &Rc<Shared>, mut rebuild: RebuildRecord) {
             unsaved += 1;
             if unsaved >= SAVE_AFTER_SEGMENTS {
                 unsaved = 0;
-                if save(shared, &mut rebuild).await.is_err() {
+                if save(shared, disk, &mut rebuild).await.is_err() {
                     return;
                 }
             }
             pause(shared, shared.runtime.now().since(began)).await;
         }
         if is_waiting {
-            leave_open_segments(shared, slot).await;
+            leave_open_segments(shared, disk).await;
         }
     }
     let flushed = shared.array.flush().await;
-    if flushed.is_ok() && is_there(shared, slot) && shared.array.finish_rebuild(slot).await.is_ok() {
+    if flushed.is_ok() && is_there(shared, disk) && shared.array.finish_rebuild(slot, disk).await.is_ok() {
         (shared.events)(Event {
             severity: Severity::Info,
             kind: "disk-rebuilt",
@@ -221,23 +222,22 @@ async fn rebuild_disk(shared: &Rc<Shared>, mut rebuild: RebuildRecord) {
     }
 }
 
-fn is_there(shared: &Shared, slot: Slot) -> bool {
-    !shared.stopped.get()
-        && !shared.array.is_offline()
-        && shared.array.rebuild().is_some_and(|rebuild| rebuild.slot == slot)
+/// Whether this very disk is still being rebuilt: when it fails, another one may come to its place at once.
+fn is_there(shared: &Shared, disk: Uuid) -> bool {
+    !shared.stopped.get() && !shared.array.is_offline() && shared.array.rebuilding_disk() == Some(disk)
 }
 
 /// Makes durable what is proven so far.
-async fn save(shared: &Shared, rebuild: &mut RebuildRecord) -> Result<(), ()> {
+async fn save(shared: &Shared, disk: Uuid, rebuild: &mut RebuildRecord) -> Result<(), ()> {
     let count = shared.array.geometry().segment_count;
     let ahead = if mutant::is(Mutant::RebuildCountedTooEarly) { 8 } else { 0 };
     let cursor = shared.array.next_unproven(SegmentIndex(0)).map_or(count, |segment| segment.0);
     rebuild.cursor = (cursor + ahead).min(count);
     shared.array.flush().await.map_err(drop)?;
-    if !is_there(shared, rebuild.slot) {
+    if !is_there(shared, disk) {
         return Err(());
     }
-    shared.array.commit_rebuild(*rebuild).await.map_err(drop)
+    shared.array.commit_rebuild(disk, *rebuild).await.map_err(drop)
 }
 
 async fn pause(shared: &Shared, worked: Duration) {
@@ -250,11 +250,11 @@ async fn pause(shared: &Shared, worked: Duration) {
 }
 
 /// Has the heads of the log go on in segments that were opened with the disk there.
-async fn leave_open_segments(shared: &Rc<Shared>, slot: Slot) {
+async fn leave_open_segments(shared: &Rc<Shared>, disk: Uuid) {
     for head in 0..HEADS {
         let current = shared.log.borrow().position().heads[head].current;
         let is_left = current.is_none_or(|open| !shared.array.is_unproven(open.segment));
-        if is_left || !is_there(shared, slot) {
+        if is_left || !is_there(shared, disk) {
             continue;
         }
         let (tracker, done) = Tracker::new();
@@ -266,10 +266,11 @@ async fn leave_open_segments(shared: &Rc<Shared>, slot: Slot) {
     shared.runtime.sleep(RETRY).await;
 }
 
-async fn rebuild_segment(shared: &Rc<Shared>, slot: Slot, index: SegmentIndex) -> Outcome {
+async fn rebuild_segment(shared: &Rc<Shared>, this: (Slot, Uuid), index: SegmentIndex) -> Outcome {
+    let (slot, disk) = this;
     // Nothing is given back, and no checkpoint is written, while this is held.
     let _no_release = shared.checkpointing.lock().await;
-    if !is_there(shared, slot) {
+    if !is_there(shared, disk) {
         return Outcome::Ended;
     }
     let info = *shared.contents.borrow().segments.get(index);
@@ -294,7 +295,7 @@ async fn rebuild_segment(shared: &Rc<Shared>, slot: Slot, index: SegmentIndex) -
     for first in (0..shared.array.geometry().rows).step_by(CHUNK_ROWS) {
         let rows = (shared.array.geometry().rows - first).min(CHUNK_ROWS as u32);
         let (from, to) = (first as usize * BLOCK_SIZE, (first + rows) as usize * BLOCK_SIZE);
-        if !shared.array.write_rebuilt(slot, index, first, data.slice(from..to)).await {
+        if !shared.array.write_rebuilt(this, index, first, data.slice(from..to)).await {
             return Outcome::Ended;
         }
     }

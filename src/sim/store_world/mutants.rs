@@ -53,7 +53,8 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::ScrubNotFlushed
         | Mutant::SpareTwice
         | Mutant::TableNotRebuilt
-        | Mutant::CheckpointOfOtherDisks => Theme::Healing,
+        | Mutant::CheckpointOfOtherDisks
+        | Mutant::RebuildOfAnotherDisk => Theme::Healing,
         Mutant::ScrubRepairsFromGarbage => Theme::TwoFaults,
         Mutant::ReservationLeaks | Mutant::OverwriteNeedsSpace | Mutant::ReleaseUnderReaders => {
             Theme::FullPool
@@ -73,7 +74,8 @@ fn theme_for(mutant: Mutant) -> Theme {
 }
 
 /// Those of maps that are kept on the disks.
-const OF_TREES: [Mutant; 10] = [
+const OF_TREES: [Mutant; 11] = [
+    Mutant::RebuildOfAnotherDisk,
     Mutant::CheckpointOfOtherDisks,
     Mutant::TablesFreedTooEarly,
     Mutant::SegmentsBeforeTablesInCheckpoint,
