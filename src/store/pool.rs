@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use futures::future::join_all;
 
 use crate::array::{Array, OpenError};
 use crate::base::buffer::{AlignedBuf, is_block_aligned};
@@ -292,33 +293,38 @@ impl Store {
 
     /// Has the map find out which blocks have space, if that may decide whether there is enough.
     async fn learn_space(&self, volume: VolumeId, writes: &[BlockWrite]) {
-        let mut unknown: Vec<Range<u64>> = Vec::new();
-        {
-            let contents = self.shared.contents.borrow();
-            let Some(state) = contents.volumes.get(&volume) else { return };
-            let newest = state.snapshots.newest();
-            for write in writes {
-                let BlockWrite::Data { address, .. } = write else { continue };
-                match unknown.last_mut() {
-                    _ if contents.map.has_space(volume, *address, newest) => {}
-                    Some(last) if last.end == address.0 => last.end += 1,
-                    _ => unknown.push(address.0..address.0 + 1),
-                }
-            }
-            let blocks: u64 = unknown.iter().map(|blocks| blocks.end - blocks.start).sum();
-            if blocks == 0 || self.shared.takes(&contents, volume, blocks) {
+        // While one part is learned another one may be forgotten.
+        for _ in 0..LEARNED_AT_MOST {
+            let unknown = self.unknown_space(volume, writes);
+            if unknown.is_empty() {
                 return;
             }
-        }
-        for blocks in unknown {
-            let count = blocks.end - blocks.start;
-            let learning = match self.shared.contents.borrow().tree() {
-                Some(map) => map.tree().learn_space(volume, BlockAddress(blocks.start), count),
-                None => return,
+            let learn = |blocks: Range<u64>| {
+                let contents = self.shared.contents.borrow();
+                let map = contents.tree()?.tree();
+                Some(map.learn_space(volume, BlockAddress(blocks.start), blocks.end - blocks.start))
             };
             // What can't be found out counts as new.
-            let _ = learning.await;
+            let _ = join_all(unknown.into_iter().filter_map(learn)).await;
         }
+    }
+
+    /// The blocks that may need space, if there is not enough for all of them.
+    fn unknown_space(&self, volume: VolumeId, writes: &[BlockWrite]) -> Vec<Range<u64>> {
+        let mut unknown: Vec<Range<u64>> = Vec::new();
+        let contents = self.shared.contents.borrow();
+        let Some(state) = contents.volumes.get(&volume) else { return unknown };
+        let newest = state.snapshots.newest();
+        for write in writes {
+            let BlockWrite::Data { address, .. } = write else { continue };
+            match unknown.last_mut() {
+                _ if contents.map.has_space(volume, *address, newest) => {}
+                Some(last) if last.end == address.0 => last.end += 1,
+                _ => unknown.push(address.0..address.0 + 1),
+            }
+        }
+        let blocks: u64 = unknown.iter().map(|blocks| blocks.end - blocks.start).sum();
+        if blocks == 0 || self.shared.takes(&contents, volume, blocks) { Vec::new() } else { unknown }
     }
 
     /// Turns writes into statements, and reserves space for blocks that have none yet.
@@ -447,3 +453,6 @@ fn aligned(shared: &Shared, data: Bytes) -> Bytes {
     assert_eq!(data.len(), BLOCK_SIZE, "blocks are written whole");
     if is_block_aligned(&data) { data } else { shared.array.buffers().copy_of(&data).freeze() }
 }
+
+/// How often the map is asked at most which blocks of an append have space.
+const LEARNED_AT_MOST: usize = 3;
