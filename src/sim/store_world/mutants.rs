@@ -89,7 +89,8 @@ const OF_TREES: [Mutant; 10] = [
 ];
 
 /// Those that take more seeds than that.
-const SLOW: [Mutant; 9] = [
+const SLOW: [Mutant; 10] = [
+    Mutant::TableNotRebuilt,
     Mutant::HoleForgottenUnderMemtable,
     Mutant::ScrubNotFlushed,
     Mutant::RebuildFromUnproven,
