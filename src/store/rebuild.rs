@@ -285,6 +285,7 @@ async fn rebuild_segment(shared: &Rc<Shared>, this: (Slot, Uuid), index: Segment
         }
         SegmentState::Open if !mutant::is(Mutant::RebuildFromUnproven) => return Outcome::NotYet,
         SegmentState::Sealed if info.last_batch > shared.log.borrow().durable => return Outcome::NotYet,
+        SegmentState::Table if mutant::is(Mutant::TableNotRebuilt) => return Outcome::Done,
         SegmentState::Table if shared.is_table_begun(index) => return Outcome::NotYet,
         SegmentState::Open | SegmentState::Sealed | SegmentState::Checkpoint | SegmentState::Table => {}
     }

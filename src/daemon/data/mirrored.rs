@@ -90,8 +90,8 @@ pub type RefuseAt = Box<dyn Fn(&[IpAddr])>;
 struct Floating {
     addresses: FloatingAddresses,
     refuse_at: RefuseAt,
-    /// That was done, so that the addresses may be given up.
-    is_refusing: bool,
+    /// Since when it is done, before the addresses are given up.
+    refusing_since: Option<Instant>,
 }
 
 impl<P: Pool> Mirrored<P> {
@@ -247,7 +247,7 @@ impl<P: Pool> Mirrored<P> {
     /// Has this node hold floating addresses from now on, whenever it is the one to do so.
     pub fn hold_floating(&self, config: FloatingConfig, refuse_at: RefuseAt) {
         let addresses = FloatingAddresses::new(config);
-        *self.floating.borrow_mut() = Some(Floating { addresses, refuse_at, is_refusing: false });
+        *self.floating.borrow_mut() = Some(Floating { addresses, refuse_at, refusing_since: None });
     }
 
     fn tick_floating(&self, state: &ControlState) {
@@ -256,13 +256,17 @@ impl<P: Pool> Mirrored<P> {
             // Whoever may not serve knows the state late, perhaps: the other node may be the one by now.
             let has_right = self.quorum.lease().is_held(clock_ms(), self.seen_index.get()) || serves();
             let may_hold = has_right && !self.is_leaving.get() && is_chosen(state, &self.own);
-            if !may_hold && floating.addresses.are_held() && !floating.is_refusing {
-                // Their end is said while the address is there, the rest in the next tick.
-                (floating.refuse_at)(&floating.addresses.addresses());
-                floating.is_refusing = true;
-                return;
+            if !may_hold && floating.addresses.are_held() {
+                // Sessions' end is said while the address is there.
+                let refusing_since = *floating.refusing_since.get_or_insert_with(|| {
+                    (floating.refuse_at)(&floating.addresses.addresses());
+                    Instant::now()
+                });
+                if refusing_since.elapsed() < FAREWELL {
+                    return;
+                }
             }
-            if may_hold && std::mem::take(&mut floating.is_refusing) {
+            if may_hold && floating.refusing_since.take().is_some() {
                 (floating.refuse_at)(&[]);
             }
             floating.addresses.tick(may_hold, Instant::now());
@@ -495,6 +499,9 @@ const WATERMARK_PERIOD: Duration = Duration::from_secs(1);
 /// How often is looked whether a step of a stop is done, and how many times: a second at most.
 const LEAVE_TICK: Duration = Duration::from_millis(10);
 const LONGEST_LEAVE_TICKS: u32 = 100;
+
+/// How long floating addresses stay for what is said to hosts last.
+const FAREWELL: Duration = Duration::from_millis(20);
 
 /// Longest that a host waits for a move that it has asked for.
 const LONGEST_MOVE: Duration = Duration::from_secs(10);

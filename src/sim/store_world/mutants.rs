@@ -89,8 +89,7 @@ const OF_TREES: [Mutant; 10] = [
 ];
 
 /// Those that take more seeds than that.
-const SLOW: [Mutant; 10] = [
-    Mutant::TableNotRebuilt,
+const SLOW: [Mutant; 9] = [
     Mutant::HoleForgottenUnderMemtable,
     Mutant::ScrubNotFlushed,
     Mutant::RebuildFromUnproven,
