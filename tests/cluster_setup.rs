@@ -329,9 +329,8 @@ fn a_machine_that_is_lost_is_replaced_by_a_new_one() {
     site.kill("a");
     std::fs::rename(site.dir("a"), site.folder.path().join("burnt")).unwrap();
     std::fs::rename(site.folder.path().join("disks-a"), site.folder.path().join("burnt-disks")).unwrap();
-    let text = succeed(site.gemel("b", &["cluster", "token", "a", "--json"]));
-    let token: Value = serde_json::from_str(&text).unwrap();
-    succeed(site.join("a", token["token"].as_str().unwrap(), false));
+    let token = token_for(&site, "b", "a");
+    succeed(site.join("a", &token, false));
     site.format("a");
     site.start("a");
     wait_until("it is replaced", || {
@@ -381,8 +380,19 @@ fn until_keys_are_known() {
     std::thread::sleep(Duration::from_secs(5));
 }
 
+/// A token for another machine in the place of a member that is gone, as soon as `asked` has noticed that it is.
 fn token_for(site: &Site, asked: &str, member: &str) -> String {
-    let text = succeed(site.gemel(asked, &["cluster", "token", member, "--json"]));
+    let mut text = String::new();
+    wait_until("it is known to be gone", || {
+        let output = site.gemel(asked, &["cluster", "token", member, "--json"]);
+        let is_refused = output.status.code() == Some(65);
+        assert!(
+            output.status.success() || is_refused && errors(&output).contains("is in service"),
+            "{output:?}"
+        );
+        text = String::from_utf8(output.stdout).unwrap();
+        !is_refused
+    });
     let token: Value = serde_json::from_str(&text).unwrap();
     token["token"].as_str().unwrap().to_owned()
 }
