@@ -258,6 +258,29 @@ fn a_spare_takes_the_place_of_a_disk_that_dies() {
 }
 
 #[test]
+fn a_disk_that_collects_errors_is_retired_while_a_spare_waits() {
+    let mut site = Site::start();
+    let mut filled = site.filled(4_000);
+    let load = site.load();
+    let spare = site.new_disk("spare.img", DISK_BYTES);
+    site.node.administer(&["disk", "spare", "add", &spare]);
+    let (old, path) = (site.disk(2), site.node.disk_path(2));
+    assert!(rot(&path) >= 1_000);
+    site.scrub();
+    site.wait_until("the disk is retired", |site| site.has_event("disk-retired"));
+    site.wait_until_whole();
+    assert_eq!((site.state_of(&spare), site.state_of(&old)), ("ok".into(), "gone".into()));
+    // The pool does without any other one now.
+    site.node.administer(&["disk", "fail", "0"]);
+    filled.check_all();
+    let mut hosts = load.finish();
+    site.node.kill();
+    site.node.restart();
+    filled.check_all();
+    hosts.iter_mut().for_each(Host::check_all);
+}
+
+#[test]
 fn ten_thousand_rotten_blocks_are_found_and_repaired_under_load() {
     let mut site = Site::start();
     let mut filled = site.filled(44_000);

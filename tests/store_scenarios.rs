@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use gemel::array::superblock::{COPY_OFFSETS, LogKey, SUPERBLOCK_BYTES, Uuid};
-use gemel::array::{Array, ArrayError, DiskState, FormatOptions, OpenError, Slot};
+use gemel::array::{Array, ArrayError, DiskState, FormatOptions, OpenError, SegmentIndex, Slot};
 use gemel::base::buffer::{AlignedBuf, BufferPool};
 use gemel::base::checksum::Crc32;
 use gemel::base::event::Event;
@@ -106,6 +106,52 @@ fn a_disk_that_joins_while_another_one_is_rebuilt_in_its_place_gets_everything()
         rig.wait_until_rebuilt(&store);
         rig.block_on(store.array().fail(Slot(0), "a third one")).unwrap();
         (0..1920).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(1), "{address}"));
+    }
+}
+
+#[test]
+fn a_retired_disk_is_read_until_the_one_in_its_place_has_all() {
+    for (seed, is_readable) in [(46, false), (47, true)] {
+        let mut rig = Rig::new(seed, 4);
+        let store = rig.open();
+        (0..8).for_each(|part| rig.write(&store, part * 40, 40, 1));
+        // On each disk but the one that will go a block of a segment that is full can't be read, or is wrong, no two in a
+        // row.
+        let mut damaged = Vec::new();
+        for address in 0..120 {
+            let (slot, offset) = rig.find_block(address, 1)[0];
+            if slot != 1 && !damaged.iter().any(|(known, at)| *known == slot || *at == offset) {
+                let bytes = offset..offset + BLOCK_SIZE as u64;
+                let medium = &rig.media[slot];
+                if is_readable {
+                    medium.rot(bytes)
+                } else {
+                    medium.make_unreadable(bytes)
+                }
+                damaged.push((slot, offset));
+            }
+        }
+        assert_eq!(damaged.len(), 3);
+        let spare = SimulatedMedium::new("spare", DISK_BYTES, seed * 100 + 99);
+        let disk: Rc<dyn Disk> = SimulatedDisk::open(&spare, rig.world.borrow().clone());
+        assert!(
+            rig.block_on(store.retire_disk(Slot(1), "it is not trusted")).is_err(),
+            "nothing takes its place"
+        );
+        rig.block_on(store.array().add_spare(disk, Uuid([9; 16]))).unwrap();
+        rig.block_on(store.retire_disk(Slot(1), "it is not trusted")).unwrap();
+        rig.wait_until_rebuilt(&store);
+        rig.media[1] = spare;
+        assert!(!rig.events.borrow().iter().any(|event| event.kind == "rebuild-damage"));
+        (0..320).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(1), "{address}"));
+        // A scrub repairs what was wrong: then any one disk may go.
+        let segments = store.array().geometry().segment_count;
+        for segment in (0..segments).map(SegmentIndex) {
+            assert!(rig.block_on(store.scrub_segment(segment)).unwrap().unrecoverable.is_empty());
+        }
+        let store = rig.restart(store);
+        rig.block_on(store.array().fail(Slot(0), "somebody wanted it")).unwrap();
+        (0..320).for_each(|address| assert_eq!(rig.read_round(&store, address), Ok(1), "{address}"));
     }
 }
 

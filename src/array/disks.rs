@@ -45,6 +45,8 @@ struct Watch {
     progress: Cell<Instant>,
     read_errors: Cell<u64>,
     repairs: Cell<u64>,
+    operations: Cell<u64>,
+    busy: Cell<Duration>,
     left: Signal,
 }
 
@@ -91,6 +93,8 @@ pub struct DiskStatus {
     pub read_errors: u64,
     /// Blocks that were rebuilt and written back.
     pub repairs: u64,
+    /// Operations that completed, and how long they took, added up.
+    pub operations: (u64, Duration),
     /// Size of the disk; 0 when it was not found.
     pub size_bytes: u64,
 }
@@ -145,6 +149,10 @@ impl Array {
         array
     }
 
+    pub(super) fn runtime(&self) -> &RuntimeHandle {
+        &self.shared.runtime
+    }
+
     pub(super) fn membership(&self) -> &Membership {
         &self.shared.membership
     }
@@ -158,6 +166,8 @@ impl Array {
         let watch = &self.shared.watches[slot.index()];
         watch.read_errors.set(0);
         watch.repairs.set(0);
+        watch.operations.set(0);
+        watch.busy.set(Duration::ZERO);
     }
 
     pub(super) async fn write_rows(&self, slot: Slot, segment: SegmentIndex, row: u32, data: Bytes) {
@@ -232,6 +242,7 @@ impl Array {
         let live = membership.live();
         let describe = |slot: Slot| {
             let disk = membership.any_disk(slot);
+            let watch = &self.shared.watches[slot.index()];
             let is_rebuilding = membership.rebuild().is_some_and(|rebuild| rebuild.slot == slot);
             let state = match (live.contains(slot), disk.is_some()) {
                 (true, _) if is_rebuilding => DiskState::Rebuilding,
@@ -246,8 +257,9 @@ impl Array {
                 path: disk.map(|disk| disk.properties().path.clone()),
                 state,
                 reason: membership.reason(slot),
-                read_errors: self.shared.watches[slot.index()].read_errors.get(),
-                repairs: self.shared.watches[slot.index()].repairs.get(),
+                read_errors: watch.read_errors.get(),
+                repairs: watch.repairs.get(),
+                operations: (watch.operations.get(), watch.busy.get()),
             }
         };
         self.shared.geometry.all_slots().iter().map(describe).collect()
@@ -261,14 +273,18 @@ impl Array {
     /// Stops using a disk, as if it had failed, and returns when that is durable. Refused (`Offline`)
     /// when the array cannot do without it; then nothing has changed.
     pub async fn fail(&self, slot: Slot, reason: &str) -> Result<(), ArrayError> {
-        let membership = &self.shared.membership;
-        let others = self.shared.geometry.all_slots().without(slot);
-        let others_are_whole = others.difference(membership.whole()) == MemberSet::EMPTY;
-        if !others_are_whole || !self.live().contains(slot) || self.shared.geometry.disk_count < 2 {
+        if !self.can_do_without(slot) {
             return Err(ArrayError::Offline);
         }
         self.disk_left(slot, reason);
         self.shared.membership.settled().await
+    }
+
+    /// Whether a disk is in use, and all others have all that they should have.
+    pub(super) fn can_do_without(&self, slot: Slot) -> bool {
+        let others = self.shared.geometry.all_slots().without(slot);
+        let are_whole = others.difference(self.shared.membership.whole()) == MemberSet::EMPTY;
+        are_whole && self.live().contains(slot) && self.shared.geometry.disk_count >= 2
     }
 
     /// Stops using a disk although the array may have to stop for that.
@@ -375,13 +391,13 @@ impl Array {
         if self.is_offline() {
             return Err(ArrayError::Offline);
         }
-        let disk = self.shared.membership.disk(slot).ok_or(ArrayError::Unreadable)?;
-        if self.lacks(slot, segment) {
-            return Err(ArrayError::Unreadable);
-        }
-        let buffer = self.shared.buffers.get(count as usize * BLOCK_SIZE);
+        let (length, offset) = (count as usize * BLOCK_SIZE, self.shared.geometry.offset(segment, row));
+        let Some(disk) = self.shared.membership.disk(slot).filter(|_| !self.lacks(slot, segment)) else {
+            return self.read_predecessor(slot, offset, segment, length).await;
+        };
+        let buffer = self.shared.buffers.get(length);
         add(&self.shared.counters.reads, 1);
-        match self.watched(slot, disk.read(self.shared.geometry.offset(segment, row), buffer)).await {
+        match self.watched(slot, disk.read(offset, buffer)).await {
             Some(Ok(buffer)) => Ok(buffer),
             Some(Err(error)) => {
                 self.note_read_error(slot);
@@ -463,8 +479,9 @@ impl Array {
     /// Awaits a disk operation; `None` when the disk left or the array went offline meanwhile.
     async fn watched<T>(&self, slot: Slot, operation: DiskFuture<T>) -> Option<Result<T, DiskError>> {
         let watch = &self.shared.watches[slot.index()];
+        let began = self.shared.runtime.now();
         if watch.outstanding.get() == 0 {
-            watch.progress.set(self.shared.runtime.now());
+            watch.progress.set(began);
         }
         watch.outstanding.set(watch.outstanding.get() + 1);
         let mut operation = operation;
@@ -477,8 +494,11 @@ impl Array {
                 Either::Right(_) => break None,
             }
         };
+        let ended = self.shared.runtime.now();
         watch.outstanding.set(watch.outstanding.get() - 1);
-        watch.progress.set(self.shared.runtime.now());
+        watch.progress.set(ended);
+        add(&watch.operations, 1);
+        watch.busy.set(watch.busy.get() + ended.since(began));
         result
     }
 

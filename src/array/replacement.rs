@@ -5,17 +5,22 @@
 //! on it, segment by segment, until the store has rebuilt it (`store/rebuild`): such a column is neither read nor
 //! used to reconstruct another one. While anything is unproven, no other disk can be done without.
 //!
+//! A disk that is *retired* while it still works goes on being read where it has all of a segment, until the disk in its
+//! place has that too. So what another disk can't give, or has wrong, is not lost while there is no parity for it.
+//!
 //! Left to others: which segments there are and what they hold, and how fast they are rebuilt (`store`).
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{Either, select};
 
 use crate::base::buffer::AlignedBuf;
 use crate::base::event::{Event, Severity};
 use crate::base::mutant::{self, Mutant};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, DiskErrorKind};
 
 use super::disks::{Array, ArrayError};
 use super::election::{OpenError, read_superblock, refuse_unless_blank};
@@ -29,6 +34,14 @@ pub(super) struct Replacement {
     /// By segment; empty when everything counts as proven.
     unproven: RefCell<Vec<bool>>,
     spares: RefCell<Vec<Spare>>,
+    predecessor: RefCell<Option<Predecessor>>,
+}
+
+/// A disk that was retired, and the segments that it has all of.
+struct Predecessor {
+    slot: Slot,
+    disk: Rc<dyn Disk>,
+    has: Vec<bool>,
 }
 
 /// A disk that takes the place of one that fails.
@@ -71,6 +84,17 @@ pub enum ReplaceError {
 impl Replacement {
     pub(super) fn is_unproven(&self, segment: SegmentIndex) -> bool {
         self.unproven.borrow().get(segment.index()).copied().unwrap_or(false)
+    }
+
+    /// The disk that was in a place and has all of a segment, where the one that is there now has not.
+    fn predecessor(&self, slot: Slot, segment: SegmentIndex) -> Option<Rc<dyn Disk>> {
+        let known = self.predecessor.borrow();
+        let is_it = |known: &&Predecessor| known.slot == slot && known.has[segment.index()];
+        known.as_ref().filter(is_it).map(|known| known.disk.clone())
+    }
+
+    fn forget_predecessor(&self, slot: Slot) {
+        self.predecessor.borrow_mut().take_if(|known| known.slot == slot);
     }
 }
 
@@ -137,7 +161,61 @@ impl Array {
 
     /// Lets go of a disk that is out of use, so that it can be opened anew.
     pub fn let_go(&self, slot: Slot) {
+        self.replacement().forget_predecessor(slot);
         self.membership().let_go(slot);
+    }
+
+    /// Stops using a disk that still works, as [`Array::fail`] does, for a spare to take its place. Of the segments that
+    /// `has` names it has all that is to be there: these are read from it until they are rebuilt.
+    ///
+    /// # Errors
+    /// As [`Array::fail`]; and when no spare waits. Nothing has changed then.
+    pub async fn retire(
+        &self,
+        slot: Slot,
+        reason: &str,
+        has: impl Fn(SegmentIndex) -> bool,
+    ) -> Result<(), ArrayError> {
+        let Some(disk) =
+            self.membership().disk(slot).filter(|_| !self.replacement().spares.borrow().is_empty())
+        else {
+            return Err(ArrayError::Offline);
+        };
+        if !self.can_do_without(slot) {
+            return Err(ArrayError::Offline);
+        }
+        let has = (0..self.geometry().segment_count).map(|segment| has(SegmentIndex(segment))).collect();
+        *self.replacement().predecessor.borrow_mut() = Some(Predecessor { slot, disk, has });
+        self.fail(slot, reason).await
+    }
+
+    /// Whether a segment that a disk lacks is read from the one that was retired from its place.
+    #[must_use]
+    pub fn has_predecessor(&self, slot: Slot, segment: SegmentIndex) -> bool {
+        self.replacement().predecessor(slot, segment).is_some()
+    }
+
+    /// Reads rows from the disk that was in a place before, where the one that is there now lacks them.
+    pub(super) async fn read_predecessor(
+        &self,
+        slot: Slot,
+        offset: u64,
+        segment: SegmentIndex,
+        length: usize,
+    ) -> Result<AlignedBuf, ArrayError> {
+        let disk = self.replacement().predecessor(slot, segment).ok_or(ArrayError::Unreadable)?;
+        let buffer = self.buffers().get(length);
+        match select(disk.read(offset, buffer), self.runtime().sleep(PATIENCE)).await {
+            Either::Left((Ok(buffer), _)) => Ok(buffer),
+            Either::Left((Err(error), _)) if matches!(error.kind, DiskErrorKind::Io(_)) => {
+                Err(ArrayError::Unreadable)
+            }
+            // It is gone, or hangs: nobody should wait for it again.
+            _ => {
+                self.replacement().forget_predecessor(slot);
+                Err(ArrayError::Unreadable)
+            }
+        }
     }
 
     /// The disk that is being rebuilt, and how far that has come durably.
@@ -176,6 +254,9 @@ impl Array {
 
     /// A segment's column was rebuilt, or the segment holds nothing any more.
     pub fn proven(&self, segment: SegmentIndex) {
+        if let Some(predecessor) = self.replacement().predecessor.borrow_mut().as_mut() {
+            predecessor.has[segment.index()] = mutant::is(Mutant::PredecessorOfReusedSegment);
+        }
         if let Some(unproven) = self.replacement().unproven.borrow_mut().get_mut(segment.index()) {
             *unproven = false;
         }
@@ -212,6 +293,7 @@ impl Array {
     pub async fn finish_rebuild(&self, slot: Slot, disk: Uuid) -> Result<(), ArrayError> {
         self.membership().commit_rebuild((slot, disk), None).await?;
         if self.membership().record().rebuild.is_none() {
+            self.replacement().forget_predecessor(slot);
             self.replacement().unproven.borrow_mut().clear();
         }
         Ok(())
@@ -280,7 +362,8 @@ impl Array {
     /// Whether a column can't be read as its disk is not there, or does not have it yet.
     #[must_use]
     pub fn lacks_column(&self, slot: Slot, segment: SegmentIndex) -> bool {
-        !self.live().contains(slot) || self.lacks(slot, segment)
+        let is_missing = !self.live().contains(slot) || self.lacks(slot, segment);
+        is_missing && self.replacement().predecessor(slot, segment).is_none()
     }
 
     /// What of a live disk is not there: reads of it are answered from the others.
@@ -295,6 +378,9 @@ impl Membership {
         (self.events())(Event { severity, kind, message });
     }
 }
+
+/// How long a disk that was retired may take for a read.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Puts a superblock on a disk that is about to join, one of no generation: it tells whose the disk is, and never
 /// rules. What was there before is no superblock any more.

@@ -135,6 +135,8 @@ seeded_bugs! {
         TableNotRebuilt,
         CheckpointOfOtherDisks,
         RebuildOfAnotherDisk,
+        PredecessorOfReusedSegment,
+        PredecessorOfOpenSegment,
     }
 }
 

@@ -88,6 +88,9 @@ pub struct PoolConfig {
     /// How often all of the pool is read and verified, in days; 0 only when asked.
     #[serde(default = "default_scrub_interval_days")]
     pub scrub_interval_days: Bounded<0, 365>,
+    /// Takes disks that are not to be trusted out of service while a spare waits and all others are well.
+    #[serde(default = "default_retire_failing_disks")]
+    pub retire_failing_disks: bool,
     /// Memory for the map of what lies where.
     #[serde(default = "default_map_memory")]
     pub map_memory: ByteSize,
@@ -263,6 +266,10 @@ fn default_state_dir() -> PathBuf {
 
 fn default_scrub_interval_days() -> Bounded<0, 365> {
     Bounded(7)
+}
+
+fn default_retire_failing_disks() -> bool {
+    true
 }
 
 fn default_map_memory() -> ByteSize {

@@ -332,6 +332,8 @@ pub struct DiskReport {
     pub reason: String,
     /// Since the start: reads that failed or were wrong, writes that failed, blocks that were rebuilt and written anew.
     pub errors: [u64; 3],
+    /// Reads, writes and flushes since the start, and how long they took, added up.
+    pub operations: (u64, Duration),
     /// Its place; none for a spare.
     pub slot: Option<u8>,
     /// How far it is rebuilt, while it is.

@@ -115,7 +115,11 @@ impl Services {
         let watching = pool_watch::run(control.clone(), config.state_dir.clone(), events.clone());
         let watching = tokio::task::spawn_local(watching);
         let keeping = tokio::task::spawn_local(control.clone().keep_clock());
-        let asking = tokio::task::spawn_local(disk_health::run(control.clone(), events.clone()));
+        let asking = tokio::task::spawn_local(disk_health::run(
+            control.clone(),
+            events.clone(),
+            config.pool.retire_failing_disks,
+        ));
         if let (Some(keys), Some(desk)) = (keys, desk) {
             let check = move |request| check_caller(&keys, request);
             let guarded = tonic::service::interceptor::InterceptedService::new(management.clone(), check);

@@ -20,7 +20,7 @@ use std::time::Duration;
 use futures::future::select;
 
 use crate::array::superblock::{RebuildRecord, Uuid};
-use crate::array::{MemberSet, SegmentIndex, Slot, parity};
+use crate::array::{ArrayError, MemberSet, SegmentIndex, Slot, parity};
 use crate::base::buffer::AlignedBuf;
 use crate::base::checksum::Crc32;
 use crate::base::event::{Event, Severity};
@@ -87,6 +87,30 @@ enum Outcome {
 }
 
 impl Store {
+    /// Takes a disk out of service that still works, for a spare to take its place: what it has is read until that one
+    /// has it too.
+    ///
+    /// # Errors
+    /// When the pool can't do without the disk, or no spare waits. Nothing has changed then.
+    pub async fn retire_disk(&self, slot: Slot, reason: &str) -> Result<(), ArrayError> {
+        let shared = self.shared();
+        // No checkpoint is half written, and nothing is given back.
+        let _no_release = shared.checkpointing.lock().await;
+        let durable = shared.log.borrow().durable;
+        let has: Vec<bool> = {
+            let contents = shared.contents.borrow();
+            let has = |(index, segment): (SegmentIndex, &Segment)| match segment.state {
+                SegmentState::Sealed => segment.last_batch <= durable,
+                SegmentState::Checkpoint => true,
+                SegmentState::Table => !shared.is_table_begun(index),
+                SegmentState::Open => mutant::is(Mutant::PredecessorOfOpenSegment),
+                SegmentState::Free => false,
+            };
+            contents.segments.iter().map(has).collect()
+        };
+        shared.array.retire(slot, reason, |segment| has[segment.index()]).await
+    }
+
     /// How far rebuilding is, while there is any.
     #[must_use]
     pub fn rebuild_progress(&self) -> Option<RebuildProgress> {
@@ -290,7 +314,10 @@ async fn rebuild_segment(shared: &Rc<Shared>, this: (Slot, Uuid), index: Segment
         SegmentState::Open | SegmentState::Sealed | SegmentState::Checkpoint | SegmentState::Table => {}
     }
     let Ok(image) = SegmentImage::read(&shared.array, index).await else { return Outcome::Ended };
-    let column = reconstruct(shared, &image, info.members, slot);
+    let mut column = reconstruct(shared, &image, info.members, slot);
+    if shared.array.has_predecessor(slot, index) {
+        keep_what_was_there(&image, &info, slot, &mut column);
+    }
     report_damage(shared, &image, index, &info, (slot, &column)).await;
     let data = column.freeze();
     for first in (0..shared.array.geometry().rows).step_by(CHUNK_ROWS) {
@@ -319,6 +346,37 @@ fn reconstruct(shared: &Shared, image: &SegmentImage, members: MemberSet, slot: 
     column
 }
 
+/// The disk that was there before is still read. Where another one does not give its part of a row, or has it wrong, the
+/// old one's block is kept instead of what follows from that.
+fn keep_what_was_there(image: &SegmentImage, info: &Segment, slot: Slot, column: &mut AlignedBuf) {
+    let block = |row: u32| row as usize * BLOCK_SIZE..(row as usize + 1) * BLOCK_SIZE;
+    let others = info.members.without(slot);
+    let rows = (column.len() / BLOCK_SIZE) as u32;
+    let is_given = |row: u32| others.iter().all(|other| image.raw(other, row, 1).is_some());
+    let mut suspect: BTreeSet<u32> = (0..rows).filter(|row| !is_given(*row)).collect();
+    let accept =
+        |header: &BatchHeader| header.place.generation == info.generation && header.number <= info.last_batch;
+    let batches = image.batches(&[info.members], accept);
+    for (entry, place) in batches.iter().flat_map(BatchHeader::entries_with_places) {
+        let (Some(place), Some(checksum)) = (place, entry.payload_checksum()) else { continue };
+        let found = match place.slot() {
+            own if own == slot => Crc32::of(&column[block(place.row())]),
+            other => match image.raw(other, place.row(), 1) {
+                Some(raw) => Crc32::of(&raw),
+                None => continue,
+            },
+        };
+        if found != checksum {
+            suspect.insert(place.row());
+        }
+    }
+    for row in suspect {
+        if let Some(kept) = image.raw(slot, row, 1) {
+            column[block(row)].copy_from_slice(&kept);
+        }
+    }
+}
+
 /// Reports live blocks of the segment that are damaged on the disks that are there, or behind a damaged row.
 async fn report_damage(
     shared: &Rc<Shared>,
@@ -336,7 +394,8 @@ async fn report_damage(
             let row = place.row() as usize * BLOCK_SIZE;
             let is_good = match place.slot() {
                 own if own == slot => Crc32::of(&column[row..row + BLOCK_SIZE]) == checksum,
-                other => image.raw(other, place.row(), 1).is_some_and(|raw| Crc32::of(&raw) == checksum),
+                // What the disk that was there before has helps to give it back.
+                other => image.verified(info.members, other, place.row(), checksum).is_some(),
             };
             if !is_good && is_live(shared, entry.volume, entry.address, entry.version, place).await {
                 damaged.push((entry.volume, entry.address));

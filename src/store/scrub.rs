@@ -323,6 +323,8 @@ impl Rows<'_> {
         match self.image.raw(place.slot(), place.row(), 1) {
             Some(block) if is_right(&block) => Found::Good(block),
             None if array.lacks_column(place.slot(), place.segment()) => Found::Absent,
+            // What a disk that was retired has wrong is not copied to the one in its place.
+            _ if array.has_predecessor(place.slot(), place.segment()) => Found::Absent,
             _ => Found::Wrong,
         }
     }

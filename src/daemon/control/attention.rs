@@ -23,7 +23,7 @@ pub enum Kind {
     StartedAfterStop,
     /// A disk is out of service.
     DiskOutOfService,
-    /// A disk in service says that it fails.
+    /// A disk in service is not to be trusted.
     DiskFailing,
     /// A scrub found blocks that parity can't give back.
     DataUnrecoverable,

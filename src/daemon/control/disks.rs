@@ -27,6 +27,36 @@ impl Control {
         Ok(self.disk_message(find(&report, &id)?))
     }
 
+    /// Takes a disk that is not to be trusted out of service, for a spare to take its place; where that one has not
+    /// everything yet, the disk is read if `is_read`. Whether it was done.
+    pub async fn retire_disk(&self, disk: &DiskReport, reason: &str, is_read: bool) -> bool {
+        let _turn = self.turn().await;
+        let DiskReport { id, path, .. } = disk;
+        let why = format!("it was retired before it fails: {reason}");
+        let change = DiskChange::Retire { disk: id.clone(), reason: why, is_read };
+        let evidence = [("disk", id.clone()), ("path", path.clone()), ("detail", reason.to_owned())];
+        let retired = self.engine.ask(|reply| Request::ChangeDisks(change, reply)).await;
+        match &retired {
+            Ok(()) => self.events.warning(
+                "disk-retired",
+                format!(
+                    "disk {id} ({path}) of node {} is not to be trusted and was retired: {reason}. The spare takes its place;                      nothing was at risk. Take the disk out, and add another spare",
+                    self.node
+                ),
+                &evidence,
+            ),
+            Err(error) => self.events.warning(
+                "disk-not-retired",
+                format!(
+                    "disk {id} ({path}) of node {} is not to be trusted ({reason}), and could not be retired: {error}. It goes                      on being used",
+                    self.node
+                ),
+                &evidence,
+            ),
+        }
+        retired.is_ok()
+    }
+
     /// Puts a disk into the place of one that is out of service.
     pub async fn replace_disk(
         &self,
@@ -139,7 +169,7 @@ impl Control {
         });
         let matter = |(disk, detail): (&DiskReport, String)| {
             let DiskReport { id, path, .. } = disk;
-            let message = format!("disk {id} ({path}) of node {} says that it fails: {detail}", self.node);
+            let message = format!("disk {id} ({path}) of node {} is not to be trusted: {detail}", self.node);
             let action = match disk.state {
                 DiskState::Spare => format!("put another one in its place: gemel disk spare remove {path}"),
                 _ => format!("while all others are well: gemel disk fail {id}; {}", next.replace("{id}", id)),

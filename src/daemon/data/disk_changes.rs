@@ -25,6 +25,15 @@ pub enum DiskChange {
         /// Although the pool goes out of service by that.
         force: bool,
     },
+    /// Take a disk that still works out of service for a spare to take its place.
+    Retire {
+        /// Its identity.
+        disk: String,
+        /// Why.
+        reason: String,
+        /// It is read meanwhile where it has what the spare has not.
+        is_read: bool,
+    },
     /// Put the disk at a path into the place of one that is out of service.
     Replace {
         /// That one; without it, the one that is.
@@ -50,6 +59,7 @@ impl DiskPool {
     pub(super) async fn do_change(&self, change: DiskChange) -> Result<(), PoolError> {
         match change {
             DiskChange::Fail { disk, force } => self.fail(&disk, force).await,
+            DiskChange::Retire { disk, reason, is_read } => self.retire(&disk, &reason, is_read).await,
             DiskChange::Replace { disk, path, force } => self.replace(disk.as_deref(), path, force).await,
             DiskChange::AddSpare(path) => self.add_spare(path).await,
             DiskChange::RemoveSpare(path) => self.remove_spare(&path).await,
@@ -90,6 +100,16 @@ impl DiskPool {
                  it all the same, give --confirm {disk}"
             )))
         })
+    }
+
+    async fn retire(&self, disk: &str, reason: &str, is_read: bool) -> Result<(), PoolError> {
+        let slot = self.find(disk)?.slot;
+        let retired = match is_read {
+            true => self.store.retire_disk(slot, reason).await,
+            false => self.store.array().fail(slot, reason).await,
+        };
+        retired
+            .map_err(|_| PoolError::Failed(format!("the pool cannot do without disk {disk} at the moment")))
     }
 
     async fn replace(&self, disk: Option<&str>, path: PathBuf, force: bool) -> Result<(), PoolError> {

@@ -437,6 +437,7 @@ impl DiskPool {
             reason: status.reason.clone().unwrap_or_default(),
             // A disk leaves with its first write error.
             errors: [status.read_errors, 0, status.repairs],
+            operations: status.operations,
             rebuild: progress.map(|progress| RebuildReport {
                 total_bytes: progress.segments.0 * segment_bytes,
                 done_bytes: progress.segments.1 * segment_bytes,

@@ -134,7 +134,10 @@ impl PoolUnderTest {
                 self.scrub_all(store).await
             }
             None if random.coin() => {
-                let _ = array.fail(victim, "somebody wanted it").await;
+                let _ = match array.spares().is_empty() {
+                    true => array.fail(victim, "somebody wanted it").await,
+                    false => store.retire_disk(victim, "it is not trusted").await,
+                };
                 Ok(())
             }
             None => {

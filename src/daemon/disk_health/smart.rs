@@ -1,106 +1,20 @@
-//! What the devices under the pool's disks say of their own health: SMART, as smartmontools (`smartctl`) reads it.
-//!
-//! Asked regularly, one device after the other, with a limit each, away from the data path. A device that says that it is about to
-//! fail, or has begun to, is told of in an event and in the status; nothing is taken out of service for it.
-//!
-//! Left to others: errors that reads and writes meet, which the pool sees by itself.
+//! What a device says of its own health: SMART, as smartmontools (`smartctl`) reads it.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::control::Control;
-use super::engine::{DiskReport, DiskState};
-use super::event_log::EventReporter;
-
-/// What a device says of its health.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// It is a file, which has none of its own.
-    File,
-    /// Nothing is known, for this reason.
-    Unknown(String),
-    /// It is well; what else it says.
-    Good(String),
-    /// It is about to fail, or has begun to.
-    Failing(String),
-}
-
-impl Health {
-    /// A word for it.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Unknown(_) => "unknown",
-            Self::Good(_) => "good",
-            Self::Failing(_) => "failing",
-        }
-    }
-
-    /// What the device says, or why nothing is known.
-    #[must_use]
-    pub fn detail(&self) -> &str {
-        match self {
-            Self::File => "",
-            Self::Unknown(detail) | Self::Good(detail) | Self::Failing(detail) => detail,
-        }
-    }
-}
-
-/// By a disk's path.
-pub type HealthByPath = BTreeMap<String, Health>;
-
-/// Asks for ever.
-pub async fn run(control: Arc<Control>, events: EventReporter) {
-    let mut known = HealthByPath::new();
-    loop {
-        if let Ok(report) = control.report().await {
-            let is_there = |disk: &&DiskReport| {
-                !disk.path.is_empty() && !matches!(disk.state, DiskState::Failed | DiskState::Missing)
-            };
-            let mut now = HealthByPath::new();
-            for disk in report.pool.disks.iter().filter(is_there) {
-                let health = look(Path::new(&disk.path), Path::new(PROGRAM)).await;
-                tell(&events, control.node().as_str(), disk, known.get(&disk.path), &health);
-                now.insert(disk.path.clone(), health);
-            }
-            known.clone_from(&now);
-            control.set_disk_health(now);
-        }
-        tokio::time::sleep(BETWEEN_LOOKS).await;
-    }
-}
-
-fn tell(events: &EventReporter, node: &str, disk: &DiskReport, before: Option<&Health>, now: &Health) {
-    let evidence =
-        [("disk", disk.id.clone()), ("path", disk.path.clone()), ("detail", now.detail().to_owned())];
-    let was_failing = matches!(before, Some(Health::Failing(_)));
-    match now {
-        Health::Failing(detail) if !was_failing => {
-            let message =
-                format!("disk {} ({}) of node {node} says that it fails: {detail}", disk.id, disk.path);
-            events.warning("disk-failing", message, &evidence);
-        }
-        Health::Good(_) if was_failing => {
-            let message = format!("disk {} ({}) of node {node} says that it is well", disk.id, disk.path);
-            events.info("disk-well", message, &evidence);
-        }
-        _ => {}
-    }
-}
+use super::Health;
 
 /// Asks the device under `path`.
-async fn look(path: &Path, program: &Path) -> Health {
+pub(super) async fn look(path: &Path) -> Health {
     let device = match device_under(path) {
         Ok(Some(device)) => device,
         Ok(None) => return Health::File,
         Err(error) => return Health::Unknown(format!("{} cannot be looked at: {error}", path.display())),
     };
-    let mut command = tokio::process::Command::new(program);
+    let mut command = tokio::process::Command::new(PROGRAM);
     command.args(["--json", "--info", "--health", "--attributes"]).arg(&device).kill_on_drop(true);
     command.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     match tokio::time::timeout(LIMIT, command.output()).await {
@@ -268,7 +182,6 @@ impl Answer {
 }
 
 const PROGRAM: &str = "smartctl";
-const BETWEEN_LOOKS: Duration = Duration::from_secs(15 * 60);
 /// How long a device may take to answer.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Attributes of ATA devices: sectors that were replaced, wait to be, and could not be read off line.
@@ -336,7 +249,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join("disk");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(look(&file, Path::new(PROGRAM)).await, Health::File);
+        assert_eq!(look(&file).await, Health::File);
         let gone = look(&place.path().join("gone"), Path::new(PROGRAM)).await;
         assert!(matches!(gone, Health::Unknown(why) if why.contains("gone cannot be looked at")));
     }
