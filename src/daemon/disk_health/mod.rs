@@ -107,7 +107,8 @@ fn to_be_retired<'a>(pool: &'a PoolReport, known: &'a HealthByPath) -> Option<(&
     let (spares, members): (Vec<_>, Vec<_>) =
         pool.disks.iter().partition(|disk| disk.state == DiskState::Spare);
     let is_whole = members.iter().all(|disk| disk.state == DiskState::Ok) && !pool.offline;
-    let has_spare = spares.into_iter().any(|spare| failing(spare).is_none());
+    // Which one of several takes its place is not for this to say.
+    let has_spare = !spares.is_empty() && spares.into_iter().all(|spare| failing(spare).is_none());
     let failing: Vec<_> = members.into_iter().filter_map(failing).collect();
     match failing.as_slice() {
         [one] if is_whole && has_spare => Some(*one),

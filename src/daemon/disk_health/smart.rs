@@ -250,7 +250,7 @@ mod tests {
         let file = place.path().join("disk");
         std::fs::write(&file, "").unwrap();
         assert_eq!(look(&file).await, Health::File);
-        let gone = look(&place.path().join("gone"), Path::new(PROGRAM)).await;
+        let gone = look(&place.path().join("gone")).await;
         assert!(matches!(gone, Health::Unknown(why) if why.contains("gone cannot be looked at")));
     }
 }

@@ -55,7 +55,9 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::ScrubNotFlushed
         | Mutant::SpareTwice
         | Mutant::TableNotRebuilt
-        | Mutant::RebuildOfAnotherDisk => Theme::Healing,
+        | Mutant::RebuildOfAnotherDisk
+        | Mutant::PredecessorOfReusedSegment
+        | Mutant::PredecessorOfOpenSegment => Theme::Healing,
         Mutant::ScrubRepairsFromGarbage => Theme::TwoFaults,
         Mutant::ReservationLeaks | Mutant::OverwriteNeedsSpace | Mutant::ReleaseUnderReaders => {
             Theme::FullPool
