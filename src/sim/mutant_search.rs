@@ -21,12 +21,21 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The first of `seeds` whose run goes wrong: it says so, or panics.
+    /// The first of `seeds` whose run goes wrong with the mistake (it says so, or panics), and not without it: a seed
+    /// that fails by itself proves nothing.
     pub(crate) fn by_seed<E: Debug>(
         mut seeds: RangeInclusive<u64>,
-        run: impl Fn(u64) -> Result<(), E>,
+        mistaken: impl Fn(u64) -> Result<(), E>,
+        right: impl Fn(u64) -> Result<(), E>,
     ) -> Option<Self> {
-        seeds.find_map(|seed| Some(Self { seed: Some(seed), verdict: problem_of(|| run(seed))? }))
+        seeds.find_map(|seed| {
+            let verdict = problem_of(|| mistaken(seed))?;
+            if let Some(problem) = problem_of(|| right(seed)) {
+                println!("seed {seed} fails without any mistake: {problem}");
+                return None;
+            }
+            Some(Self { seed: Some(seed), verdict })
+        })
     }
 
     /// Whether `scenario` goes wrong.

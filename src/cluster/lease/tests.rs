@@ -210,7 +210,9 @@ fn every_seeded_bug_is_found() {
         Mutant::GrantWhileDeposing,
     ];
     let run = |seed| World::new(seed).run();
-    search::all_are_found("lease", &bugs, |bug| mutant::with(bug, || Found::by_seed(0..=5000, run)));
+    search::all_are_found("lease", &bugs, |bug| {
+        Found::by_seed(0..=5000, |seed| mutant::with(bug, || run(seed)), run)
+    });
 }
 
 #[test]

@@ -695,6 +695,6 @@ fn every_seeded_bug_is_found() {
     search::all_are_found(
         "quorum",
         &[Mutant::GrantFromAnyIndex, Mutant::DeposeAtOnce, Mutant::RaiseByMajority],
-        |bug| mutant::with(bug, || Found::by_seed(0..=400, run)),
+        |bug| Found::by_seed(0..=400, |seed| mutant::with(bug, || run(seed)), run),
     );
 }

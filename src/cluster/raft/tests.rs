@@ -475,7 +475,9 @@ fn every_seeded_bug_is_found() {
         Mutant::BarrierAtOnce,
     ];
     let run = |seed| run_seed(seed).map(drop);
-    search::all_are_found("raft", &bugs, |bug| mutant::with(bug, || Found::by_seed(0..=2000, run)));
+    search::all_are_found("raft", &bugs, |bug| {
+        Found::by_seed(0..=2000, |seed| mutant::with(bug, || run(seed)), run)
+    });
 }
 
 /// A log of a founder with a few entries, and where each of its records begins.

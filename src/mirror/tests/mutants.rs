@@ -81,8 +81,9 @@ fn find(mutant: Mutant, seeds: u64) -> Option<Found> {
         }
         _ => None,
     };
-    mutant::with(mutant, || match directed {
-        Some(test) => Found::by_test(test),
-        None => Found::by_seed(0..=seeds, |seed| run(seed).map(drop)),
-    })
+    let live = |seed| run(seed).map(drop);
+    match directed {
+        Some(test) => mutant::with(mutant, || Found::by_test(test)),
+        None => Found::by_seed(0..=seeds, |seed| mutant::with(mutant, || live(seed)), live),
+    }
 }

@@ -95,10 +95,9 @@ impl Mutant {
             }
             _ => None,
         };
-        self.with(|| {
-            let found = directed.and_then(Found::by_scenario);
-            found.or_else(|| Found::by_seed(1..=seeds, |seed| run(seed).map(drop)))
-        })
+        let live = |seed| run(seed).map(drop);
+        let found = directed.and_then(|scenario| self.with(|| Found::by_scenario(scenario)));
+        found.or_else(|| Found::by_seed(1..=seeds, |seed| self.with(|| live(seed)), live))
     }
 }
 

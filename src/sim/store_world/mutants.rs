@@ -34,7 +34,7 @@ fn find(mutant: Mutant, seeds: u64) -> Option<Found> {
         _ if OF_TREES.contains(&mutant) => run_theme(TREE_SEEDS + seed, theme_for(mutant)).map(drop),
         _ => run_theme(seed, theme_for(mutant)).map(drop),
     };
-    with(mutant, || Found::by_seed(1..=seeds, run))
+    Found::by_seed(1..=seeds, |seed| with(mutant, || run(seed)), run)
 }
 
 /// The search keeps to the theme that meets a mistake soonest.

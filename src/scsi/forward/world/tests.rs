@@ -300,7 +300,7 @@ fn every_mutant_is_found_in_random_lives() {
         Ok::<(), ()>(())
     };
     search::all_are_found("forwarding", &FOUND_IN_RANDOM_LIVES, |mutant| {
-        mutant::with(mutant, || Found::by_seed(1..=5000, run))
+        Found::by_seed(1..=5000, |seed| mutant::with(mutant, || run(seed)), run)
     });
 }
 
