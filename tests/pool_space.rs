@@ -12,7 +12,7 @@ mod initiator;
 use std::time::SystemTime;
 
 use cluster::{Cluster, ClusterSettings, NODES};
-use host::Host;
+use host::{BLOCK_BYTES, Host};
 use serde_json::Value;
 
 #[test]
@@ -71,4 +71,37 @@ fn thresholds_are_told_and_the_day_is_foretold() {
     let status = status();
     let mut pools = status["pools"].as_array().unwrap().iter();
     assert!(pools.any(|pool| pool["node"] == "b" && !pool["full_ms"].is_null()), "{status}");
+}
+
+#[test]
+fn a_full_pair_takes_overwrites_although_it_has_to_look_up_what_has_space() {
+    let cluster =
+        Cluster::start(ClusterSettings { disks: 3, disk_bytes: 128 << 20, ..ClusterSettings::default() });
+    let capacity = |node: &str| {
+        let pool = cluster.try_ask("a", &["pool", "show", "--node", node]).unwrap();
+        (pool["capacity_bytes"].as_u64().unwrap(), pool["used_bytes"].as_u64().unwrap())
+    };
+    // Node b has its map on its disks, and so less space.
+    let blocks = capacity("b").0 / BLOCK_BYTES as u64;
+    assert!(capacity("b").0 < capacity("a").0);
+    let target = cluster.create_volume("data", "1G", &["--primary", "b"]);
+    cluster.wait_in_sync("b", "data");
+    let mut host = Host::new("host", &target, NODES.map(|node| cluster.portal(node)), 0..blocks);
+    host.fill();
+    // What was there before a snapshot does not count as space any more, and it is not known when it does again.
+    cluster.administer("a", &["snapshot", "create", "data@short"]);
+    cluster.administer("a", &["snapshot", "delete", "data@short"]);
+    for primary in ["b", "a"] {
+        if primary == "a" {
+            cluster.move_volume("data", "a");
+        }
+        for turn in 0..200 {
+            host.write(turn * 7919 % (blocks as usize - 8), 1 + turn % 8);
+        }
+        let (capacity, used) = capacity("b");
+        assert_eq!(used, capacity, "it was full all the time");
+        assert_eq!(cluster.volume(primary, "data", "state"), "in-sync");
+    }
+    assert!(!cluster.has_event("a", "volume-solo", ""), "no node was left behind");
+    host.check_all();
 }

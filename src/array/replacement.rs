@@ -255,7 +255,7 @@ impl Array {
     /// A segment's column was rebuilt, or the segment holds nothing any more.
     pub fn proven(&self, segment: SegmentIndex) {
         if let Some(predecessor) = self.replacement().predecessor.borrow_mut().as_mut() {
-            predecessor.has[segment.index()] = mutant::is(Mutant::PredecessorOfReusedSegment);
+            predecessor.has[segment.index()] = false;
         }
         if let Some(unproven) = self.replacement().unproven.borrow_mut().get_mut(segment.index()) {
             *unproven = false;

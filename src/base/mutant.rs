@@ -135,8 +135,6 @@ seeded_bugs! {
         TableNotRebuilt,
         CheckpointOfOtherDisks,
         RebuildOfAnotherDisk,
-        PredecessorOfReusedSegment,
-        PredecessorOfOpenSegment,
     }
 }
 

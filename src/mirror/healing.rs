@@ -149,14 +149,15 @@ impl<S: BlockStore + 'static> Mirror<S> {
             let (volume, number) = (shared.volume, watch.number);
             shared.send(|stream| ToReplica::Fetch { volume, stream, number, address });
             let Ok(Some(block)) = answer.await else { return Err(lost) };
+            let data = AlignedBuf::copy_of(&block).freeze();
+            let writes = vec![BlockWrite::Data { address, checksum: Crc32::of(&data), data }];
+            shared.local.prepare(volume, &writes).await;
             if watch.is_changed() {
                 continue;
             }
             // Nothing was appended to the block since the replica was asked: this is what it is at the latest append.
             let version = shared.chain.borrow().last();
-            let data = AlignedBuf::copy_of(&block).freeze();
-            let write = BlockWrite::Data { address, checksum: Crc32::of(&data), data };
-            let appended = shared.local.start_append(volume, version, vec![write]);
+            let appended = shared.local.start_append(volume, version, writes);
             drop(watch);
             match appended {
                 Ok(appended) => appended.await?,

@@ -174,6 +174,15 @@ impl ToReplica {
             | Self::Settled { volume, stream, .. } => (*volume, *stream),
         }
     }
+
+    /// What it writes over what the volume is now.
+    #[must_use]
+    pub(super) fn newest_writes(&self) -> &[BlockWrite] {
+        match self {
+            Self::Write { writes, .. } | Self::Copy { writes, .. } | Self::Mend { writes, .. } => writes,
+            _ => &[],
+        }
+    }
 }
 
 /// From the replica to the primary.

@@ -56,6 +56,8 @@ seeded_bugs! {
         RollbackInFlightShown,
         /// A replica that goes away in the middle of a rollback keeps what it has as its last consistent state.
         KeptStateInRollback,
+        /// A replica that is full refuses what it would only have to look up.
+        ReplicaUnprepared,
         /// A block that came from the replica is written though an append has changed it meanwhile.
         HealStale,
     }

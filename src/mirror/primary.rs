@@ -262,6 +262,10 @@ impl<S: BlockStore + 'static> BlockStore for Mirror<S> {
         Ok(Append { shared: shared.clone(), version, local: Some(local) })
     }
 
+    async fn prepare(&self, volume: VolumeId, writes: &[BlockWrite]) {
+        self.shared.local.prepare(volume, writes).await;
+    }
+
     async fn read(
         &self,
         volume: VolumeId,

@@ -198,6 +198,10 @@ impl<S: SnapshotStore + ChangeLog + 'static> ReplicaStream<S> {
             return self.begin(volume, stream).await;
         }
         let (volume, stream) = message.belongs_to();
+        if !mutant::is(Mutant::ReplicaUnprepared) {
+            self.shared.store.prepare(volume, message.newest_writes()).await;
+        }
+        // Only now: that may have taken time, and another stream may have begun.
         let Some(chain) = self.shared.chain(volume, stream) else { return };
         match message {
             ToReplica::Begin { .. } => {}

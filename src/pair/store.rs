@@ -88,6 +88,13 @@ impl<S: BlockStore + 'static> BlockStore for ServedStore<S> {
         })
     }
 
+    async fn prepare(&self, volume: VolumeId, writes: &[BlockWrite]) {
+        match self {
+            Self::Local(store) => store.prepare(volume, writes).await,
+            Self::Mirrored(mirror, _) => mirror.prepare(volume, writes).await,
+        }
+    }
+
     async fn read(
         &self,
         volume: VolumeId,

@@ -47,6 +47,7 @@ impl MemoryStore {
                 unreadable: RefCell::default(),
                 is_offline: Cell::new(false),
                 capacity_blocks: Cell::new(u64::MAX),
+                learned: RefCell::default(),
                 append_count: Cell::new(0),
                 read_count: Cell::new(0),
             }),
@@ -129,6 +130,26 @@ impl BlockStore for MemoryStore {
         let previous = self.shared.latest.borrow().get(&volume).copied();
         assert!(previous <= Some(version), "version {version:?} appended after {previous:?}");
         self.shared.start_append(volume, version, writes)
+    }
+
+    async fn prepare(&self, volume: VolumeId, writes: &[BlockWrite]) {
+        let shared = &self.shared;
+        if shared.data_count.get() + writes.len() as u64 <= shared.capacity_blocks.get() {
+            return;
+        }
+        shared.delay().await;
+        if shared.snapshots.borrow().get(&volume).is_some_and(|snapshots| !snapshots.is_empty()) {
+            return; // what is written over may have to stay
+        }
+        let blocks = shared.blocks.borrow();
+        let has_data = |address: &BlockAddress| {
+            blocks.get(&(volume, *address)).is_some_and(|block| data_count(block) > 0)
+        };
+        let data = writes.iter().filter_map(|write| match write {
+            BlockWrite::Data { address, .. } if has_data(address) => Some((volume, *address)),
+            _ => None,
+        });
+        shared.learned.borrow_mut().extend(data);
     }
 
     async fn read(
@@ -258,6 +279,8 @@ struct Shared {
     unreadable: RefCell<BTreeSet<(VolumeId, BlockAddress)>>,
     is_offline: Cell<bool>,
     capacity_blocks: Cell<u64>,
+    /// Blocks that the next append may write over without new space.
+    learned: RefCell<BTreeSet<(VolumeId, BlockAddress)>>,
     append_count: Cell<u64>,
     read_count: Cell<u64>,
 }
@@ -338,13 +361,14 @@ impl Shared {
         self.append_count.set(self.append_count.get() + 1);
         let mut end = 0;
         let mut data_count = 0;
+        let learned = self.learned.take();
         for write in writes {
             let (address, count) = match write {
                 BlockWrite::Data { address, data, checksum } => {
                     assert_eq!(data.len(), BLOCK_SIZE);
                     assert!(is_block_aligned(data), "block {} is not aligned in memory", address.0);
                     assert_eq!(*checksum, Crc32::of(data), "checksum of block {}", address.0);
-                    data_count += 1;
+                    data_count += u64::from(!learned.contains(&(volume, *address)));
                     (address, 1)
                 }
                 BlockWrite::Hole { address, count } => (address, *count),
@@ -365,7 +389,7 @@ impl Shared {
             end = address.0 + count;
         }
         self.check(volume)?;
-        // Counts overwrites as new blocks, which is only ever too strict.
+        // Counts overwrites as new blocks unless it was prepared for them, which is only ever too strict.
         let fits = data_count == 0 || self.data_count.get() + data_count <= self.capacity_blocks.get();
         if fits { Ok(()) } else { Err(StoreError::OutOfSpace) }
     }

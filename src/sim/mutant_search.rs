@@ -1,6 +1,7 @@
 //! The search for seeded bugs, as every world does it: which are wanted, by what each is found, and a line for each.
 //!
-//! `MUTANT=Name` takes one mutant, `SEEDS=n` says how many seeds each may take. `make mutants` runs all searches.
+//! `MUTANT=Name` takes one mutant, `SEEDS=n` says how many seeds each may take, `FIRST=n` (the store's) from which on. `make
+//! mutants` runs all searches.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -69,6 +70,11 @@ fn message(panic: Box<dyn Any + Send>) -> String {
 /// How many seeds each may take, if the environment says so.
 pub(crate) fn seeds() -> Option<u64> {
     std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok())
+}
+
+/// Before which seed the search does not look, if the environment says so.
+pub(crate) fn first() -> u64 {
+    std::env::var("FIRST").ok().and_then(|first| first.parse().ok()).unwrap_or(1)
 }
 
 /// The one mutant that is wanted, if the environment names one.

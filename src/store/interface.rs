@@ -44,7 +44,7 @@ pub trait BlockStore {
     /// To be awaited before an append of `writes`, while nobody else changes these blocks: finds out which of them have
     /// space already, where the store would have to refuse the append because it does not know. Has nothing to do
     /// while there is space.
-    async fn prepare(&self, _volume: VolumeId, _writes: &[BlockWrite]) {}
+    async fn prepare(&self, volume: VolumeId, writes: &[BlockWrite]);
     /// [`BlockStore::start_append`] for callers who need not tell when it failed.
     fn append(
         &self,

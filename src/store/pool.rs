@@ -313,6 +313,10 @@ impl Store {
     fn unknown_space(&self, volume: VolumeId, writes: &[BlockWrite]) -> Vec<Range<u64>> {
         let mut unknown: Vec<Range<u64>> = Vec::new();
         let contents = self.shared.contents.borrow();
+        let all = writes.iter().filter(|write| matches!(write, BlockWrite::Data { .. })).count() as u64;
+        if all == 0 || self.shared.takes(&contents, volume, all) {
+            return unknown;
+        }
         let Some(state) = contents.volumes.get(&volume) else { return unknown };
         let newest = state.snapshots.newest();
         for write in writes {

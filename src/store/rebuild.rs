@@ -103,8 +103,7 @@ impl Store {
                 SegmentState::Sealed => segment.last_batch <= durable,
                 SegmentState::Checkpoint => true,
                 SegmentState::Table => !shared.is_table_begun(index),
-                SegmentState::Open => mutant::is(Mutant::PredecessorOfOpenSegment),
-                SegmentState::Free => false,
+                SegmentState::Open | SegmentState::Free => false,
             };
             contents.segments.iter().map(has).collect()
         };

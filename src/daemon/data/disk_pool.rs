@@ -187,6 +187,10 @@ impl BlockStore for DiskPool {
         self.store.start_append(volume, version, writes)
     }
 
+    async fn prepare(&self, volume: VolumeId, writes: &[BlockWrite]) {
+        self.store.prepare(volume, writes).await;
+    }
+
     async fn read(
         &self,
         volume: VolumeId,

@@ -127,6 +127,8 @@ impl BlockStore for MemoryPool {
         self.write(volume, version, writes).map(|()| ready(Ok(())))
     }
 
+    async fn prepare(&self, _: VolumeId, _: &[BlockWrite]) {}
+
     async fn read(
         &self,
         volume: VolumeId,

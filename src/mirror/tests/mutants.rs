@@ -62,6 +62,7 @@ fn find(mutant: Mutant, seeds: u64) -> Option<Found> {
         }
         Mutant::OldStreamAnswers => Some(by_hand::answers_of_an_older_stream_do_not_count as fn()),
         Mutant::OldStreamWrites => Some(by_hand::writes_of_an_older_stream_are_not_taken as fn()),
+        Mutant::ReplicaUnprepared => Some(pair::two_full_nodes_take_overwrites as fn()),
         Mutant::HealStale => Some(healing::an_append_meanwhile_is_never_undone as fn()),
         Mutant::NoFence => Some(pair::a_newer_promise_fences_the_old_primary as fn()),
         Mutant::CursorBeforeCopies => {

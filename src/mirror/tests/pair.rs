@@ -427,6 +427,24 @@ fn what_the_local_store_refuses_is_not_sent() {
 }
 
 #[test]
+pub(super) fn two_full_nodes_take_overwrites() {
+    let pair = Pair::new(8, Requirement::Both);
+    pair.connect();
+    (0..3).for_each(|address| assert_eq!(pair.run(pair.append(address, 1)), Ok(())));
+    pair.here.limit_space(3);
+    pair.there.limit_space(3);
+    for round in 2..6 {
+        let address = u64::from(round % 3);
+        pair.run(pair.mirror.prepare(VOLUME, &[block(address, round)]));
+        assert_eq!(pair.run(pair.append(address, round)), Ok(()));
+    }
+    assert_eq!(pair.blocks(&pair.there, 3), [3, 4, 5]);
+    pair.run(pair.mirror.prepare(VOLUME, &[block(3, 1)]));
+    assert_eq!(pair.run(pair.append(3, 1)), Err(StoreError::OutOfSpace));
+    assert!(!pair.events.borrow().iter().any(|event| matches!(event, MirrorEvent::ReplicaLost { .. })));
+}
+
+#[test]
 fn a_replica_without_space_or_promise_says_so() {
     let pair = Pair::new(6, Requirement::Both);
     pair.connect();

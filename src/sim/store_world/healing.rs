@@ -134,10 +134,12 @@ impl PoolUnderTest {
                 self.scrub_all(store).await
             }
             None if random.coin() => {
-                let _ = match array.spares().is_empty() {
-                    true => array.fail(victim, "somebody wanted it").await,
-                    false => store.retire_disk(victim, "it is not trusted").await,
-                };
+                if self.plan.retires && !array.spares().is_empty() {
+                    let retired = store.retire_disk(victim, "it is not trusted").await;
+                    self.note(|report| report.retirements += u64::from(retired.is_ok()));
+                } else {
+                    let _ = array.fail(victim, "somebody wanted it").await;
+                }
                 Ok(())
             }
             None => {

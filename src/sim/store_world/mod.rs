@@ -67,6 +67,7 @@ pub fn run_theme(seed: u64, theme: Theme) -> Result<Report, String> {
     let mut plan = Plan::new(theme, &random);
     plan.rolls_back = plan.snapshots && plan.has_room_for_tenants && seed.is_multiple_of(4);
     plan.tenants |= plan.rolls_back;
+    plan.retires = !seed.is_multiple_of(2);
     if seed >= TREE_SEEDS {
         plan::small_tree(&mut plan, &random);
     }

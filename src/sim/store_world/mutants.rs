@@ -1,6 +1,6 @@
 //! Proof that the simulator finds bugs: each seeded bug of the store has to be found by some seed.
 //!
-//! `MUTANT=Name` takes one of them, `SEEDS=n` says how many seeds each may take. Without either, only
+//! `MUTANT=Name` takes one of them, `SEEDS=n` says how many seeds each may take, `FIRST=n` from which on. Without, only
 //! those run that are found quickly: continuous integration has a minute for this. Some need a map that is too
 //! large for a simulated pool: for them it is the model of the store's state (`store/tests`) that has to show them, or
 //! the histories of a tree (`map/lsm/tests`).
@@ -34,7 +34,8 @@ fn find(mutant: Mutant, seeds: u64) -> Option<Found> {
         _ if OF_TREES.contains(&mutant) => run_theme(TREE_SEEDS + seed, theme_for(mutant)).map(drop),
         _ => run_theme(seed, theme_for(mutant)).map(drop),
     };
-    Found::by_seed(1..=seeds, |seed| with(mutant, || run(seed)), run)
+    let first = search::first();
+    Found::by_seed(first..=first + seeds - 1, |seed| with(mutant, || run(seed)), run)
 }
 
 /// The search keeps to the theme that meets a mistake soonest.
@@ -55,9 +56,7 @@ fn theme_for(mutant: Mutant) -> Theme {
         | Mutant::ScrubNotFlushed
         | Mutant::SpareTwice
         | Mutant::TableNotRebuilt
-        | Mutant::RebuildOfAnotherDisk
-        | Mutant::PredecessorOfReusedSegment
-        | Mutant::PredecessorOfOpenSegment => Theme::Healing,
+        | Mutant::RebuildOfAnotherDisk => Theme::Healing,
         Mutant::ScrubRepairsFromGarbage => Theme::TwoFaults,
         Mutant::ReservationLeaks | Mutant::OverwriteNeedsSpace | Mutant::ReleaseUnderReaders => {
             Theme::FullPool

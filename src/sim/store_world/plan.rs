@@ -100,6 +100,8 @@ pub(super) struct Plan {
     pub(super) snapshots: bool,
     /// Roll volumes back to them.
     pub(super) rolls_back: bool,
+    /// Take disks that still work out of service for a spare, and read them meanwhile.
+    pub(super) retires: bool,
     /// The map keeps its tables on the disks: small ones, so that many are merged.
     pub(super) tree: Option<TreeOptions>,
     /// Some reads take long enough for the cleaner to come round.
@@ -155,6 +157,7 @@ impl Plan {
             snapshots: theme != Theme::WritesOnly && random.coin(),
             has_room_for_tenants: theme != Theme::WritesOnly && tenths < 8,
             rolls_back: false,
+            retires: false,
             tree: None,
         }
     }

@@ -48,6 +48,7 @@ pub struct Report {
     pub refused_openings: u64,
     pub replacements: u64,
     pub rebuilt_segments: u64,
+    pub retirements: u64,
     pub new_disks_lost: u64,
     pub losses_while_rebuilding: u64,
     pub scrub_repairs: u64,
@@ -57,7 +58,7 @@ pub struct Report {
 impl Report {
     /// Every count with its name, the trace's hash apart.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 45] {
+    pub fn counts(&self) -> [(&'static str, u64); 46] {
         [
             ("writes", self.writes),
             ("reads", self.reads),
@@ -101,6 +102,7 @@ impl Report {
             ("openings refused beyond the promise", self.refused_openings),
             ("replaced disks", self.replacements),
             ("segments rebuilt onto new disks", self.rebuilt_segments),
+            ("disks retired", self.retirements),
             ("new disks that died too", self.new_disks_lost),
             ("disks that vanished while another was rebuilt", self.losses_while_rebuilding),
             ("blocks that scrubbing repaired", self.scrub_repairs),
