@@ -6,6 +6,8 @@
 mod demo;
 #[path = "support/pair/mod.rs"]
 mod pair;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 
@@ -36,7 +38,7 @@ impl MailServer {
         let (certificate_file, key_file) = (folder.join("mail.pem"), folder.join("mail.key"));
         std::fs::write(&certificate_file, certificate.pem()).unwrap();
         std::fs::write(&key_file, key.serialize_pem()).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = ports::free_port();
         let printed = folder.join("mails");
         // Debian's own interpreter is the one that has the module.
         let process = Command::new("/usr/bin/python3")

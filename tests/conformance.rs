@@ -13,6 +13,8 @@
 
 #[path = "support/node/mod.rs"]
 mod node;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "conformance/report.rs"]
 mod report;
 

@@ -15,6 +15,8 @@ mod demo;
 mod node;
 #[path = "support/pair/mod.rs"]
 mod pair;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[allow(dead_code)] // tables are for the other test
 #[path = "conformance/report.rs"]
 mod report;

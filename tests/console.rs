@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there fails the test
 
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 #[path = "support/web/mod.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "support/demo/mod.rs"]
 mod demo;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used)] // in helpers too: what fails there fails the test
 
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 #[path = "support/web/mod.rs"]
 mod web;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -109,7 +111,7 @@ impl Directory {
         let added =
             command("slapadd").arg("-f").arg(&file).arg("-l").arg(folder.join("entries")).status().unwrap();
         assert!(added.success(), "slapadd takes the entries");
-        let ports = [free_port(), free_port()];
+        let ports = [ports::free_port(), ports::free_port()];
         let urls = format!("ldap://127.0.0.1:{} ldaps://127.0.0.1:{}", ports[0], ports[1]);
         let mut process = command("slapd").args(["-d", "0", "-h", &urls, "-f"]).arg(&file).spawn().unwrap();
         wait_until("the directory listens", || {
@@ -147,10 +149,6 @@ impl Drop for Directory {
 fn next_year() -> (i32, u8, u8) {
     let today = humantime::format_rfc3339(std::time::SystemTime::now()).to_string();
     (today[..4].parse::<i32>().unwrap() + 1, 12, 1)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn web(service: &Service) -> Web {

@@ -9,6 +9,8 @@ mod host;
 mod initiator;
 #[path = "support/node/mod.rs"]
 mod node;
+#[path = "support/ports/mod.rs"]
+mod ports;
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

@@ -13,6 +13,8 @@ mod host;
 mod initiator;
 #[path = "support/pair/mod.rs"]
 mod pair;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 

@@ -5,6 +5,8 @@
 
 #[path = "support/browser/mod.rs"]
 mod browser;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 #[path = "support/site/mod.rs"]

@@ -5,6 +5,8 @@
 mod initiator;
 #[path = "support/node/mod.rs"]
 mod node;
+#[path = "support/ports/mod.rs"]
+mod ports;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

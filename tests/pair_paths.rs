@@ -9,6 +9,8 @@ mod demo;
 mod initiator;
 #[path = "support/pair/mod.rs"]
 mod pair;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 

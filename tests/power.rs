@@ -6,10 +6,12 @@
 mod demo;
 #[path = "support/pair/mod.rs"]
 mod pair;
+#[path = "support/ports/mod.rs"]
+mod ports;
 #[path = "support/service/mod.rs"]
 mod service;
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,7 +33,7 @@ impl Nut {
         std::fs::create_dir_all(folder).unwrap();
         // It refuses a folder that others may read.
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = ports::free_port();
         let mut nut = Self { folder: folder.to_owned(), port, processes: Vec::new() };
         let ups = |node: &str| {
             let file = folder.join(format!("{node}.dev"));

@@ -3,6 +3,8 @@
 
 #[path = "support/node/mod.rs"]
 mod node;
+#[path = "support/ports/mod.rs"]
+mod ports;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

@@ -7,6 +7,8 @@
 mod initiator;
 #[path = "support/node/mod.rs"]
 mod node;
+#[path = "support/ports/mod.rs"]
+mod ports;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -17,6 +17,8 @@ mod load;
 #[path = "../../tests/support/node/mod.rs"]
 mod node;
 mod pair;
+#[path = "../../tests/support/ports/mod.rs"]
+mod ports;
 mod process;
 mod raw;
 mod report;

@@ -222,8 +222,10 @@ fn errors_of_the_store_keep_their_meaning() {
         assert_eq!(rig.volume.write(32, vec![bytes(4096, 1)]).await, Ok(()), "a whole block heals");
         assert!(rig.volume.read(0, 80).await.is_ok());
 
-        rig.store.limit_space(10);
+        assert_eq!(rig.volume.unmap(0, 8).await, Ok(()));
+        rig.store.limit_space(9);
         assert_eq!(rig.volume.write(1, vec![bytes(512, 1)]).await, Err(DeviceError::OutOfSpace));
+        assert_eq!(rig.volume.write(9, vec![bytes(512, 1)]).await, Ok(()), "it has space");
         assert_eq!(rig.volume.unmap(0, 80).await, Ok(()));
 
         rig.store.set_offline(true);

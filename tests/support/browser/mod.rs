@@ -4,7 +4,7 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ pub struct Element(String);
 impl Browser {
     /// Starts one; without scripts where that is to be shown.
     pub fn start(has_scripts: bool) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = super::ports::free_port();
         let profile = tempfile::tempdir().unwrap();
         // It dies with the test, and the browser with it.
         let driver = Command::new("setpriv")

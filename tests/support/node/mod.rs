@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ pub struct Node {
 impl Node {
     /// Formats and starts a node whose files lie in `folder`.
     pub fn start(folder: &Path, settings: NodeSettings) -> Self {
-        let [first, mut second, console] = free_ports();
+        let [first, mut second, console] = [(); 3].map(|()| free_address());
         if settings.with_ipv6 {
             second.set_ip(Ipv6Addr::LOCALHOST.into());
         }
@@ -258,11 +258,8 @@ fn wait_within(child: &mut Child, limit: Duration) -> bool {
     false
 }
 
-fn free_ports<const N: usize>() -> [SocketAddr; N] {
-    // All are held at once, so that they differ.
-    let listeners: [TcpListener; N] =
-        std::array::from_fn(|_| TcpListener::bind("127.0.0.1:0").expect("a port is free"));
-    listeners.map(|listener| listener.local_addr().expect("a bound socket has an address"))
+fn free_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], super::ports::free_port()))
 }
 
 fn text_of(output: &Output) -> String {

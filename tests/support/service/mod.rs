@@ -4,10 +4,9 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take.
@@ -30,7 +29,7 @@ impl Service {
     /// A node with `count` sparse disks of 256 MiB, neither formatted nor started.
     pub fn new(count: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let [iscsi, console] = free_ports();
+        let [iscsi, console] = [(); 2].map(|()| super::ports::free_port());
         let disks: Vec<_> = (0..count).map(|n| folder.path().join(format!("disk-{n}"))).collect();
         disks.iter().for_each(|disk| create_disk(disk, 256 << 20));
         let service = Self {
@@ -230,18 +229,4 @@ pub fn finish(mut command: Command) -> Output {
     let _ = done.send(());
     watchdog.join().unwrap();
     output
-}
-
-/// Two ports that nobody listens on now: outside the range of outgoing connections, and other ones
-/// in each process and call.
-pub fn free_ports() -> [u16; 2] {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let candidate = (std::process::id() * 7 + NEXT.fetch_add(1, Ordering::Relaxed)) % 3000;
-        let first = 10_000 + 3 * candidate as u16;
-        let ports = [first, first + 1];
-        if ports.iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
-            return ports;
-        }
-    }
 }
